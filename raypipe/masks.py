@@ -1,0 +1,90 @@
+"""Masks as bytes and as table cells: COCO run lengths, boxes, 16-bit soft masks, and packing between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """COCO run-length encoding of one mask. mask: (H, W) bool. Returns {"size": [H, W], "counts": ASCII text}."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: dict) -> np.ndarray:
+    """The inverse of `encode_rle`: bool (H, W)."""
+    from pycocotools import mask as coco
+
+    return coco.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}).astype(bool)
+
+
+def encode_segments(
+    masks: np.ndarray,
+    *,
+    labels: Sequence[str] = (),
+    scores: Sequence[float] = (),
+    soft: np.ndarray | None = None,
+) -> list[dict]:
+    """Rows of the `segments` column (`schema.SEGMENT`), in the order of the masks.
+
+    masks: (N, H, W) bool. soft: (N, H, W) float32 in [0, 1], kept as 16-bit PNG, or None. Boxes are
+    [x, y, width, height] in pixels, all 0 for an empty mask. N = 0 gives [].
+    """
+    if not len(masks):
+        return []
+    from pycocotools import mask as coco
+
+    rles = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+    areas, boxes = coco.area(rles), coco.toBbox(rles)
+    return [
+        {
+            "size": [int(side) for side in rle["size"]],
+            "counts": rle["counts"].decode("ascii"),
+            "bbox": [float(side) for side in boxes[i]],
+            "area": int(areas[i]),
+            "score": float(scores[i]) if len(scores) else None,
+            "label": str(labels[i]) if len(labels) else None,
+            "soft": None if soft is None else encode_soft(soft[i]),
+        }
+        for i, rle in enumerate(rles)
+    ]
+
+
+def decode_segments(segments: Sequence[dict], size: tuple[int, int]) -> np.ndarray:
+    """Masks of one row: bool (N, H, W). size: (height, width) of the image, used when N = 0."""
+    if not len(segments):
+        return np.zeros((0, *size), bool)
+    return np.stack([decode_rle(segment) for segment in segments])
+
+
+def encode_soft(soft: np.ndarray) -> bytes:
+    """A probability map as 16-bit grey PNG. soft: (H, W) float in [0, 1]; the error is at most 1 / 131070."""
+    import cv2
+
+    return cv2.imencode(".png", np.rint(soft * 65535).astype(np.uint16))[1].tobytes()
+
+
+def decode_soft(png: bytes) -> np.ndarray:
+    """The inverse of `encode_soft`: float32 (H, W) in [0, 1]."""
+    import cv2
+
+    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED).astype(np.float32) / 65535
+
+
+def pack(masks: np.ndarray) -> bytes:
+    """Masks as bytes between processes; bool costs one bit a pixel. masks: (N, H, W) bool or float32.
+
+    Ray cannot join a block of bool tensors with one of float32, hence bytes and not tensors.
+    """
+    return np.packbits(masks).tobytes() if masks.dtype == bool else np.ascontiguousarray(masks, np.float32).tobytes()
+
+
+def unpack(packed: bytes, shape: Sequence[int], *, soft: bool) -> np.ndarray:
+    """The inverse of `pack`: (N, H, W), float32 if soft else bool."""
+    if soft:
+        return np.frombuffer(packed, np.float32).reshape(shape)
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=int(np.prod(shape))).astype(bool).reshape(shape)

@@ -1,0 +1,67 @@
+"""The columns of raypipe's tables. Explicit, never inferred: a part in which every image failed has the same types."""
+
+import pyarrow as pa
+
+VERSION = 1  # new columns only at the end; readers accept older versions
+
+# One line per input image: what to label and how to reach its bytes.
+MANIFEST = pa.schema(
+    [
+        ("image_id", pa.string()),  # hash of the absolute normalised URI (plus member or row)
+        ("uri", pa.string()),  # for people: without user info and query; `#member` or `#row` for a part of a file
+        ("key", pa.string()),  # path relative to the input; what labels, exports and other runs match on
+        ("location", pa.string()),  # for machines: the path or full URI to open
+        ("start", pa.int64()),  # byte range of a tar member; null = the whole file
+        ("length", pa.int64()),
+        ("row", pa.int64()),  # row of a Parquet file whose `column` holds the encoded bytes; null = not a table
+        ("column", pa.string()),
+    ]
+)
+
+RLE = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])  # COCO: [height, width], column-major
+
+SEGMENT = pa.struct(
+    [
+        ("size", pa.list_(pa.int32(), 2)),
+        ("counts", pa.string()),
+        ("bbox", pa.list_(pa.float32(), 4)),  # [x, y, width, height] in pixels
+        ("area", pa.int64()),  # pixels
+        ("score", pa.float32()),  # null when the method has none
+        ("label", pa.string()),  # null when the method names nothing
+        ("soft", pa.binary()),  # with --keep-soft: 16-bit grey PNG, 65535 = probability 1
+    ]
+)
+
+# One row per input image, failed or not.
+MASKS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("key", pa.string()),
+        ("sha256", pa.string()),  # of the encoded file; "" when it could not be read
+        ("height", pa.int32()),  # after EXIF rotation; 0 when unknown
+        ("width", pa.int32()),
+        ("segments", pa.list_(SEGMENT)),
+        ("foreground", RLE),  # null without one
+        ("note", pa.string()),
+        ("seconds", pa.float64()),  # time in the segmenter
+        ("attempt", pa.string()),
+        ("error", pa.string()),  # "" = good; else `stage: kind: text`
+    ],
+    metadata={"raypipe.schema": str(VERSION)},
+)
+
+COMMIT = pa.schema([("image_id", pa.string()), ("error", pa.string())])
+
+# The failed images of a run, for people; rewritten whenever a run ends.
+ERRORS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("key", pa.string()),
+        ("stage", pa.string()),
+        ("kind", pa.string()),
+        ("message", pa.string()),
+        ("retryable", pa.bool_()),  # the same file may succeed another time
+    ]
+)
