@@ -1,0 +1,44 @@
+"""Fixtures that several test files need."""
+
+import os
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of stored reference arrays and photographs that are not part of the repository; skips without it."""
+    folder = Path(os.environ.get("RAYPIPE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data in {folder}; set RAYPIPE_SHARED to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of a real S3 API on loopback. Nothing leaves this machine."""
+    pytest.importorskip("moto.server", reason="needs moto[server]")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """An empty bucket: its pyarrow file system, and a function from a key to its URI."""
+    from pyarrow import fs as pafs
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    urlopen(Request(f"{s3_server}/moto-api/reset", method="POST"), timeout=10).close()
+    options = f"endpoint_override={s3_server}&region=us-east-1&scheme=http"
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://photos?{options}&allow_bucket_creation=true")
+    filesystem.create_dir("photos")
+    return filesystem, lambda key="": f"s3://photos/{key}?{options}"

@@ -1,0 +1,121 @@
+"""Sources on an object store, through a real S3 API on loopback."""
+
+import io
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypipe import storage
+from raypipe.inputs import fetch, list_inputs
+from raypipe.types import BadImage
+
+NAMES = ["a b.jpg", "a%20b.jpg", "a#b.jpg", "what?x=1.jpg", "ünï 📷.jpg", "plus+and&.jpg", "deep/er/x.png"]
+
+
+def upload(filesystem, content: dict[str, bytes]) -> None:
+    for key, value in content.items():
+        storage.put(filesystem, f"photos/{key}", value)
+
+
+def read(source: str, **options) -> dict[str, bytes | BadImage]:
+    rows = [row for chunk in list_inputs(source, **options).chunks for row in chunk.to_pylist()]
+    assert not any("endpoint_override" in row["uri"] for row in rows)
+    return dict(zip((row["key"] for row in rows), fetch(rows, max_bytes=1000), strict=True))
+
+
+def test_a_folder_with_odd_keys(bucket):
+    filesystem, uri = bucket
+    upload(filesystem, {f"set 1/{name}": name.encode() for name in [*NAMES, "_ours/1.jpg", "notes.txt"]})
+    for source in (uri("set 1"), uri("set 1/")):
+        assert read(source) == {name: name.encode() for name in sorted(NAMES)}
+    assert len(read(uri())) == len(NAMES)
+
+
+def test_one_object_and_its_id(bucket):
+    filesystem, uri = bucket
+    upload(filesystem, {name: name.encode() for name in NAMES})
+    for name in NAMES:
+        assert list(read(uri(name)).values()) == [name.encode()]
+        assert storage.normalise(uri(name)) == f"s3://photos/{name}"
+
+
+def test_globs_and_keys_that_look_like_one(bucket):
+    filesystem, uri = bucket
+    names = ["2024/05/img_1.png", "2024/05/img_2.png", "2024/06/img_10.png", "2024/img_3.png", "2024/05/img_[1].png"]
+    upload(filesystem, {name: name.encode() for name in names})
+    assert list(read(uri("2024/*/img_?.png"))) == ["05/img_1.png", "05/img_2.png"]
+    assert len(read(uri("2024/**/*.png"))) == 5
+    assert list(read(uri("2024/05/img_[1].png")).values()) == [b"2024/05/img_[1].png"]
+
+
+def test_a_list_with_relative_and_absolute_entries(bucket, tmp_path):
+    filesystem, uri = bucket
+    upload(filesystem, {name: name.encode() for name in NAMES})
+    (tmp_path / "local.jpg").write_bytes(b"local")
+    lines = [
+        "../a b.jpg",
+        "s3://photos/a%20b.jpg",
+        "../deep/er/x.png",
+        str(tmp_path / "local.jpg"),
+        "s3://photos/gone.jpg",
+    ]
+    upload(filesystem, {"lists/all.txt": "\n".join(lines).encode()})
+    *found, gone = read(uri("lists/all.txt")).values()
+    assert found == [b"a b.jpg", b"a%20b.jpg", b"deep/er/x.png", b"local"]
+    assert gone.kind == "missing"
+
+
+def test_tars_and_tables(bucket):
+    filesystem, uri = bucket
+    file, table = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for i in range(3):
+            member = tarfile.TarInfo(f"{i}.jpg")
+            member.size = 700
+            archive.addfile(member, io.BytesIO(bytes([i]) * 700))
+    cells = pa.array([{"bytes": b"one", "path": "1.jpg"}, {"bytes": b"two", "path": "2.jpg"}])
+    pq.write_table(pa.table({"image": cells}), table)
+    upload(filesystem, {"tars/a b.tar": file.getvalue(), "tables/t.parquet": table.getvalue()})
+    assert read(uri("tars")) == {f"a b/{i}.jpg": bytes([i]) * 700 for i in range(3)}
+    assert read(uri("tables")) == {"1.jpg": b"one", "2.jpg": b"two"}
+    upload(filesystem, {"tars/a b.tar": file.getvalue()[:2300]})
+    assert [getattr(content, "kind", "good") for content in read(uri("tars")).values()] == [
+        "good",
+        "truncated",
+        "damaged",
+    ]
+
+
+def test_many_objects_come_in_order_and_bad_ones_in_their_place(bucket):
+    filesystem, uri = bucket
+    upload(filesystem, {f"{i:03}.jpg": str(i).encode() for i in range(60)})
+    rows = [row for chunk in list_inputs(uri()).chunks for row in chunk.to_pylist()]
+    filesystem.delete_file("photos/030.jpg")
+    found = list(fetch(rows, max_bytes=1000))
+    assert found.pop(30).kind == "missing"
+    assert found == [str(i).encode() for i in range(60) if i != 30]
+
+
+def test_a_reader_may_stop_early(bucket):
+    filesystem, uri = bucket
+    upload(filesystem, {f"{i:03}.jpg": str(i).encode() for i in range(60)})
+    rows = [row for chunk in list_inputs(uri()).chunks for row in chunk.to_pylist()]
+    reader = fetch(rows, max_bytes=1000)
+    assert next(reader) == b"0"
+    reader.close()
+
+
+@pytest.mark.parametrize("key", ["nothing/here", "nothing/*.jpg"])
+def test_what_is_not_there_is_an_error(key, bucket):
+    _, uri = bucket
+    with pytest.raises((FileNotFoundError, ValueError), match="nothing"):
+        list_inputs(uri(key))
+
+
+@pytest.mark.parametrize("key", ["", "x.jpg", "*.jpg"])
+def test_a_bucket_that_does_not_exist_is_an_error(key, bucket):
+    _, uri = bucket
+    with pytest.raises((FileNotFoundError, ValueError), match="s3://other"):
+        list_inputs(uri(key).replace("s3://photos/", "s3://other/"))
