@@ -1,0 +1,153 @@
+"""The salient object as a soft mask, by a network of the rembg library: U2-Net unless told otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from raypipe.types import Segmenter, Segments
+
+# rembg's models that answer with one mask and run on this machine. Left out: `sam` (wants points), `u2net_cloth_seg`
+# (three masks), the cloud services (images would leave the machine), `..._custom` (give the file as `model`).
+MODELS = (
+    "birefnet-cod",
+    "birefnet-dis",
+    "birefnet-general",
+    "birefnet-general-lite",
+    "birefnet-hrsod",
+    "birefnet-massive",
+    "birefnet-portrait",
+    "bria-rmbg",  # weights CC BY-NC 4.0
+    "isnet-anime",
+    "isnet-general-use",
+    "silueta",
+    "u2net",
+    "u2net_human_seg",
+    "u2netp",
+)
+
+
+@dataclass
+class Rembg(Segmenter):
+    """One soft mask: how much each pixel belongs to the salient object."""
+
+    model: str = "u2net"  # GloPER supplement (rembg 2.0.64); or another of rembg's, or an ONNX file laid out as U2-Net
+
+    source = "Qin et al., Pattern Recognition 2020 (U2-Net), through rembg"
+    licence = "Apache-2.0 (u2net weights), MIT (rembg)"
+    needs = "u2net.onnx, 176 MB: fetched on the first run, or put into U2NET_HOME, or given as an ONNX file"
+    soft = True
+    gpus = 0.25  # also runs on the CPU
+
+    def __post_init__(self):
+        if self.model not in MODELS and not self._is_file():
+            near = get_close_matches(self.model, MODELS, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"rembg: unknown model {self.model!r}; {hint}choose one of: {', '.join(MODELS)}, or give an .onnx file"
+            )
+
+    def _is_file(self) -> bool:
+        return self.model.endswith(".onnx")
+
+    def load(self, device: str) -> None:
+        """Open the network, one session per actor. Downloads rembg's weights if they are not there yet."""
+        kind = self._local_session() if self._is_file() else self._known_session()
+        self._path = Path(self._weights(kind))
+        self._session = kind(self.model, _session_options(), providers=_providers(device))
+        if device == "cuda" and "CUDAExecutionProvider" not in self._session.inner_session.get_providers():
+            raise RuntimeError("rembg: onnxruntime could not start on CUDA (see its lines above); use --device cpu")
+
+    def _known_session(self) -> type:
+        """rembg's session class of the model."""
+        from rembg.sessions import sessions
+
+        if self.model not in sessions:
+            raise ValueError(
+                f"rembg: the installed rembg has no model {self.model!r}; upgrade it: pip install -U rembg"
+            )
+        return sessions[self.model]
+
+    def _local_session(self) -> type:
+        """A U2-Net session on our own file. rembg's `u2net_custom` only takes files below its own folder."""
+        from rembg.sessions.u2net import U2netSession
+
+        path = Path(self.model).expanduser().resolve()
+        if not path.is_file():  # asked on the worker: the driver need not have the file
+            raise FileNotFoundError(f"rembg: there is no model file {str(path)!r}")
+
+        class LocalSession(U2netSession):
+            @classmethod
+            def download_models(cls, *args, **kwargs) -> str:
+                return str(path)
+
+        return LocalSession
+
+    def _weights(self, session: type) -> str:
+        """Path of the session's ONNX file, downloaded if need be."""
+        try:
+            return session.download_models()
+        except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
+            reason = " ".join(str(error).split())[:200]
+            raise FileNotFoundError(
+                f"rembg: no weights for model {self.model!r} and they could not be downloaded ({reason}); "
+                f"run once with internet, or copy {self.model}.onnx to {_home(session)} (U2NET_HOME sets this "
+                "folder), or pass a file as rembg:/path/file.onnx, or use grabcut, given:DIR or whole as the "
+                "foreground, which need no weights"
+            ) from None
+
+    def checksums(self) -> dict[str, str]:
+        with self._path.open("rb") as file:
+            return {self._path.name: hashlib.file_digest(file, "sha256").hexdigest()}
+
+    def segment(
+        self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
+    ) -> Iterator[Segments]:
+        from rembg import remove
+
+        for image in images:
+            try:
+                with np.errstate(invalid="raise"):  # rembg divides the map by its range
+                    alpha = remove(image, session=self._session, only_mask=True)
+            except FloatingPointError:
+                yield Segments(np.zeros((1, *image.shape[:2]), np.float32), note="flat_map")
+            else:
+                yield Segments(alpha[None].astype(np.float32) / 255)
+
+
+def _home(session: type) -> str:
+    """The folder where rembg looks for plain `name.onnx` files; later releases call it legacy."""
+    return getattr(session, "legacy_home", session.u2net_home)()
+
+
+def _session_options():
+    """Threads for this actor's CPUs only (Ray sets OMP_NUM_THREADS to them): onnxruntime's default is all cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+    options.inter_op_num_threads = 1
+    return options
+
+
+def _providers(device: str) -> list[str]:
+    import onnxruntime
+
+    if device != "cuda":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise RuntimeError(
+            "rembg: the installed onnxruntime has no CUDA; use --device cpu, or replace it: "
+            "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
+    onnxruntime.preload_dlls()  # the CUDA libraries that came with torch
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+SEGMENTER = Rembg
