@@ -1,0 +1,48 @@
+"""raypipe: segmentation masks for large image collections without labels, as one fault-tolerant batch job on Ray."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from raypipe.pipeline import Summary
+
+__all__ = ["decode", "label", "load"]
+
+
+def label(method: str, input: str, output: str, **options) -> Summary | dict:
+    """Label images, as `raypipe label METHOD` does, with the same options by the same names.
+
+    options: fields of pipeline.Label, of the method and of the refiner, for example
+    `raypipe.label("kmeans", "photos", "runs/coat", foreground="grabcut", k=3, refine="guided", refine_radius=9)`.
+    Returns a pipeline.Summary (with dry_run the estimate). Raises what `pipeline.label` raises, and TypeError with a
+    suggestion for an unknown option.
+    """
+    from raypipe import pipeline
+    from raypipe.options import build
+
+    return pipeline.label(*build(method, {"input": str(input), "output": str(output)} | options))
+
+
+def load(run: str, columns: list[str] | None = None) -> pa.Table:
+    """All rows of a run, one per image, as an Arrow table: `schema.MASKS` plus the column `method`.
+
+    run: the output folder of `label`, a path or a URI. columns: read only these. Raises FileNotFoundError when the
+    folder is no run. Safe to call while a job writes: only committed rows are read.
+    """
+    from raypipe.runs import Run
+
+    return Run(str(run)).load(columns)
+
+
+def decode(row: dict) -> np.ndarray:
+    """The masks of one row as bool (N, H, W), at the image's size. row: a dict with `segments`, `height` and `width`.
+
+    N is 0 for an image without segment; a failed image (`error` is not "") has none either.
+    """
+    from raypipe.masks import decode_segments
+
+    return decode_segments(row["segments"], (row["height"], row["width"]))

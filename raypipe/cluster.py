@@ -1,0 +1,175 @@
+"""The Ray that a job runs on: join or start it, decide what runs where, and turn its errors into plain ones."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import ray.data
+from ray.exceptions import GetTimeoutError, RayError, WorkerCrashedError
+
+from raypipe import stages
+from raypipe.lock import Locked
+from raypipe.stages import Work
+
+log = logging.getLogger("raypipe")
+# What Ray prints at every start on a healthy machine and would hide what matters; its files keep all of it.
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # "has constructor arguments in the object store": true of every actor pool
+    "RAY_worker_maximum_startup_concurrency": "8",  # the default, cores, calls two actors per core too many
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an announcement about tasks without GPU
+}
+NO_PROGRESS = 1800.0  # seconds without any finished task after which a stalled job ends
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the method runs. min_actors < actors lets an autoscaled cluster begin with what it has."""
+
+    device: str  # cpu or cuda
+    gpus: float  # per actor
+    min_actors: int
+    actors: int
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Use the Ray this process has, join the cluster of RAY_ADDRESS, or start a local one that ends with the block."""
+    if ray.is_initialized():
+        yield _quiet()
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    options = {"logging_level": "error", "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"address": "local", "num_cpus": local_cpus(), "include_dashboard": False}
+    with _stderr_only_if_it_fails():
+        ray.init(**options)
+    try:
+        yield _quiet()
+    finally:
+        ray.shutdown()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_cpus() -> int:
+    """Logical CPUs of a local Ray: two above the cores, since actors on every CPU would leave none for reading."""
+    return max(4, cores() + 2)
+
+
+def place(work: Work, *, actors: int | None) -> Place:
+    """Choose device and number of actors. Raises ValueError when the actors would leave no CPU for the other stages."""
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
+    device = _device(work, gpus)
+    per_actor = work.gpus if device == "cuda" else 0.0
+    if actors is None:
+        actors = max(1, min(int(gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
+    autoscaled = bool(os.environ.get("RAY_ADDRESS"))
+    if actors + 1 > cpus and not autoscaled:
+        raise ValueError(
+            f"--actors {actors} leaves no CPU for reading and writing: Ray has {cpus}, use at most {cpus - 1}"
+        )
+    if per_actor * actors > gpus and not autoscaled:
+        raise ValueError(f"--actors {actors} need {per_actor * actors:g} GPUs, Ray has {gpus:g}")
+    return Place(device, per_actor, 1 if autoscaled else actors, actors)
+
+
+def probe(work: Work, where: Place) -> dict[str, str]:
+    """Load the method once on a worker, before the job starts. Returns its weights' checksums.
+
+    Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
+    """
+    if not any(_loads_something(method) for method in (work.segmenter, work.finder)):
+        return {}
+    task = ray.remote(num_cpus=1, num_gpus=where.gpus, max_retries=0)(_load)
+    try:
+        return ray.get(task.remote(work))
+    except WorkerCrashedError as error:
+        raise RuntimeError(f"{work.segmenter.name}: loading it killed the worker process: {error}") from error
+    except RayError as error:
+        raise ValueError(f"{work.segmenter.name}: {_cause(error)}") from error
+
+
+def ask(method) -> tuple[int, int]:
+    """The ledger's progress; the last known state is not worth waiting for, so (0, 0) when it does not answer."""
+    try:
+        return ray.get(method.remote(), timeout=5)
+    except (GetTimeoutError, RayError):
+        return 0, 0
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn Ray's nested task errors into RuntimeError with the cause's own message; a lost lock stays Locked."""
+    try:
+        yield
+    except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, Locked):
+            raise cause from error
+        raise RuntimeError(
+            f"the job stopped: {cause}" if isinstance(cause, OSError) else f"the job stopped: {cause!r}"
+        ) from error
+
+
+def _quiet() -> None:
+    """Settings of Ray Data for this process, sealed into each dataset when it is made."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.wait_for_min_actors_s = 600
+    context.execution_no_progress_timeout_s = NO_PROGRESS
+    logging.getLogger("ray.data").setLevel("ERROR")  # "Progress bars disabled": we show our own
+
+
+@contextmanager
+def _stderr_only_if_it_fails() -> Iterator[None]:
+    """Hold back what the block's C++ code prints on stderr, such as that the log level was set; show it if it fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, contextlib.closing(os.fdopen(os.dup(2), "wb")) as stderr:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            stderr.write(held.read())
+            raise
+        finally:
+            os.dup2(stderr.fileno(), 2)
+
+
+def _device(work: Work, gpus: float) -> str:
+    if work.device != "auto" or not work.gpus:
+        return "cuda" if work.device == "cuda" else "cpu"
+    if not gpus:
+        log.info("no GPU in Ray: %s runs on the CPU (--device cuda waits for one)", work.segmenter.name)
+    return "cuda" if gpus else "cpu"
+
+
+def _load(work: Work) -> dict[str, str]:
+    return stages.Segment(work).checksums()
+
+
+def _loads_something(method) -> bool:
+    from raypipe.types import Segmenter
+
+    return method is not None and type(method).load is not Segmenter.load
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that user code raised, beneath Ray's wrappers."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error

@@ -1,0 +1,264 @@
+"""`raypipe label`: images -> masks in Parquet. The options, the course of a run, and the graph on Ray Data."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe import foregrounds, inputs, provenance, stages, storage
+from raypipe.interruption import on_signals
+from raypipe.lock import hold
+from raypipe.progress import Progress
+from raypipe.runs import Run, new_attempt
+from raypipe.stages import Work
+from raypipe.types import Segmenter
+
+log = logging.getLogger("raypipe")
+BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of lost work
+
+
+@dataclass(frozen=True)
+class Label:
+    """What to label and how the job runs."""
+
+    input: (
+        str  # folder, glob, image, list (.txt .csv .jsonl), Parquet table or WebDataset tar: a path or a URI (s3://...)
+    )
+    output: str  # the run's folder, made or resumed: a path or a URI
+    column: str | None = None  # column of a list or table that holds URIs or images; None finds it
+    refine: Literal["guided"] | None = None  # sharpen the masks along the image's edges
+    keep_soft: bool = False  # also store the probabilities that were thresholded (16-bit PNG)
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
+    actors: int | None = None  # processes that run the method; None = one per core, or as many as the GPUs hold
+    batch_size: int | None = None  # images per call of the method; None = the method's own
+    timeout: float | None = None  # seconds for one image before it becomes an error row; None = the method's own
+    max_pixels: int = 100_000_000  # images with more pixels become error rows, before they are decoded
+    max_bytes: int = 500_000_000  # files with more bytes become error rows, before they are read
+    max_bad_fraction: float = 0.05  # end with exit code 3 if more than this share of the run's rows are errors
+    limit: int | None = None  # label at most this many of the pending images now; the next run goes on
+    retry_errors: bool = False  # label the images again that ended in an error row
+    local: bool = False  # a plain loop in this process, without Ray: for a handful of images and for debugging
+    sheet: bool = False  # write sheet.png into the output: a sample of originals with their masks
+    dry_run: bool = False  # only tell what would be done: images, workers, memory, time, size
+    timing: bool = True  # dry run: time three images in a child process
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `label` ended."""
+
+    output: str
+    attempt: str
+    images: int  # in the input
+    labelled: int  # rows of this attempt, error rows included
+    pending: int  # left for another attempt
+    errors: dict[str, int]  # error rows of this attempt, by `stage: kind`
+    failed: int  # error rows of the whole run
+    seconds: float
+    exit_code: int  # 0, or 3 when the share of error rows is above max_bad_fraction
+    sheet: str | None = None  # where the picture sheet is
+
+
+def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> Summary | dict:
+    """Label every image of the input that has no committed row yet. All rows are durable on return.
+
+    Raises ValueError or FileNotFoundError for wrong options and missing input, runs.OtherConfiguration and lock.Locked
+    when the output belongs to another run, interruption.Interrupted after a signal and RuntimeError when the job
+    failed; after the last two the same call resumes. With dry_run returns the estimate as a dict.
+    """
+    check(job, segmenter, refiner)
+    start, run = time.monotonic(), Run(job.output, segmenter.name)
+    settings = provenance.settings(segmenter, refiner, refine=job.refine, keep_soft=job.keep_soft)
+    run.check_configuration(settings)
+    work = plan_work(job, segmenter, refiner)
+    manifest = list_images(job, work)
+    if job.dry_run:
+        from raypipe.estimate import estimate
+
+        return estimate(job, work, run, manifest)
+    with on_signals(), hold(run.folder, work.attempt):
+        run.clean()
+        pending = run.plan(manifest, retry_errors=job.retry_errors, limit=job.limit)
+        log.info("%s of %s images to label", f"{len(pending):,}", f"{len(manifest):,}")
+        record = {"options": asdict(job), "settings": settings, "images": len(manifest), "pending": len(pending)}
+        if len(pending):
+            with _recorded(run, work.attempt, record):
+                execute = label_here if job.local else label_on_ray
+                errors = execute(job, work, run, pending, record)
+                summary = _summary(job, work.attempt, manifest, run.finish(work.attempt), errors, len(pending), start)
+                record |= asdict(summary)
+        else:
+            summary = _summary(job, work.attempt, manifest, run.commits(), Counter(), 0, start)
+        if job.sheet:
+            from raypipe.sheet import write_sheet
+
+            place = write_sheet(run, manifest, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
+            summary = replace(summary, sheet=place)
+    return summary
+
+
+def check(job: Label, segmenter: Segmenter, refiner: Callable | None) -> None:
+    """Raise ValueError for options that cannot work or have no effect, before anything starts."""
+    if (job.refine is None) != (refiner is None):
+        raise ValueError("refine and the refiner's options must be given together")
+    if not segmenter.soft and refiner is None:
+        for option, is_set in (("threshold", segmenter.threshold is not None), ("keep-soft", job.keep_soft)):
+            if is_set:
+                raise ValueError(f"--{option} has no effect: {segmenter.name} gives binary masks; add --refine guided")
+    for option in ("actors", "batch_size", "timeout", "max_pixels", "max_bytes", "limit"):
+        value = getattr(job, option)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{option.replace('_', '-')} must be positive, got {value}")
+    if not 0 <= job.max_bad_fraction <= 1:
+        raise ValueError(f"--max-bad-fraction must be in 0..1, got {job.max_bad_fraction}")
+    if job.device == "cuda" and not plan_work(job, segmenter, refiner).gpus:
+        raise ValueError(f"--device cuda has no effect: {segmenter.name} runs on the CPU only")
+    if job.local and job.actors:
+        raise ValueError("--actors has no effect with --local")
+    source, target = (storage.normalise(place).rstrip("/") + "/" for place in (job.input, job.output))
+    if target.startswith(source):
+        raise ValueError(f"the output {job.output!r} lies inside the input: the next run would label its files")
+
+
+def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Work:
+    """What the workers need to know. Raises ValueError for a foreground that does not parse."""
+    spec = getattr(segmenter, "foreground", None)
+    return Work(
+        attempt=new_attempt(),
+        segmenter=segmenter,
+        refiner=refiner,
+        foreground=None if spec is None else foregrounds.parse(spec),
+        device=job.device,
+        batch_size=job.batch_size or segmenter.batch_size,
+        keep_soft=job.keep_soft,
+        max_pixels=job.max_pixels,
+        max_bytes=job.max_bytes,
+    )
+
+
+def list_images(job: Label, work: Work) -> pa.Table:
+    """The manifest of the whole input, with the places of given foregrounds."""
+    listing = inputs.list_inputs(job.input, column=job.column)
+    manifest = pa.concat_tables(listing.chunks)
+    for remark in listing.remarks():
+        log.warning("%s", remark)
+    if work.foreground and work.foreground.is_read:
+        return foregrounds.attach(manifest, work.foreground)
+    return manifest
+
+
+def label_here(job: Label, work: Work, run: Run, pending: pa.Table, record: dict) -> Counter:
+    """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`."""
+    work = replace(work, device=device_here(work))
+    decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
+    run.freeze(record["settings"], provenance.environment() | {"weights": segment.checksums()})
+    counts, rows_per_block = Counter(), BLOCK_BATCHES * work.batch_size
+    with Progress(len(pending), lambda: (counts["rows"], counts["errors"])):
+        errors = Counter()
+        for task, start in enumerate(range(0, len(pending), rows_per_block)):
+            manifest_rows = pending.slice(start, rows_per_block).to_pylist()
+            rows = stages.table(encode(segment(decode(manifest_rows))))
+            run.commit(work.attempt, task, rows)
+            errors += stages.count_errors(rows)
+            counts.update(rows=len(rows), errors=stages.count_errors(rows).total())
+    return errors
+
+
+def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, record: dict) -> Counter:
+    """The stages on Ray Data. Returns the error rows by `stage: kind`."""
+    import ray
+
+    from raypipe import cluster, workers
+
+    with cluster.connected(), on_signals():
+        place = cluster.place(work, actors=job.actors)
+        work = replace(work, device=place.device)
+        run.freeze(record["settings"], provenance.environment() | {"weights": cluster.probe(work, place)})
+        ledger = workers.Ledger.remote()
+        sink = workers.CommitSink(run, work.attempt, ledger)
+        rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), place, ledger)
+        with Progress(len(pending), lambda: cluster.ask(ledger.progress)), cluster.plain_errors():
+            rows.write_datasink(sink)
+        record["ray"] = {"resources": ray.cluster_resources(), "place": asdict(place), "stats": rows.stats()}
+    if sink.rows != len(pending):
+        raise RuntimeError(f"{sink.rows} rows were committed for {len(pending)} images; run the same command again")
+    return sink.errors
+
+
+def graph(job: Label, work: Work, files, count: int, place, ledger):
+    """The dataset of finished rows: pending images -> decode -> segment -> encode.
+
+    A method without GPU runs all three stages in one actor, since images then never leave the process. A GPU method has
+    its actors to itself, with decoding and encoding in tasks around them.
+    """
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    from raypipe import workers
+
+    fs, paths = files
+    block = min(
+        BLOCK_BATCHES * work.batch_size, -(-count // (4 * place.actors))
+    )  # few images: still work for each actor
+    batch = {"batch_size": min(work.batch_size, block), "batch_format": "pyarrow"}
+    compute = ActorPoolStrategy(min_size=place.min_actors, max_size=place.actors, max_tasks_in_flight_per_actor=2)
+    guard = (work, ledger, job.timeout or work.segmenter.timeout)
+    rows = ray.data.read_parquet(paths, filesystem=fs).repartition(target_num_rows_per_block=block)
+    if not place.gpus:
+        return rows.map_batches(workers.LabelOnCpu, compute=compute, num_cpus=1, fn_constructor_args=guard, **batch)
+    rows = rows.map_batches(workers.decode_on_cpu, num_cpus=1, fn_args=guard, **batch)
+    rows = rows.map_batches(
+        workers.SegmentOnGpu, compute=compute, num_gpus=place.gpus, fn_constructor_args=guard, **batch
+    )
+    return rows.map_batches(workers.encode_on_cpu, num_cpus=1, fn_args=guard, **batch)
+
+
+def device_here(work: Work) -> str:
+    """cpu or cuda for a run in this process. Raises ValueError for cuda where there is none."""
+    if not work.gpus:
+        return "cpu"
+    import torch
+
+    if work.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device on this machine")
+    return "cuda" if work.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _summary(job: Label, attempt: str, manifest, commits, errors: Counter, labelled: int, start: float) -> Summary:
+    committed = pc.is_in(manifest["image_id"], value_set=commits["image_id"].combine_chunks())
+    failed = pc.sum(pc.not_equal(commits["error"], "")).as_py() or 0
+    return Summary(
+        output=storage.redact(job.output),
+        attempt=attempt,
+        images=len(manifest),
+        labelled=labelled,
+        pending=len(manifest) - (pc.sum(committed).as_py() or 0),
+        errors=dict(errors),
+        failed=failed,
+        seconds=round(time.monotonic() - start, 3),
+        exit_code=3 if failed > job.max_bad_fraction * len(commits) else 0,
+    )
+
+
+@contextlib.contextmanager
+def _recorded(run: Run, attempt: str, record: dict) -> Iterator[None]:
+    """Leave the attempt's record, however the attempt ends."""
+    record |= {"environment": provenance.environment(), "exit_code": None}
+    run.record_attempt(attempt, record)
+    try:
+        yield
+    except BaseException as error:
+        record |= {"exit_code": getattr(error, "exit_code", 1), "reason": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        record["finished"] = provenance.now()
+        with contextlib.suppress(OSError):  # a full disk: the record must not hide the error that filled it
+            run.record_attempt(attempt, record)
