@@ -1,0 +1,7 @@
+"""`raypipe label` as a script for `ray job submit -- python jobs/label.py METHOD --input ... --output ...`."""
+
+import sys
+
+from raypipe.cli import main
+
+sys.exit(main(["label", *sys.argv[1:]]))
