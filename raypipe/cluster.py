@@ -131,7 +131,11 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     context.wait_for_min_actors_s = 600
     context.execution_no_progress_timeout_s = NO_PROGRESS
-    logging.getLogger("ray.data").setLevel("ERROR")  # "Progress bars disabled": we show our own
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(
+            handler, logging.StreamHandler
+        ):  # the terminal; its file keeps all, our own errors say it shorter
+            handler.setLevel("CRITICAL")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -50,6 +51,8 @@ def parse(text: str) -> Foreground:
         raise ValueError(f"foreground {text!r} needs a folder; write {kind}:DIR")
     if kind in ("grabcut", "whole") and argument:
         raise ValueError(f"foreground {text!r}: {kind} takes no argument")
+    if argument.endswith(".onnx"):
+        argument = os.path.abspath(os.path.expanduser(argument))  # workers may have another current folder
     return Foreground(kind, argument)
 
 

@@ -117,10 +117,15 @@ def check(job: Label, segmenter: Segmenter, refiner: Callable | None) -> None:
         value = getattr(job, option)
         if value is not None and value <= 0:
             raise ValueError(f"--{option.replace('_', '-')} must be positive, got {value}")
+    if not 0 <= segmenter.seed < 2**31:
+        raise ValueError(f"--seed must be in 0..{2**31 - 1}, got {segmenter.seed}")
     if not 0 <= job.max_bad_fraction <= 1:
         raise ValueError(f"--max-bad-fraction must be in 0..1, got {job.max_bad_fraction}")
     if job.device == "cuda" and not plan_work(job, segmenter, refiner).gpus:
-        raise ValueError(f"--device cuda has no effect: {segmenter.name} runs on the CPU only")
+        raise ValueError(
+            f"--device cuda has no effect: {segmenter.name} runs on the CPU only"
+            " (a rembg foreground would use a GPU if onnxruntime-gpu were installed instead of onnxruntime)"
+        )
     if job.local and job.actors:
         raise ValueError("--actors has no effect with --local")
     source, target = (storage.normalise(place).rstrip("/") + "/" for place in (job.input, job.output))

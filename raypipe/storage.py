@@ -9,9 +9,6 @@ import posixpath
 import re
 import stat
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -32,7 +29,6 @@ OPTION = (
     r"kerb_ticket|blob_storage_authority|dfs_storage_authority|blob_storage_scheme|dfs_storage_scheme|"
     r"enable_tls|credential_kind|tenant_id|client_id|client_secret)=[^&?]*"
 )
-WILDCARD = re.compile(r"[*?\[]")
 OPTIONS = re.compile(rf"{OPTION}(?:&{OPTION})*")
 TRIES = 3
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -102,6 +98,11 @@ def is_text(name: str) -> bool:
     return True
 
 
+def as_text(name: str) -> str:
+    """A name as a table can hold it: percent-quoted when it is not valid UTF-8."""
+    return name if is_text(name) else quote_from_bytes(os.fsencode(name))
+
+
 def normalise(uri: str) -> str:
     """The canonical form of a location, whose hash is the id of an image.
 
@@ -122,6 +123,11 @@ def redact(uri: str) -> str:
     if parts is None or parts.scheme in ARROW_SCHEMES:
         return normalise(uri)
     return normalise(uri).partition("?")[0]
+
+
+def as_path(location: str) -> str:
+    """What is shown of a location as a path: local names raw, web addresses without their query."""
+    return local_path(location) or redact(location)
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -174,120 +180,21 @@ def join(uri: str, name: str) -> str:
     return parts.at(posixpath.normpath(key) if name.startswith(("./", "../")) else key)
 
 
-def kind(uri: str) -> str:
-    """`file`, `folder`, `other` (FIFO, device, socket) or `missing`. A web address counts as a file without asking.
+def locate(source: str, entry: str) -> str:
+    """The location that an entry of a list or table means; relative ones start at the folder of `source`.
 
-    Raises OSError when the place cannot be reached or asked.
+    An entry on the same kind of store takes over credentials and endpoint of the source.
     """
-    parts = split(uri)
-    if parts is None:
-        try:
-            mode = os.stat(local_path(uri)).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return "missing"
-        return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
-    if parts.scheme in WEB_SCHEMES:
-        return "file"
-    filesystem, path = resolve(uri)
-    found = filesystem.get_file_info(path).type
-    return {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}.get(found, "missing")
-
-
-def walk(
-    uri: str, skipped: Counter, *, hidden: tuple[str, ...] = (".", "_"), enter: Callable[[str], bool] = bool
-) -> Iterator[str]:
-    """Relative paths of the regular files beneath a folder, in the order of the paths as text.
-
-    Names that begin with one of `hidden` are left out, with all beneath them. enter(relative folder) decides about
-    local sub-folders. Links to files are followed; links to folders too, unless they lead back into the folder or to
-    one that was already seen, so that loops end. `skipped` counts what was left out. Raises OSError.
-    """
-    path = local_path(uri)
-    return _walk_remote(uri, skipped, hidden) if path is None else _walk_local(path, skipped, hidden, enter)
-
-
-def _walk_local(root: str, skipped: Counter, hidden: tuple[str, ...], enter: Callable[[str], bool]) -> Iterator[str]:
-    home, linked, stack = os.path.realpath(root), set(), [_entries(root, "", skipped, hidden)]
-    while stack:
-        relative = next(stack[-1], None)
-        if relative is None:
-            stack.pop()
-        elif not relative.endswith("/"):
-            yield relative
-        elif enter(relative[:-1]):
-            real = os.path.realpath(os.path.join(root, relative))
-            if real != os.path.join(home, relative[:-1]):  # reached through a link
-                if real in linked or f"{real}/".startswith(f"{home}/"):
-                    skipped["links to folders listed elsewhere"] += 1
-                    continue
-                linked.add(real)
-            stack.append(_entries(root, relative, skipped, hidden))
-
-
-def _entries(root: str, relative: str, skipped: Counter, hidden: tuple[str, ...]) -> Iterator[str]:
-    """Sorted relative paths of what a folder holds; those of folders end in `/`, which also sorts them as paths."""
-    names = []
-    try:
-        with os.scandir(os.path.join(root, relative)) as entries:
-            for entry in entries:
-                if entry.name.startswith(hidden):
-                    skipped["hidden names"] += 1
-                elif entry.is_dir():
-                    names.append(f"{relative}{entry.name}/")
-                elif entry.is_file():
-                    names.append(relative + entry.name)
-                else:
-                    skipped["broken links and special files"] += 1
-    except OSError:
-        if not relative:
-            raise
-        skipped["unreadable folders"] += 1
-    return iter(sorted(names))
-
-
-def _walk_remote(uri: str, skipped: Counter, hidden: tuple[str, ...]) -> Iterator[str]:
-    filesystem, base = resolve(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=True))
-    start = len(base.strip("/")) + 1
-    names = sorted(info.path.strip("/")[start:] for info in infos if info.type == pafs.FileType.File)
-    del infos  # a million of them are several hundred MB
-    for name in names:
-        if any(part.startswith(hidden) for part in name.split("/")):
-            skipped["hidden names"] += 1
-        else:
-            yield name
-
-
-def glob(pattern: str, skipped: Counter) -> tuple[str, Iterator[str]]:
-    """The folder before the first wildcard, and the relative paths of all files beneath it that match.
-
-    `*`, `?` and `[abc]`, `[!abc]` stay within a name, `**` stands for any folders. Names with a leading dot match
-    only a pattern with one. Raises OSError.
-    """
-    parts = split(pattern)
-    names = (local_path(pattern) if parts is None else parts.key).split("/")
-    first = next(i for i, name in enumerate(names) if WILDCARD.search(name))
-    fixed, patterns = "/".join(names[:first]), names[first:]
-    folder = (fixed or "/") if parts is None else parts.at(fixed)
-    hidden = () if any(name.startswith(".") for name in patterns) else (".",)
-
-    def enter(relative: str) -> bool:
-        names = relative.split("/")
-        if "**" not in patterns and len(names) >= len(patterns):
-            return False
-        fixed_depth = patterns[: patterns.index("**")] if "**" in patterns else patterns
-        return all(fnmatchcase(name, wanted) for name, wanted in zip(names, fixed_depth, strict=False))
-
-    found = walk(folder, skipped, hidden=hidden, enter=enter) if kind(folder) == "folder" else iter(())
-    return folder, (name for name in found if _matches(name.split("/"), patterns))
-
-
-def _matches(names: list[str], patterns: list[str]) -> bool:
-    if not patterns:
-        return not names
-    if patterns[0] == "**":
-        return any(_matches(names[i:], patterns[1:]) for i in range(len(names) + 1))
-    return bool(names) and fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+    home, there = split(source), split(entry)
+    if there is not None:
+        same = home is not None and home.scheme == there.scheme and not (there.user or there.options)
+        return there._replace(user=home.user, options=home.options).at(there.key) if same and home.options else entry
+    if SCHEME.match(entry) or entry.startswith("/"):
+        return local_uri(local_path(entry))
+    if home is None:
+        return join(os.path.dirname(local_path(source)), entry)
+    key = home.key.partition("?")[0] if home.scheme in WEB_SCHEMES else home.key
+    return join(home.at(posixpath.dirname(key)), entry)
 
 
 def read_bytes(location: str, *, start: int | None = None, length: int | None = None, max_bytes: int) -> bytes:
@@ -395,7 +302,7 @@ def fetch_error(error: Exception, location: str) -> BadImage:
     status = getattr(error, "status", None)
     reason = f"http status {status}" if status else getattr(error, "strerror", None) or f"{error}"
     message = f"{redact(location)}: {type(error).__name__}: {reason.replace(location, redact(location))}"
-    return BadImage("fetch", kind or transient, message, retryable=not kind)
+    return BadImage("fetch", kind or transient, message)
 
 
 def put(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:

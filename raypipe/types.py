@@ -17,13 +17,13 @@ class BadImage(Exception):
     """One input that cannot be labelled. It becomes the error row `stage: kind: message` and never stops a job.
 
     stage: fetch, decode, foreground, segment, refine or encode. kind: one stable word to count and filter by
-    (`missing`, `truncated`, `unsupported`, ...). message: what is wrong and, if not obvious, what to do.
-    retryable: the same file may succeed another time (network, memory), as opposed to a file that has to change.
+    (`missing`, `truncated`, `unsupported`, ...); it says whether the same file may succeed another time: RETRYABLE.
+    message: what is wrong and, if not obvious, what to do.
     """
 
-    def __init__(self, stage: str, kind: str, message: str, *, retryable: bool = False):
+    def __init__(self, stage: str, kind: str, message: str):
         super().__init__(stage, kind, message)
-        self.stage, self.kind, self.message, self.retryable = stage, kind, message, retryable
+        self.stage, self.kind, self.message = stage, kind, message
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.kind}: {' '.join(self.message.split())}"[:500]

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import quote_from_bytes
@@ -226,6 +227,7 @@ def test_a_read_only_output_is_named(photos, small_disk):
 def test_ray_job_submit_runs_the_script_on_a_real_head(photos, tmp_path):
     """A head of its own in a process group of its own, with token authentication, as the README says."""
     ports = [free_port() for _ in range(3)]
+    session = tempfile.mkdtemp(prefix="ray")  # not tmp_path: its sockets' names may have 107 characters at most
     token = tmp_path / "token"
     token.write_text("a" * 64)
     token.chmod(0o600)
@@ -234,7 +236,7 @@ def test_ray_job_submit_runs_the_script_on_a_real_head(photos, tmp_path):
     ray = shutil.which("ray", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--num-cpus=4"]
-        + ["--dashboard-host=127.0.0.1", f"--ray-client-server-port={ports[2]}", f"--temp-dir={tmp_path / 'ray'}"],
+        + ["--dashboard-host=127.0.0.1", f"--ray-client-server-port={ports[2]}", f"--temp-dir={session}"],
         env=environment,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
@@ -268,6 +270,7 @@ def test_ray_job_submit_runs_the_script_on_a_real_head(photos, tmp_path):
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def free_port() -> int:

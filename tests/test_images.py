@@ -11,7 +11,7 @@ from malformed import deep_png, encoded, malformed, photo, save
 from PIL import Image
 
 from raypipe.images import UPRIGHT, decode
-from raypipe.types import BadImage
+from raypipe.types import RETRYABLE, BadImage
 
 LIMIT = 50_000_000
 
@@ -31,7 +31,7 @@ def outcome(content: bytes) -> str:
     try:
         image = decode(content, max_pixels=LIMIT)
     except BadImage as error:
-        assert error.stage == "decode" and error.message and not error.retryable
+        assert error.stage == "decode" and error.message and error.kind not in RETRYABLE
         return error.kind
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
     return "ok"

@@ -95,7 +95,7 @@ class Kmeans(Segmenter):
         Returns labels (U,) int, centres (k, 3) and the sum of squared distances of all pixels.
         """
         bins, sizes = coarsen(colours, counts) if len(colours) > FEW else (colours, counts)
-        starts = self.attempts * min(MORE, max(1, FEW // len(bins)))
+        starts = self.attempts * min(MORE, max(1, FEW // len(bins))) if self.attempts > 1 else 1
         low, high = colours.min(0), colours.max(0)
         # OpenCV draws from the data's box, enlarged on each side by 1 / dims of its extent
         where = np.random.default_rng(self.seed).uniform(-1 / 3, 4 / 3, (starts, self.k, 3))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,14 @@ class Rembg(Segmenter):
     licence = "Apache-2.0 (u2net weights), MIT (rembg)"
     needs = "u2net.onnx, 176 MB: fetched on the first run, or put into U2NET_HOME, or given as an ONNX file"
     soft = True
-    gpus = 0.25  # also runs on the CPU
+
+    @property
+    def gpus(self) -> float:
+        """A quarter of a GPU if this installation's onnxruntime can use one; rembg[cpu], the default, cannot."""
+        try:
+            return 0.25 if version("onnxruntime-gpu") else 0.0
+        except PackageNotFoundError:
+            return 0.0
 
     def __post_init__(self):
         if self.model not in MODELS and not self._is_file():

@@ -1,0 +1,285 @@
+"""Images inside larger files: rows of Parquet tables, members of WebDataset tars."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import posixpath
+import tarfile
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raypipe import storage
+from raypipe.types import BadImage
+
+BATCH_ROWS = 50_000  # rows of a column of URIs that are read together
+READS_AHEAD = 16  # remote files read at the same time
+TAR_BUFFER = 1 << 15  # bytes: the headers of small neighbours come with one request, large pictures are jumped over
+COLUMNS = "uri url path file filename file_name image image_path image_uri image_url".split()
+# Members of a tar sample that are pictures, also of formats that are not read: those become error rows.
+PICTURES = set(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .mpo .heic .heif .avif .jxl .jp2 .j2k .dng .cr2 .cr3 "
+    ".nef .arw .orf .rw2 .raf .pef .srw .psd .svg .exr .hdr .ppm .pgm .pbm .tga .ico".split()
+)
+
+
+class Item(NamedTuple):
+    """One manifest row before it gets its id."""
+
+    location: str
+    key: str
+    part: str = ""  # `#member` or `#row=3`: which part of the location
+    start: int | None = None  # with a length: a byte range; without: nothing could be listed from here on
+    length: int | None = None
+    row: int | None = None
+    column: str | None = None
+
+
+def map_ahead(function: Callable, arguments: Iterable, *, depth: int = READS_AHEAD) -> Iterator:
+    """function(argument) for all, in order, up to `depth` of them running ahead in threads."""
+    pool, running = ThreadPoolExecutor(depth), deque()
+    try:
+        for argument in arguments:
+            running.append(pool.submit(function, argument))
+            if len(running) >= depth:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# URIs, in tables and in lists
+
+
+def find_uri_column(names: list[str], column: str | None) -> str:
+    """The asked-for column, or the first of the usual names (in any case) that is there. Raises ValueError."""
+    found = [column] if column in names else []
+    if column is None:
+        lower = {name.strip().lower(): name for name in names}
+        found = [lower[name] for name in COLUMNS if name in lower]
+    if not found:
+        wanted = f"column {column!r}" if column else f"column named {', '.join(COLUMNS)}"
+        raise ValueError(f"no {wanted}; the columns are {', '.join(map(repr, names))}; choose one with --column")
+    return found[0]
+
+
+def list_uris(locations: Callable[[], Iterator[str]]) -> Iterator[Item]:
+    """Rows for whole files, with keys relative to their common folder; runs through `locations` twice."""
+    paths = map(storage.as_path, locations())
+    low = high = next(paths, "")
+    for path in paths:
+        low, high = min(low, path), max(high, path)
+    prefix = posixpath.commonprefix([low, high])  # of the two that differ most
+    start = prefix.rfind("/") + 1
+    keys = ((location, storage.as_text(storage.as_path(location)[start:])) for location in locations())
+    return (Item(location, key.replace("://", "/")) for location, key in keys)
+
+
+# Parquet tables
+
+
+def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[Item]:
+    """Rows of tables, given as (location, relative name).
+
+    The first one decides about the column; then each file's footer is read, never its pixels. Raises ValueError when
+    none is readable or the column is missing.
+    """
+    first = _footer_or_error(files[0][0])
+    if isinstance(first, Exception) and len(files) == 1:
+        raise ValueError(f"{files[0][1]} is not a readable Parquet table: {first}")
+    footers = [first, *map_ahead(_footer_or_error, (location for location, _ in files[1:]))]
+    tables = [footer.schema.to_arrow_schema() for footer in footers if not isinstance(footer, Exception)]
+    if not tables:
+        raise ValueError(f"none of the {len(files)} .parquet files is readable: {first}")
+    name = _image_column(tables[0], column)
+    for (location, file), footer in zip(files, footers, strict=True):
+        if isinstance(footer, Exception):
+            yield _unlisted(location, file, 0)
+        elif footer.schema.to_arrow_schema().get_field_index(name) < 0:
+            raise ValueError(f"{file} has no column {name!r}, which the other tables have")
+    good = [(*pair, footer) for pair, footer in zip(files, footers, strict=True) if not isinstance(footer, Exception)]
+    if _holds(tables[0].field(name).type) == "uri":
+        yield from list_uris(lambda: (uri for location, _, _ in good for uri in _column_of_uris(location, name)))
+        return
+    for location, file, footer in good:
+        yield from _cells_of(location, os.path.splitext(storage.as_text(file))[0], footer, name)
+
+
+def _footer_or_error(location: str) -> pq.FileMetaData | Exception:
+    try:
+        return _footer(location)
+    except (pa.ArrowException, OSError) as error:
+        return error
+
+
+@lru_cache(maxsize=8)
+@storage.patiently
+def _footer(location: str) -> pq.FileMetaData:
+    filesystem, path = storage.resolve(location)
+    return pq.read_metadata(path, filesystem=filesystem)
+
+
+def _holds(kind: pa.DataType) -> str:
+    """What a column of this type can be: `uri`, `bytes`, `struct` (Hugging Face image), or "" for something else."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return "struct"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "uri"
+    return (
+        "bytes" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) else ""
+    )
+
+
+def _image_column(table: pa.Schema, column: str | None) -> str:
+    usable = {field.name: _holds(field.type) for field in table if _holds(field.type)}
+    if column is not None:
+        name = column.removesuffix(".bytes")
+        if name not in usable:
+            columns = ", ".join(f"{field.name!r} ({field.type})" for field in table)
+            raise ValueError(f"no column {column!r} of strings, bytes or images; the columns are {columns}")
+        return name
+    images = [name for name, kind in usable.items() if kind != "uri"]
+    if "image" in usable:
+        return "image"
+    if len(images) > 1:
+        raise ValueError(f"several columns may hold the image: {', '.join(images)}; choose one with --column")
+    return images[0] if images else find_uri_column([name for name in usable], None)
+
+
+def _column_of_uris(location: str, name: str) -> Iterator[str]:
+    filesystem, path = storage.resolve(location)
+    with pq.ParquetFile(path, filesystem=filesystem) as table:
+        for batch in table.iter_batches(BATCH_ROWS, columns=[name]):
+            yield from (storage.locate(location, uri) for uri in batch.column(0).to_pylist() if uri)
+
+
+def _cells_of(location: str, stem: str, footer: pq.FileMetaData, name: str) -> Iterator[Item]:
+    """A row per cell; where a whole row group has Hugging Face paths but no bytes, a row per path."""
+    leaves = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    dotted = f"{name}.bytes" if f"{name}.bytes" in leaves else name
+    row = 0
+    for group in range(footer.num_row_groups):
+        chunk = footer.row_group(group).column(leaves.index(dotted))
+        count = footer.row_group(group).num_rows
+        paths = _column(location, f"{name}.path", group).to_pylist() if f"{name}.path" in leaves else [None] * count
+        empty = chunk.statistics is not None and chunk.statistics.null_count == count
+        for path in paths:
+            if empty and path:
+                yield Item(storage.locate(location, path), path)
+            else:
+                yield Item(location, path or f"{stem}/{row}", f"#row={row}", row=row, column=dotted)
+            row += 1
+
+
+@storage.patiently
+def _column(location: str, dotted: str, group: int) -> pa.ChunkedArray:
+    """One column, or one field of a struct, of one row group."""
+    filesystem, path = storage.resolve(location)
+    with pq.ParquetFile(path, filesystem=filesystem) as table:
+        values = table.read_row_group(group, columns=[dotted]).column(0)
+    return pc.struct_field(values, dotted.rpartition(".")[2]) if pa.types.is_struct(values.type) else values
+
+
+_column_kept = lru_cache(maxsize=1)(_column)  # consecutive rows share it; more than one may not fit in memory
+
+
+@lru_cache(maxsize=8)
+def _first_rows(location: str) -> list[int]:
+    """The first row of each row group, and behind them the number of rows."""
+    footer = _footer(location)
+    return list(itertools.accumulate((footer.row_group(i).num_rows for i in range(footer.num_row_groups)), initial=0))
+
+
+def read_cell(location: str, column: str, *, row: int, max_bytes: int) -> bytes:
+    """The bytes in a row of a table; its row group's column stays in memory for the next call.
+
+    column: the dotted name, such as `image.bytes`. Raises BadImage("fetch", kind, message): missing, too_large; and
+    what pyarrow raises for a table that is damaged or gone.
+    """
+    firsts = _first_rows(location)
+    if row >= firsts[-1]:
+        raise BadImage("fetch", "missing", f"{storage.redact(location)} has only {firsts[-1]} rows")
+    group = bisect_right(firsts, row) - 1
+    value = _column_kept(location, column, group)[row - firsts[group]]
+    if not value.is_valid:
+        raise BadImage("fetch", "missing", f"row {row} of {storage.redact(location)} has no bytes")
+    content = value.as_buffer()
+    if content.size > max_bytes:
+        raise BadImage("fetch", "too_large", f"{content.size} bytes, the limit is {max_bytes}")
+    return content.to_pybytes()
+
+
+# WebDataset tars
+
+
+def list_tars(files: list[tuple[str, str]], skipped: Counter) -> Iterator[Item]:
+    """The pictures in tars, given as (location, relative name); `skipped` counts the other members.
+
+    Only headers are read. Raises ValueError when the only file is no tar, OSError when one cannot be read.
+    """
+    for (_, name), (items, left_out) in zip(files, map_ahead(_members, files), strict=True):
+        if len(files) == 1 and len(items) == 1 and items[0].length is None:
+            raise ValueError(
+                f"{name} is not a readable tar: it is damaged from byte {items[0].start} on, or compressed"
+            )
+        skipped.update(left_out)
+        yield from items
+
+
+def _members(file: tuple[str, str]) -> tuple[list[Item], Counter]:
+    """The pictures of a tar by its headers, and what was left out. Damage ends the list with an `_unlisted` row."""
+    (location, name), items, skipped = file, [], Counter()
+    filesystem, path = storage.resolve(location)
+    with filesystem.open_input_file(path) as file, io.BufferedReader(file, TAR_BUFFER) as stream:
+        archive = None
+        try:
+            archive = tarfile.TarFile(fileobj=stream)
+            for member in archive:
+                archive.members = []  # it would keep them all
+                reason = _not_a_picture(member)
+                if reason:
+                    skipped[reason] += 1
+                    continue
+                part = storage.as_text(member.name)
+                key = f"{posixpath.splitext(storage.as_text(name))[0]}/{part}"
+                items.append(Item(location, key, f"#{part}", member.offset_data, member.size))
+            damaged = archive.offset if not _ends_here(stream, archive.offset) else None
+        except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+            damaged = archive.offset if archive else 0
+            if isinstance(error, OSError) and damaged <= file.size():  # not a jump behind the end: no damage
+                raise
+    if damaged is not None:
+        items.append(_unlisted(location, name, damaged))
+    return items, skipped
+
+
+def _not_a_picture(member: tarfile.TarInfo) -> str:
+    """Why a member is left out; "" for a picture."""
+    if not member.isreg() or member.issparse():
+        return "members that are no regular files"
+    if any(part.startswith((".", "_")) for part in member.name.split("/") if part not in (".", "..")):
+        return "hidden names"
+    suffix = posixpath.splitext(member.name)[1].lower()
+    return "" if suffix in PICTURES else suffix or "members without extension"
+
+
+def _ends_here(stream: io.BufferedReader, offset: int) -> bool:
+    """Whether the archive's end marker is there. tarfile takes a broken header in the middle for the end."""
+    stream.seek(offset)
+    return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
+def _unlisted(location: str, name: str, start: int) -> Item:
+    """The row that stands for all that a damaged file holds from byte `start` on: it becomes an error row at fetch."""
+    return Item(location, f"{posixpath.splitext(storage.as_text(name))[0]}/damaged", "#damaged", start)

@@ -1,0 +1,44 @@
+"""Folders, tars and tables to list, and what is listed from them. Shared by tests."""
+
+import io
+import os
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe.inputs import fetch, list_inputs
+
+
+def write(folder, *names: str) -> None:
+    """Files whose content is their own name."""
+    for name in names:
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(os.fsencode(name))
+
+
+def listed(source, **options) -> list[dict]:
+    return [row for chunk in list_inputs(str(source), **options).chunks for row in chunk.to_pylist()]
+
+
+def keys(source, **options) -> list[str]:
+    return [row["key"] for row in listed(source, **options)]
+
+
+def contents(source, *, max_bytes: int = 1000, **options) -> list:
+    return list(fetch(listed(source, **options), max_bytes=max_bytes))
+
+
+def tar_of(path, members: dict[str, bytes], **options) -> None:
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def huggingface(path, cells: list[dict], **options) -> None:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"label": range(len(cells)), "image": pa.array(cells, image)}), path, **options)
