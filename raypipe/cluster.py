@@ -119,9 +119,7 @@ def plain_errors() -> Iterator[None]:
         cause = _cause(error)
         if isinstance(cause, Locked):
             raise cause from error
-        raise RuntimeError(
-            f"the job stopped: {cause}" if isinstance(cause, OSError) else f"the job stopped: {cause!r}"
-        ) from error
+        raise RuntimeError(f"the job stopped: {_text(cause)}") from error
 
 
 def _quiet() -> None:
@@ -152,6 +150,13 @@ def _stderr_only_if_it_fails() -> Iterator[None]:
             raise
         finally:
             os.dup2(stderr.fileno(), 2)
+
+
+def _text(error: BaseException) -> str:
+    """An error's own words, without the advice on retries that Ray Data adds to it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}".partition("\nFailed to apply UDF")[0]
 
 
 def _device(work: Work, gpus: float) -> str:

@@ -68,7 +68,7 @@ def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:
 
 
 def read(row: dict, foreground: Foreground, *, max_bytes: int, max_pixels: int) -> np.ndarray:
-    """The mask that `attach` found for a manifest row: bool (H, W). Raises BadImage if there is none or it is damaged."""
+    """The mask that `attach` found for a row: bool (H, W). Raises BadImage if there is none or it is damaged."""
     from raypipe import images, masks, storage
 
     location = row["foreground_location"]

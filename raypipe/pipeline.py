@@ -88,7 +88,7 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
         run.clean()
         pending = run.plan(manifest, retry_errors=job.retry_errors, limit=job.limit)
         log.info("%s of %s images to label", f"{len(pending):,}", f"{len(manifest):,}")
-        record = {"options": asdict(job), "settings": settings, "images": len(manifest), "pending": len(pending)}
+        record = {"options": _public(job), "settings": settings, "images": len(manifest), "pending": len(pending)}
         if len(pending):
             with _recorded(run, work.attempt, record):
                 execute = label_here if job.local else label_on_ray
@@ -235,6 +235,11 @@ def device_here(work: Work) -> str:
     if work.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device on this machine")
     return "cuda" if work.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _public(job: Label) -> dict:
+    """The options without credentials."""
+    return asdict(job) | {"input": storage.redact(job.input), "output": storage.redact(job.output)}
 
 
 def _summary(job: Label, attempt: str, manifest, commits, errors: Counter, labelled: int, start: float) -> Summary:

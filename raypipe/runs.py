@@ -46,6 +46,7 @@ class Run:
     def __init__(self, output: str, method: str | None = None):
         self.folder = Folder(output)
         self._method = method  # None for readers, who find it in run.json
+        self._stamp: dict[bytes, bytes] = {}  # what each part repeats of run.json
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -78,8 +79,9 @@ class Run:
     def freeze(self, settings: dict, provenance: dict) -> None:
         """Write run.json once. A run that has one keeps it; other weights (`provenance["weights"]`) are refused."""
         found = self.configuration()
+        content = {"schema": schema.VERSION, "method": self._method, "settings": settings, "provenance": provenance}
+        self._stamp = {b"raypipe.run": json.dumps(found or content, default=str).encode()}
         if found is None:
-            content = {"schema": schema.VERSION, "method": self._method, "settings": settings, "provenance": provenance}
             self.folder.write(_json(content), "run.json")
         elif found["provenance"]["weights"] != provenance["weights"]:
             raise OtherConfiguration(
@@ -141,7 +143,8 @@ class Run:
         The same task may be run again after a lost worker: same names, same rows, overwritten.
         """
         name = f"part-{attempt}-{task:06d}.parquet" if isinstance(task, int) else f"part-{attempt}-{task}.parquet"
-        content = parquet_bytes(rows.cast(schema.MASKS))
+        rows = rows.cast(schema.MASKS).replace_schema_metadata(schema.MASKS.metadata | self._stamp)
+        content = parquet_bytes(rows)
         self.folder.write(content, self.masks, name)
         part = {"rows": len(rows), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         record = rows.select(schema.COMMIT.names).cast(schema.COMMIT)

@@ -1,14 +1,20 @@
 """Sources on an object store, through a real S3 API on loopback."""
 
 import io
+import json
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from pyarrow import fs as pafs
 
+import raypipe
 from raypipe import storage
+from raypipe.folder import Folder
 from raypipe.inputs import fetch, list_inputs
+from raypipe.lock import Locked, hold
 from raypipe.types import BadImage
 
 NAMES = ["a b.jpg", "a%20b.jpg", "a#b.jpg", "what?x=1.jpg", "ünï 📷.jpg", "plus+and&.jpg", "deep/er/x.png"]
@@ -119,3 +125,37 @@ def test_a_bucket_that_does_not_exist_is_an_error(key, bucket):
     _, uri = bucket
     with pytest.raises((FileNotFoundError, ValueError), match="s3://other"):
         list_inputs(uri(key).replace("s3://photos/", "s3://other/"))
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["loop", "ray"])
+def test_a_whole_run_from_bucket_to_bucket(bucket, local):
+    filesystem, uri = bucket
+    for name in NAMES:
+        buffer = io.BytesIO()
+        Image.new("RGB", (12, 9), (200, 10, 10)).save(buffer, "PNG")
+        upload(filesystem, {f"in/{name}": buffer.getvalue()})
+    upload(filesystem, {"in/bad.jpg": b"nothing"})
+    options = {"foreground": "whole", "local": local, "max_bad_fraction": 1.0}
+    summary = raypipe.label("kmeans", uri("in"), uri("runs/1"), sheet=True, **options)
+    assert (summary.labelled, summary.failed) == (len(NAMES) + 1, 1)
+    assert "endpoint_override" not in summary.output
+    rows = raypipe.load(uri("runs/1"))
+    assert sorted(rows["key"].to_pylist()) == sorted([*NAMES, "bad.jpg"])
+    upload(filesystem, {"in/new.png": buffer.getvalue()})
+    again = raypipe.label("kmeans", uri("in"), uri("runs/1"), retry_errors=True, **options)
+    assert (again.labelled, again.failed) == (2, 1)
+    assert len(raypipe.load(uri("runs/1"))) == len(NAMES) + 2
+    held = [info.path for info in filesystem.get_file_info(pafs.FileSelector("photos/runs/1", recursive=True))]
+    assert "photos/runs/1/sheet.png" in held and not any("LOCK" in path or "pending" in path for path in held)
+
+
+def test_a_run_held_on_a_bucket_is_refused_to_another_host(bucket):
+    filesystem, uri = bucket
+    place = Folder(uri("runs/2"))
+    with hold(place, "first"):
+        claim = json.loads(place.read("_runs", "LOCK")) | {"host": "elsewhere"}
+        place.write(json.dumps(claim).encode(), "_runs", "LOCK")
+        with pytest.raises(Locked, match="on elsewhere"), hold(place, "second"):
+            raise AssertionError("two holders")
+    with hold(place, "third"):
+        pass

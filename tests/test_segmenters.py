@@ -115,10 +115,10 @@ def test_an_unloaded_segmenter_pickles(name):
 
 @pytest.mark.parametrize("name", names())
 def test_the_method_says_what_it_is(name):
-    kind = find(name)
-    assert issubclass(kind, Segmenter) and kind().name == name
-    assert kind.source and kind.licence
-    assert kind.gpus >= 0 and kind.batch_size >= 1 and kind.timeout > 0
+    method = find(name)()
+    assert isinstance(method, Segmenter) and method.name == name
+    assert method.source and method.licence
+    assert method.gpus >= 0 and method.batch_size >= 1 and method.timeout > 0
 
 
 @pytest.mark.parametrize("name", names())

@@ -1,0 +1,59 @@
+"""Masks as table cells and as bytes."""
+
+import numpy as np
+import pytest
+
+from raypipe import masks
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (64, 48), (1, 300)])
+def test_run_lengths_give_the_mask_back(rng, size):
+    for share in (0.0, 0.3, 1.0):
+        mask = rng.random(size) < share
+        rle = masks.encode_rle(mask)
+        assert rle["size"] == list(size) and rle["counts"].isascii()
+        np.testing.assert_array_equal(masks.decode_rle(rle), mask)
+
+
+def test_run_lengths_are_coco_s_column_by_column():
+    mask = np.zeros((3, 2), bool)
+    mask[1, 0] = mask[2, 0] = mask[0, 1] = True
+    assert masks.encode_rle(mask)["counts"] == "132"  # one 0, three 1, two 0: each below 32, as chr(48 + n)
+
+
+def test_segments_have_areas_boxes_scores_and_labels(rng):
+    found = rng.random((3, 20, 30)) > 0.7
+    found[1] = False
+    rows = masks.encode_segments(found, labels=["a", "b", "c"], scores=[0.1, 0.2, 0.3])
+    for row, mask, label, score in zip(rows, found, "abc", [0.1, 0.2, 0.3], strict=True):
+        ys, xs = np.nonzero(mask)
+        box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1] if len(xs) else [0, 0, 0, 0]
+        assert row["bbox"] == box and row["area"] == mask.sum() and (row["label"], row["score"]) == (label, score)
+    np.testing.assert_array_equal(masks.decode_segments(rows, (20, 30)), found)
+
+
+def test_no_segment_is_an_answer():
+    assert masks.encode_segments(np.zeros((0, 4, 5), bool)) == []
+    assert masks.decode_segments([], (4, 5)).shape == (0, 4, 5)
+
+
+def test_soft_masks_keep_sixteen_bits(rng):
+    soft = rng.random((9, 7), np.float32)
+    soft[0, :2] = 0, 1
+    back = masks.decode_soft(masks.encode_soft(soft))
+    assert back.dtype == np.float32 and np.abs(back - soft).max() <= 1 / 131070 + 1e-7
+    assert (back[0, 0], back[0, 1]) == (0, 1)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_packing_gives_the_masks_back(rng, soft):
+    found = rng.random((3, 5, 7), np.float32)
+    found = found if soft else found > 0.5
+    back = masks.unpack(masks.pack(found), found.shape, soft=soft)
+    np.testing.assert_array_equal(back, found)
+    assert back.dtype == found.dtype
