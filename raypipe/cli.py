@@ -14,11 +14,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
 
 VERBS = {
     "label": "images -> masks in Parquet; resumable, incremental",
     "methods": "what there is and what it needs",
     "demo": "a run on sample photographs, without any download",
+}
+# Verbs of one dataclass of options and one function of it: the module and both names. The function returns a dataclass
+# with the method `text()` and, where it is not always 0, the field `exit_code`.
+MODULES = {
+    "demo": ("demo", "Demo", "demo"),
 }
 
 
@@ -48,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:
         return _wrong(f"unknown command {verb!r}; {_choices(verb, VERBS)}")
-    run = {"label": _label, "methods": _methods, "demo": _demo}[verb]
     try:
-        return run(rest)
+        return {"label": _label, "methods": _methods}.get(verb, partial(_simple, verb))(rest)
     except BaseException as error:
         if "--debug" in rest or isinstance(error, SystemExit):
             raise
@@ -101,12 +107,22 @@ def _methods(argv: list[str]) -> int:
     return 0
 
 
-def _demo(argv: list[str]) -> int:
-    from raypipe import demo
+def _simple(verb: str, argv: list[str]) -> int:
+    """A verb of MODULES."""
+    from raypipe.options import check_names
 
-    arguments, terminal = _parse("raypipe demo", demo.Demo.__doc__, [demo.Demo, Terminal], argv, {})
-    print(demo.demo(arguments))
-    return 0
+    module, options, function = MODULES[verb]
+    module = import_module(f"raypipe.{module}")
+    kind, values = getattr(module, options), _config(argv)
+    check_names(values, [kind])
+    arguments, terminal = _parse(f"raypipe {verb}", kind.__doc__, [kind, Terminal], argv, values)
+    if terminal.print_config:
+        return _print_config(arguments)
+    result = getattr(module, function)(arguments)
+    print(result.text())
+    if terminal.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    return getattr(result, "exit_code", 0)
 
 
 def _method_row(method: type) -> dict:

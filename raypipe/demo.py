@@ -24,20 +24,34 @@ class Demo:
     output: str = "raypipe-demo"  # a folder for the photographs and the run
 
 
-def demo(options: Demo) -> str:
-    """Write the photographs, label them, and return what to look at and what to do next."""
+@dataclass(frozen=True)
+class Result:
+    """The demo's run."""
+
+    images: int
+    seconds: float
+    run: str
+    sheet: str
+
+    def text(self) -> str:
+        """What to look at and what to do next."""
+        return (
+            f"\n{self.images} photographs labelled in {self.seconds:.0f} s, by K-Means within GrabCut.\n\n"
+            f"Look at       {self.sheet}\n"
+            f"Your photos   raypipe label kmeans --input YOUR/FOLDER --output runs/first --foreground grabcut --sheet\n"
+            f"Read masks    python -c \"import raypipe; print(raypipe.load('{self.run}').to_pandas())\"\n"
+            f"Methods       raypipe methods"
+        )
+
+
+def demo(options: Demo) -> Result:
+    """Write the photographs and label them."""
     import raypipe
 
     photographs, run = os.path.join(options.output, "photos"), os.path.join(options.output, "kmeans")
     write_photographs(photographs)
     summary = raypipe.label("kmeans", photographs, run, foreground="grabcut", refine="guided", sheet=True)
-    return (
-        f"\n{summary.images} photographs labelled in {summary.seconds:.0f} s, by K-Means within GrabCut.\n\n"
-        f"Look at       {summary.sheet}\n"
-        f"Your photos   raypipe label kmeans --input YOUR/FOLDER --output runs/first --foreground grabcut --sheet\n"
-        f"Read masks    python -c \"import raypipe; print(raypipe.load('{run}').to_pandas())\"\n"
-        f"Methods       raypipe methods"
-    )
+    return Result(summary.images, summary.seconds, run, summary.sheet)
 
 
 def write_photographs(folder: str) -> None:
