@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import GetTimeoutError, RayError, WorkerCrashedError
 
-from raypipe import stages
+from raypipe import cores, stages
 from raypipe.lock import Locked
 from raypipe.stages import Work
 
@@ -26,64 +28,65 @@ QUIET = {
     "RAY_worker_maximum_startup_concurrency": "8",  # the default, cores, calls two actors per core too many
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an announcement about tasks without GPU
 }
-NO_PROGRESS = 1800.0  # seconds without any finished task after which a stalled job ends
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the method runs. min_actors < actors lets an autoscaled cluster begin with what it has."""
+    """Where the method runs."""
 
     device: str  # cpu or cuda
     gpus: float  # per actor
     min_actors: int
-    actors: int
+    max_actors: int | None  # None: as many as the cluster, also an autoscaled one, has room for
+
+    @property
+    def expected_actors(self) -> int:
+        """How many actors to cut the work for, so that each gets some of it."""
+        return self.max_actors or max(self.min_actors, int(ray.cluster_resources().get("CPU", 1)))
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """Use the Ray this process has, join the cluster of RAY_ADDRESS, or start a local one that ends with the block."""
+def connected(*, stall: float) -> Iterator[None]:
+    """Use the Ray this process has, join the cluster of RAY_ADDRESS, or start a local one that ends with the block.
+
+    stall: seconds without any finished task after which Ray Data gives a job up.
+    """
     if ray.is_initialized():
-        yield _quiet()
+        yield _configure(stall)
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     options = {"logging_level": "error", "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"address": "local", "num_cpus": local_cpus(), "include_dashboard": False}
-    with _stderr_only_if_it_fails():
+        options |= {"address": "local", "num_cpus": cores.for_local_ray(), "include_dashboard": False}
+    with _own_signals(), _stderr_only_if_it_fails():
         ray.init(**options)
     try:
-        yield _quiet()
+        yield _configure(stall)
     finally:
-        ray.shutdown()
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def local_cpus() -> int:
-    """Logical CPUs of a local Ray: two above the cores, since actors on every CPU would leave none for reading."""
-    return max(4, cores() + 2)
+        with _own_signals():
+            ray.shutdown()
 
 
 def place(work: Work, *, actors: int | None) -> Place:
-    """Choose device and number of actors. Raises ValueError when the actors would leave no CPU for the other stages."""
-    resources = ray.cluster_resources()
+    """Choose device and number of actors.
+
+    Raises ValueError when the actors would leave no CPU for the other stages, and for a network on a cluster that
+    shows no GPU: it may have just not started one.
+    """
+    resources, joined = ray.cluster_resources(), bool(os.environ.get("RAY_ADDRESS"))
     cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
-    device = _device(work, gpus)
+    device = _device(work, gpus, joined)
     per_actor = work.gpus if device == "cuda" else 0.0
+    if joined:
+        return Place(device, per_actor, 1, actors)
     if actors is None:
         actors = max(1, min(int(gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
-    autoscaled = bool(os.environ.get("RAY_ADDRESS"))
-    if actors + 1 > cpus and not autoscaled:
-        raise ValueError(
-            f"--actors {actors} leaves no CPU for reading and writing: Ray has {cpus}, use at most {cpus - 1}"
-        )
-    if per_actor * actors > gpus and not autoscaled:
+    if actors + 1 > cpus:
+        raise ValueError(f"--actors {actors} leaves no CPU for reading and writing: Ray has {cpus}, at most {cpus - 1}")
+    if per_actor * actors > gpus:
         raise ValueError(f"--actors {actors} need {per_actor * actors:g} GPUs, Ray has {gpus:g}")
-    return Place(device, per_actor, 1 if autoscaled else actors, actors)
+    return Place(device, per_actor, actors, actors)
 
 
 def probe(work: Work, where: Place) -> dict[str, str]:
@@ -102,12 +105,17 @@ def probe(work: Work, where: Place) -> dict[str, str]:
         raise ValueError(f"{work.segmenter.name}: {_cause(error)}") from error
 
 
-def ask(method) -> tuple[int, int]:
-    """The ledger's progress; the last known state is not worth waiting for, so (0, 0) when it does not answer."""
-    try:
-        return ray.get(method.remote(), timeout=5)
-    except (GetTimeoutError, RayError):
-        return 0, 0
+class Asker:
+    """Asks the ledger for the progress; a ledger that is busy or restarting counts as unchanged."""
+
+    def __init__(self, ledger):
+        self._ledger, self._last = ledger, (0, 0)
+
+    def __call__(self) -> tuple[int, int]:
+        """Rows and error rows committed so far."""
+        with contextlib.suppress(GetTimeoutError, RayError):
+            self._last = max(self._last, tuple(ray.get(self._ledger.progress.remote(), timeout=5)))
+        return self._last
 
 
 @contextmanager
@@ -122,18 +130,32 @@ def plain_errors() -> Iterator[None]:
         raise RuntimeError(f"the job stopped: {_text(cause)}") from error
 
 
-def _quiet() -> None:
+def _configure(stall: float) -> None:
     """Settings of Ray Data for this process, sealed into each dataset when it is made."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.wait_for_min_actors_s = 600
-    context.execution_no_progress_timeout_s = NO_PROGRESS
+    context.execution_no_progress_timeout_s = stall
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(
             handler, logging.StreamHandler
         ):  # the terminal; its file keeps all, our own errors say it shorter
             handler.setLevel("CRITICAL")
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put back our handlers of Ctrl-C and SIGTERM, which Ray replaces by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager
@@ -159,12 +181,14 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".partition("\nFailed to apply UDF")[0]
 
 
-def _device(work: Work, gpus: float) -> str:
-    if work.device != "auto" or not work.gpus:
-        return "cuda" if work.device == "cuda" else "cpu"
-    if not gpus:
-        log.info("no GPU in Ray: %s runs on the CPU (--device cuda waits for one)", work.segmenter.name)
-    return "cuda" if gpus else "cpu"
+def _device(work: Work, gpus: float, joined: bool) -> str:
+    if work.device == "cuda" or not work.gpus:
+        return work.device if work.gpus else "cpu"
+    if work.device == "auto" and joined and not gpus:
+        raise ValueError(
+            "the cluster shows no GPU; --device cuda waits until it has started one, --device cpu does without"
+        )
+    return "cuda" if work.device == "auto" and gpus else "cpu"
 
 
 def _load(work: Work) -> dict[str, str]:

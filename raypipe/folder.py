@@ -65,7 +65,7 @@ class Folder:
         """Put a file atomically: readers see the old one or the whole new one."""
         path = self.path(*names)
         if self.is_local:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            self._make(os.path.dirname(path))
         storage.put(self.fs, path, content)
 
     def delete(self, *names: str) -> None:
@@ -78,6 +78,12 @@ class Folder:
     def delete_folder(self, *names: str) -> None:
         """Remove a folder with its files."""
         self.fs.delete_dir(self.path(*names))
+
+    def _make(self, path: str) -> None:
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise storage.cannot_write(error, path) from error
 
     def _list(self, *names: str) -> list[pafs.FileInfo]:
         return self.fs.get_file_info(pafs.FileSelector(self.path(*names), allow_not_found=True))

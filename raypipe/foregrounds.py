@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe import segmenters
+from raypipe import maskfiles, segmenters, storage
 from raypipe.types import BadImage, Segmenter
 
 GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
-GIVEN_LEVEL = 128  # a given mask's pixels from this value on are foreground
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Foreground:
     argument: str = ""
 
     def __str__(self) -> str:
+        """The spec with an absolute path and without credentials: what is frozen and shown."""
+        if self.is_read:
+            return f"{self.kind}:{storage.redact(self.argument)}"
         return f"{self.kind}:{self.argument}" if self.argument else self.kind
 
     @property
@@ -59,36 +62,36 @@ def parse(text: str) -> Foreground:
 def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:
     """Add the columns `foreground_location` and `foreground_row` that tell where each image's given mask lies.
 
-    Masks are matched by relative path without extension, then by stem when just one mask has it; null = none found.
+    Masks are matched as `maskfiles.match` says; null = none found.
     """
-    find = _given(foreground.argument) if foreground.kind == "given" else _of_run(foreground.argument)
-    places = [find(key) for key in manifest["key"].to_pylist()]
+    keys = manifest["key"].to_pylist()
+    if foreground.kind == "given":
+        location = maskfiles.match(foreground.argument, keys).location
+        places = [(location.get(key), None) for key in keys]
+    else:
+        find = _of_run(foreground.argument)
+        places = [find(key) for key in keys]
     manifest = manifest.append_column("foreground_location", pa.array([place[0] for place in places], pa.string()))
     return manifest.append_column("foreground_row", pa.array([place[1] for place in places], pa.int64()))
 
 
 def read(row: dict, foreground: Foreground, *, max_bytes: int, max_pixels: int) -> np.ndarray:
     """The mask that `attach` found for a row: bool (H, W). Raises BadImage if there is none or it is damaged."""
-    from raypipe import images, masks, storage
+    from raypipe import masks
 
     location = row["foreground_location"]
     if location is None:
-        text = f"no single mask for {row['key']!r} in {foreground.argument!r}, by relative path or by stem"
+        text = f"{foreground} has no single mask for {row['key']!r}, by relative path or by stem"
         raise BadImage("foreground", "missing", text)
     if foreground.kind == "run":
-        fs, path = storage.resolve(location)
-        segments = pq.read_table(path, filesystem=fs, columns=["segments"], partitioning=None)["segments"]
-        found = segments[row["foreground_row"]].as_py()
+        found = _segments(location)[row["foreground_row"]].as_py()
         if not found:
             raise BadImage("foreground", "missing", f"{foreground} found no segment in {row['key']!r}")
         return masks.decode_rle(found[0])
     try:
-        return (
-            images.decode(storage.read_bytes(location, max_bytes=max_bytes), max_pixels=max_pixels).max(2)
-            >= GIVEN_LEVEL
-        )
+        return maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
     except BadImage as error:
-        raise BadImage("foreground", error.kind, f"{location}: {error.message}") from error
+        raise BadImage("foreground", error.kind, f"{storage.redact(location)}: {error.message}") from error
 
 
 def check_size(mask: np.ndarray, image: np.ndarray) -> None:
@@ -98,25 +101,19 @@ def check_size(mask: np.ndarray, image: np.ndarray) -> None:
         raise BadImage("foreground", "wrong_size", f"the mask is {w} x {h} pixels, the image {width} x {height}")
 
 
-def _given(folder: str):
-    """A finder of masks by key in a folder of mask files."""
-    from raypipe import inputs
-
-    by_path, by_stem = {}, {}
-    for chunk in inputs.list_inputs(folder).chunks:
-        for key, location in zip(chunk["key"].to_pylist(), chunk["location"].to_pylist(), strict=True):
-            path = str(PurePosixPath(key).with_suffix(""))
-            by_path[path] = location
-            stem = PurePosixPath(key).stem
-            by_stem[stem] = None if stem in by_stem else location  # twice: ambiguous
-    return lambda key: (
-        by_path.get(str(PurePosixPath(key).with_suffix(""))) or by_stem.get(PurePosixPath(key).stem),
-        None,
-    )
+@lru_cache(maxsize=1)
+def _segments(location: str) -> pa.ChunkedArray:
+    """The segments of one part of another run. Neighbours in the input lie in one part, so the last one is kept."""
+    fs, path = storage.resolve(location)
+    try:
+        return pq.read_table(path, filesystem=fs, columns=["segments"], partitioning=None)["segments"]
+    except (OSError, pa.ArrowInvalid) as error:
+        text = f"{storage.redact(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
+        raise BadImage("foreground", "io", text) from error
 
 
-def _of_run(output: str):
-    """A finder of rows by key in another run."""
+def _of_run(output: str) -> Callable[[str], tuple[str | None, int | None]]:
+    """A finder of (part, row) by key in another run; (None, None) where it has no good row."""
     from raypipe.runs import Run
 
     run, places = Run(output), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -45,10 +46,17 @@ def fence(folder: Folder, attempt: str) -> None:
         raise Locked(f"{folder} is no longer held by attempt {attempt}; nothing was committed")
 
 
+def live_attempt(folder: Folder) -> str | None:
+    """The attempt that writes to the folder now; None when no living process does."""
+    holder = _holder(folder)
+    return holder.get("attempt") if holder and _is_alive(folder, holder) else None
+
+
 def _take(folder: Folder, attempt: str) -> None:
     pid = os.getpid()
-    claim = json.dumps({"attempt": attempt, "host": socket.gethostname(), "pid": pid, "born": _born(pid)}).encode()
-    if _create(folder, claim):
+    claim = {"attempt": attempt, "host": socket.gethostname(), "machine": _machine(), "pid": pid, "born": _born(pid)}
+    claim = json.dumps(claim).encode()
+    if _create(folder, claim, attempt):
         return
     holder = _holder(folder)
     if holder is not None and _is_alive(folder, holder):
@@ -62,7 +70,7 @@ def _take(folder: Folder, attempt: str) -> None:
     fence(folder, attempt)
 
 
-def _create(folder: Folder, claim: bytes) -> bool:
+def _create(folder: Folder, claim: bytes, attempt: str) -> bool:
     """Create the lock if there is none: exclusively on a local disk, elsewhere compared after the write.
 
     Some object stores ignore put-if-absent, so it is not relied upon.
@@ -73,13 +81,25 @@ def _create(folder: Folder, claim: bytes) -> bool:
         folder.write(claim, *LOCK)
         time.sleep(SETTLE)
         return folder.read(*LOCK) == claim
-    os.makedirs(folder.path(LOCK[0]), exist_ok=True)
+    whole = (LOCK[0], f"_tmp.{attempt}.lock")
+    folder.write(claim, *whole)
     try:
-        descriptor = os.open(folder.path(*LOCK), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.link(folder.path(*whole), folder.path(*LOCK))  # unlike a rename it fails if the name is taken
+        return True
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(claim)
+    except OSError:  # a file system without hard links, such as a memory card's
+        return _create_exclusively(folder.path(*LOCK), claim)
+    finally:
+        folder.delete(*whole)
+
+
+def _create_exclusively(path: str, content: bytes) -> bool:
+    try:
+        with open(path, "xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
     return True
 
 
@@ -88,11 +108,11 @@ def _holder(folder: Folder) -> dict | None:
     try:
         return None if content is None else json.loads(content)
     except ValueError:
-        return {}  # created this instant, or torn by a full disk: judged by its age alone
+        return {}  # torn on a store without atomic writes: judged by its age alone
 
 
 def _is_alive(folder: Folder, holder: dict) -> bool:
-    if holder.get("host") == socket.gethostname():
+    if holder.get("machine") == _machine():
         return _born(holder["pid"]) == holder["born"]
     modified = folder.fs.get_file_info(folder.path(*LOCK)).mtime
     return modified is not None and (datetime.now(UTC) - modified).total_seconds() < STALE
@@ -109,6 +129,13 @@ def _beat(folder: Folder, attempt: str, stop: threading.Event) -> None:
                 folder.write(folder.read(*LOCK), *LOCK)
         except OSError:
             continue  # a full disk or a network hiccup: the next beat tries again
+
+
+def _machine() -> str:
+    """This boot of this machine, and the container's process numbers: where a pid means the same process."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()  # no /proc (macOS)
 
 
 def _born(pid: int) -> str | None:

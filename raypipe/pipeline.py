@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe import foregrounds, inputs, provenance, stages, storage
+from raypipe import cores, foregrounds, inputs, provenance, stages, storage
 from raypipe.interruption import on_signals
 from raypipe.lock import hold
 from raypipe.progress import Progress
@@ -22,6 +24,7 @@ from raypipe.stages import Work
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
+DECODED = 4  # images that a decoding task holds at a time
 BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of lost work
 
 
@@ -29,9 +32,7 @@ BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of los
 class Label:
     """What to label and how the job runs."""
 
-    input: (
-        str  # folder, glob, image, list (.txt .csv .jsonl), Parquet table or WebDataset tar: a path or a URI (s3://...)
-    )
+    input: str  # folder, glob, image, list (.txt .csv .jsonl), Parquet or tar: a path or a URI (s3://...)
     output: str  # the run's folder, made or resumed: a path or a URI
     column: str | None = None  # column of a list or table that holds URIs or images; None finds it
     refine: Literal["guided"] | None = None  # sharpen the masks along the image's edges
@@ -77,7 +78,8 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
     check(job, segmenter, refiner)
     start, run = time.monotonic(), Run(job.output, segmenter.name)
     settings = provenance.settings(segmenter, refiner, refine=job.refine, keep_soft=job.keep_soft)
-    run.check_configuration(settings)
+    standard = provenance.settings(type(segmenter)(), refiner and type(refiner)(), refine=None, keep_soft=False)
+    run.check_configuration(settings, defaults=standard)
     work = plan_work(job, segmenter, refiner)
     manifest = list_images(job, work)
     if job.dry_run:
@@ -88,13 +90,16 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
         run.clean()
         pending = run.plan(manifest, retry_errors=job.retry_errors, limit=job.limit)
         log.info("%s of %s images to label", f"{len(pending):,}", f"{len(manifest):,}")
-        record = {"options": _public(job), "settings": settings, "images": len(manifest), "pending": len(pending)}
-        if len(pending):
+        if len(pending) or not run.is_complete():
+            record = {"options": _public(job), "settings": settings, "images": len(manifest), "planned": len(pending)}
             with _recorded(run, work.attempt, record):
+                run.mark_complete(None)
                 execute = label_here if job.local else label_on_ray
-                errors = execute(job, work, run, pending, record)
+                errors = execute(job, work, run, pending, record) if len(pending) else Counter()
                 summary = _summary(job, work.attempt, manifest, run.finish(work.attempt), errors, len(pending), start)
                 record |= asdict(summary)
+                if not summary.pending:
+                    run.mark_complete(asdict(summary))
         else:
             summary = _summary(job, work.attempt, manifest, run.commits(), Counter(), 0, start)
         if job.sheet:
@@ -117,6 +122,8 @@ def check(job: Label, segmenter: Segmenter, refiner: Callable | None) -> None:
         value = getattr(job, option)
         if value is not None and value <= 0:
             raise ValueError(f"--{option.replace('_', '-')} must be positive, got {value}")
+    if segmenter.threshold is not None and not 0 <= segmenter.threshold < 1:
+        raise ValueError(f"--threshold must be at least 0 and below 1, got {segmenter.threshold}")
     if not 0 <= segmenter.seed < 2**31:
         raise ValueError(f"--seed must be in 0..{2**31 - 1}, got {segmenter.seed}")
     if not 0 <= job.max_bad_fraction <= 1:
@@ -126,11 +133,28 @@ def check(job: Label, segmenter: Segmenter, refiner: Callable | None) -> None:
             f"--device cuda has no effect: {segmenter.name} runs on the CPU only"
             " (a rembg foreground would use a GPU if onnxruntime-gpu were installed instead of onnxruntime)"
         )
-    if job.local and job.actors:
-        raise ValueError("--actors has no effect with --local")
-    source, target = (storage.normalise(place).rstrip("/") + "/" for place in (job.input, job.output))
-    if target.startswith(source):
-        raise ValueError(f"the output {job.output!r} lies inside the input: the next run would label its files")
+    for option, other in (("actors", "local"), ("timeout", "local"), ("sheet", "dry_run")):
+        if getattr(job, option) and getattr(job, other):
+            raise ValueError(f"--{option} has no effect with --{other.replace('_', '-')}")
+    if not job.timing and not job.dry_run:
+        raise ValueError("--no-timing has no effect without --dry-run")
+    if job.actors and "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
+        cpus = cores.for_local_ray()
+        if job.actors + 1 > cpus:
+            raise ValueError(f"--actors {job.actors} leaves no CPU for reading and writing: at most {cpus - 1} here")
+    check_places(job.input, job.output)
+
+
+def check_places(source: str, output: str) -> None:
+    """Raise ValueError for an output that is a file, or that a later listing of the input would find."""
+    shown = storage.redact(output)
+    if os.path.isfile(storage.local_path(output) or ""):
+        raise ValueError(f"the output {shown!r} is a file; choose a folder")
+    fixed = source.partition("**")[0] if "**" in source else source
+    inside, outside = (storage.local_path(place) or storage.normalise(place) for place in (output, fixed))
+    inside, outside = (os.path.realpath(place) if os.path.isabs(place) else place for place in (inside, outside))
+    if f"{inside.rstrip('/')}/".startswith(f"{outside.rstrip('/')}/"):
+        raise ValueError(f"the output {shown!r} lies inside the input: the next run would label its files")
 
 
 def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Work:
@@ -183,14 +207,16 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, record: di
 
     from raypipe import cluster, workers
 
-    with cluster.connected(), on_signals():
+    timeout = job.timeout or work.segmenter.timeout
+    # A batch may take timeout x batch size before its worker gives it up; Ray must not give the job up before.
+    with cluster.connected(stall=max(1800.0, 3 * timeout * work.batch_size)):
         place = cluster.place(work, actors=job.actors)
         work = replace(work, device=place.device)
         run.freeze(record["settings"], provenance.environment() | {"weights": cluster.probe(work, place)})
         ledger = workers.Ledger.remote()
         sink = workers.CommitSink(run, work.attempt, ledger)
         rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), place, ledger)
-        with Progress(len(pending), lambda: cluster.ask(ledger.progress)), cluster.plain_errors():
+        with Progress(len(pending), cluster.Asker(ledger)), cluster.plain_errors():
             rows.write_datasink(sink)
         record["ray"] = {"resources": ray.cluster_resources(), "place": asdict(place), "stats": rows.stats()}
     if sink.rows != len(pending):
@@ -210,16 +236,16 @@ def graph(job: Label, work: Work, files, count: int, place, ledger):
     from raypipe import workers
 
     fs, paths = files
-    block = min(
-        BLOCK_BATCHES * work.batch_size, -(-count // (4 * place.actors))
-    )  # few images: still work for each actor
+    few = -(-count // (4 * place.expected_actors))  # of few images each actor still gets some
+    block = min(BLOCK_BATCHES * work.batch_size, few)
     batch = {"batch_size": min(work.batch_size, block), "batch_format": "pyarrow"}
-    compute = ActorPoolStrategy(min_size=place.min_actors, max_size=place.actors, max_tasks_in_flight_per_actor=2)
+    compute = ActorPoolStrategy(min_size=place.min_actors, max_size=place.max_actors, max_tasks_in_flight_per_actor=2)
     guard = (work, ledger, job.timeout or work.segmenter.timeout)
     rows = ray.data.read_parquet(paths, filesystem=fs).repartition(target_num_rows_per_block=block)
     if not place.gpus:
         return rows.map_batches(workers.LabelOnCpu, compute=compute, num_cpus=1, fn_constructor_args=guard, **batch)
-    rows = rows.map_batches(workers.decode_on_cpu, num_cpus=1, fn_args=guard, **batch)
+    few = batch | {"batch_size": min(DECODED, block)}
+    rows = rows.map_batches(workers.decode_on_cpu, num_cpus=1, fn_args=guard, **few)
     rows = rows.map_batches(
         workers.SegmentOnGpu, compute=compute, num_gpus=place.gpus, fn_constructor_args=guard, **batch
     )

@@ -11,6 +11,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from raypipe import foregrounds
+
 PACKAGES = (
     "raypipe",
     "ray",
@@ -25,8 +27,13 @@ PACKAGES = (
 
 
 def settings(segmenter, refiner, *, refine: str | None, keep_soft: bool) -> dict:
-    """The settings that decide the rows, flat, by the names of their options: what run.json freezes."""
+    """The settings that decide the rows, flat, by the names of their options: what run.json freezes.
+
+    Paths in them are absolute and without credentials, so that they mean the same from any folder.
+    """
     chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft}
+    if "foreground" in chosen:
+        chosen["foreground"] = str(foregrounds.parse(chosen["foreground"]))
     return chosen | (asdict(refiner) if refiner else {})
 
 

@@ -2,7 +2,7 @@
 
     <output>/run.json                                 the frozen configuration, with provenance
     <output>/masks/method=<m>/part-<attempt>-<task>.parquet
-    <output>/_commits/part-<attempt>-<task>.parquet   ids and errors of exactly those rows; written last
+    <output>/_commits/part-<attempt>-<task>.parquet   ids and errors of those rows, sealed; written last
     <output>/_runs/<attempt>.json                     one record per attempt; LOCK; the attempt's pending images
 
 A part counts once its commit record exists, so a run may be killed at any moment: what has no record is deleted at the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -29,6 +30,10 @@ from raypipe.folder import Folder
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
+GROUP_ROWS = 1000  # rows of a Parquet row group: few, since they hold masks
+OURS = re.compile(r"part-\d{8}T\d+Z-[0-9a-f]{4}-\w+(-[0-9a-f]{12})?\.parquet")  # names that `Run.commit` gives
+COMPLETE = ("_runs", "manifest.json")  # is there while nothing is pending and `finish` has run
+SEAL = b"raypipe:"  # stands before a commit record's own checksum
 
 
 class OtherConfiguration(RuntimeError):
@@ -60,14 +65,25 @@ class Run:
     def configuration(self) -> dict | None:
         """The content of run.json: `method`, `settings` (frozen) and `provenance`; None for a new run."""
         content = self.folder.read("run.json")
-        return None if content is None else json.loads(content)
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+            return {name: found[name] for name in ("schema", "method", "settings", "provenance")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self}/run.json is damaged ({error!r}); restore it or use another --output") from error
 
-    def check_configuration(self, settings: dict) -> None:
-        """Raise OtherConfiguration with a diff when the folder holds a run of another configuration."""
+    def check_configuration(self, settings: dict, *, defaults: dict) -> None:
+        """Raise OtherConfiguration with a diff when the folder holds a run of another configuration.
+
+        defaults: those of all settings, which hold for a setting that the run's version of raypipe did not have.
+        """
         found = self.configuration()
         if found is None:
             return
-        old, new = {"method": found["method"], **found["settings"]}, {"method": self._method, **settings}
+        old = {"method": found["method"], **defaults, **found["settings"]}
+        new = {"method": self._method, **settings}
+        old, new = json.loads(json.dumps([old, new]))  # a tuple comes back from run.json as a list
         changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
         if changed:
             lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed]
@@ -92,19 +108,21 @@ class Run:
     # Planning and cleaning
 
     def clean(self) -> None:
-        """Delete what a killed attempt left: parts without record, records without part, old temporary files."""
-        folder = self.masks
-        parts, commits = self.folder.files(folder), self.folder.files("_commits")
-        for name in parts.keys() - commits.keys():
-            if not name.startswith("_tmp."):
-                self.folder.delete(folder, name)
-        for name in commits.keys() - parts.keys():
-            if not name.startswith("_tmp."):
-                self.folder.delete("_commits", name)
-        for place, infos in ((folder, parts), ("_commits", commits), ("_runs", self.folder.files("_runs"))):
-            for name, info in infos.items():
+        """Delete what a killed attempt left: parts without record, records without part, old temporary files.
+
+        Raises RuntimeError when a finished run has parts but no records: it was copied without them.
+        """
+        parts, commits = self.folder.files(self.masks), self.folder.files("_commits")
+        if parts and not commits and self.is_complete():
+            raise RuntimeError(f"{self} is a finished run without its folder _commits; copy that too, or verify it")
+        for name in filter(OURS.fullmatch, parts.keys() - commits.keys()):
+            self.folder.delete(self.masks, name)
+        for name in filter(OURS.fullmatch, commits.keys() - parts.keys()):
+            self.folder.delete("_commits", name)
+        for place in ((self.masks,), ("_commits",), ("_runs",), ()):
+            for name, info in self.folder.files(*place).items():
                 if name.startswith("_tmp.") and (datetime.now(UTC) - info.mtime).total_seconds() > 3600:
-                    self.folder.delete(place, name)
+                    self.folder.delete(*place, name)
         for name in self.folder.folders("_runs"):
             self.folder.delete_folder("_runs", name)  # work lists of ended attempts
 
@@ -143,14 +161,34 @@ class Run:
         The same task may be run again after a lost worker: same names, same rows, overwritten.
         """
         name = f"part-{attempt}-{task:06d}.parquet" if isinstance(task, int) else f"part-{attempt}-{task}.parquet"
-        rows = rows.cast(schema.MASKS).replace_schema_metadata(schema.MASKS.metadata | self._stamp)
-        content = parquet_bytes(rows)
+        content = parquet_bytes(rows.cast(schema.MASKS).replace_schema_metadata(self.part_metadata()))
+        self.write_record(attempt, name, self.write_part(name, content, rows))
+
+    def write_part(self, name: str, content: bytes | memoryview, rows: pa.Table) -> pa.Table:
+        """Put a data file. Returns its commit record; the file counts once `write_record` has put that.
+
+        rows: at least the columns of schema COMMIT, of exactly the rows in the file.
+        """
         self.folder.write(content, self.masks, name)
         part = {"rows": len(rows), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         record = rows.select(schema.COMMIT.names).cast(schema.COMMIT)
-        record = record.replace_schema_metadata({"raypipe.part": json.dumps(part)})
+        return record.replace_schema_metadata({"raypipe.part": json.dumps(part)})
+
+    def write_record(self, attempt: str, name: str, record: pa.Table) -> None:
+        """Put a part's commit record, if the attempt still holds the lock; raises lock.Locked else."""
         lock.fence(self.folder, attempt)
-        self.folder.write(parquet_bytes(record), "_commits", name)
+        self.folder.write(seal(parquet_bytes(record)), "_commits", name)
+
+    def drop(self, name: str) -> None:
+        """Delete a part: its record first, so that a kill in between leaves a file that does not count."""
+        self.folder.delete("_commits", name)
+        self.folder.delete(self.masks, name)
+
+    def part_metadata(self) -> dict[bytes, bytes]:
+        """What each part's schema carries: the version of the columns and the content of run.json."""
+        if not self._stamp and (found := self.configuration()):
+            self._stamp = {b"raypipe.run": json.dumps(found).encode()}
+        return schema.MASKS.metadata | self._stamp
 
     def finish(self, attempt: str) -> pa.Table:
         """Leave each id once, write errors.parquet, drop the work list; returns the commits that remain."""
@@ -160,17 +198,43 @@ class Run:
         self.folder.write(parquet_bytes(self._errors(commits)), "errors.parquet")
         return commits
 
+    def is_complete(self) -> bool:
+        """Whether the run ended with nothing pending and has not been started on new images since."""
+        return self.folder.read(*COMPLETE) is not None
+
+    def mark_complete(self, summary: dict | None) -> None:
+        """Note, as the last step, that nothing is pending; None takes the note back before new work."""
+        if summary is None:
+            self.folder.delete(*COMPLETE)
+        else:
+            self.folder.write(_json(summary), *COMPLETE)
+
     def record_attempt(self, attempt: str, record: dict) -> None:
         """Write the attempt's record `_runs/<attempt>.json`."""
         self.folder.write(_json(record), "_runs", f"{attempt}.json")
 
     def load(self, columns: list[str] | None = None) -> pa.Table:
-        """All committed rows, each id once, with the column `method`. Raises FileNotFoundError when it is no run."""
+        """All committed rows, each id once, with the column `method`.
+
+        Raises FileNotFoundError when it is no run and ValueError for an unknown column.
+        """
+        known = [*schema.MASKS.names, "method"]
+        if unknown := set(columns or ()) - set(known):
+            raise ValueError(f"unknown column {sorted(unknown)[0]!r}; choose from: {', '.join(known)}")
+        stored = [name for name in schema.MASKS.names if columns is None or name in {"image_id", *columns}]
+        for tries_left in (2, 1, 0):
+            try:
+                table = self._load(stored)
+                return table if columns is None else table.select(columns)
+            except FileNotFoundError:  # a job that retries errors, or `compact`, replaced a part since it was listed
+                if not tries_left or self.configuration() is None:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _load(self, columns: list[str]) -> pa.Table:
         fs, paths = self.dataset()
-        stored = None if columns is None else [name for name in columns if name != "method"]
-        wanted = stored and list(dict.fromkeys(["image_id", *stored]))
-        tables = [pq.read_table(path, filesystem=fs, columns=wanted, partitioning=None) for path in paths]
-        table = pa.concat_tables(tables) if tables else schema.MASKS.empty_table().select(wanted or schema.MASKS.names)
+        tables = [pq.read_table(path, filesystem=fs, columns=columns, partitioning=None) for path in paths]
+        table = pa.concat_tables([schema.MASKS.empty_table().select(columns), *tables])
         lost = superseded(self.commits())
         if lost:
             parts = [
@@ -178,8 +242,7 @@ class Run:
             ]
             keep = [pair not in lost for pair in zip(table["image_id"].to_pylist(), parts, strict=True)]
             table = table.filter(pa.array(keep))
-        table = table.append_column("method", pa.array([self._method] * len(table), pa.string()))
-        return table if columns is None else table.select(columns)
+        return table.append_column("method", pa.array([self._method] * len(table), pa.string()))
 
     def _drop_superseded(self, attempt: str) -> None:
         """Rewrite the parts that hold rows which a later attempt did again, so that plain readers see each id once.
@@ -196,8 +259,7 @@ class Run:
             kept = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=ids)))
             if len(kept):
                 self.commit(attempt, f"kept-{hashlib.sha256(part.encode()).hexdigest()[:12]}", kept)
-            self.folder.delete("_commits", part)
-            self.folder.delete(folder, part)
+            self.drop(part)
 
     def _errors(self, commits: pa.Table) -> pa.Table:
         """The failed images as a table for people: image_id, uri, key, stage, kind, message, retryable."""
@@ -235,11 +297,15 @@ class Run:
         return sorted(name for name in names if not name.startswith("_tmp."))
 
     def _read_commit(self, name: str) -> pa.Table:
+        content = self.folder.read("_commits", name) or b""
         try:
-            return pq.read_table(io.BytesIO(self.folder.read("_commits", name))).select(schema.COMMIT.names)
-        except (pa.ArrowInvalid, OSError) as error:
+            if is_sealed(content) is False:
+                raise ValueError("its checksum is wrong")
+            return pq.read_table(io.BytesIO(content)).select(schema.COMMIT.names)
+        except (ValueError, KeyError, OSError) as error:
             raise RuntimeError(
-                f"{self}: commit record {name} is damaged ({error}); delete it, and the next run does its images again"
+                f"{self}: commit record {name} is damaged ({error}); `raypipe verify {self} --repair` removes it, and "
+                "the next run does its images again"
             ) from error
 
 
@@ -259,8 +325,28 @@ def superseded(commits: pa.Table) -> set[tuple[str, str]]:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as one Parquet file: zstd, row groups of 1,000 rows since they hold masks."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=1000)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
     return buffer.getvalue()
+
+
+def seal(content: bytes) -> bytes:
+    """A Parquet file with its own sha256 before the footer, where readers do not look: every flipped byte shows."""
+    footer = _footer(content)
+    return content[:footer] + SEAL + hashlib.sha256(content).digest() + content[footer:]
+
+
+def is_sealed(content: bytes) -> bool | None:
+    """Whether a file is as `seal` left it; None when it has no checksum, as in runs of the first versions."""
+    footer = _footer(content)
+    start = footer - len(SEAL) - hashlib.sha256().digest_size
+    if start < 0 or not content.startswith(SEAL, start):
+        return None
+    return hashlib.sha256(content[:start] + content[footer:]).digest() == content[start + len(SEAL) : footer]
+
+
+def _footer(content: bytes) -> int:
+    """Where a Parquet file's footer begins; it ends with its length (4 bytes) and PAR1."""
+    return len(content) - 8 - int.from_bytes(content[-8:-4], "little")
 
 
 def _json(content: dict) -> bytes:

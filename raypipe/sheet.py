@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -34,16 +36,14 @@ def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int
     """
     from PIL import Image
 
-    rows = _sample(run, manifest)
-    places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array([row["image_id"] for row in rows])))
+    rows = {row["image_id"]: row for row in _sample(run, manifest)}
+    places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(rows, pa.string()))).to_pylist()
     tiles = []
-    by_id = {row["image_id"]: row for row in rows}
-    for place, content in zip(places.to_pylist(), inputs.fetch(places.to_pylist(), max_bytes=max_bytes), strict=True):
-        if isinstance(content, BadImage):  # it was readable when it was labelled
-            log.warning("sheet: %s left out: %s", place["key"], content)
-            continue
-        image = images.decode(content, max_pixels=max_pixels)
-        tiles.append((image, overlay(image, by_id[place["image_id"]]), place["key"]))
+    for place, content in zip(places, inputs.fetch(places, max_bytes=max_bytes), strict=True):
+        try:
+            tiles.append(_tile(content, rows[place["image_id"]], max_pixels))
+        except BadImage as error:  # it was readable when it was labelled
+            log.warning("sheet: %s is left out: %s", place["key"], error)
     if not tiles:
         return None
     buffer = io.BytesIO()
@@ -52,32 +52,34 @@ def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int
     return run.folder.location("sheet.png")
 
 
-def overlay(image: np.ndarray, row: dict) -> np.ndarray:
+def overlay(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None = None) -> np.ndarray:
     """An image with its masks in colour and what lies outside the foreground darkened.
 
-    image: RGB uint8 (H, W, 3). row: a masks row with `segments` and `foreground`. Returns RGB uint8 (H, W, 3). Large
-    segments are drawn first, so that small ones stay visible.
+    image: RGB uint8 (H, W, 3). found: bool (N, H, W). foreground: bool (H, W). Returns RGB uint8 (H, W, 3).
     """
     import cv2
 
     picture = image.astype(np.float32)
-    if row["foreground"]:
-        picture[~masks.decode_rle(row["foreground"])] *= 0.35
-    found = masks.decode_segments(row["segments"], image.shape[:2])
-    width = max(1, round(max(image.shape) / 400))
+    if foreground is not None:
+        picture[~foreground] *= 0.35
     outlines = []
-    for i in sorted(range(len(found)), key=lambda i: -found[i].sum()):
+    for i in draw_order([mask.sum() for mask in found]):
         colour = COLOURS[i % len(COLOURS)]
         picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * colour
         outlines.append((cv2.findContours(found[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], colour))
     picture = np.ascontiguousarray(picture.round().astype(np.uint8))
     for contours, colour in outlines:
-        cv2.drawContours(picture, contours, -1, [int(c) for c in colour], width)
+        cv2.drawContours(picture, contours, -1, [int(c) for c in colour], 1)
     return picture
 
 
+def draw_order(areas: Sequence[int]) -> list[int]:
+    """Indices of masks by area: large ones first, so that small ones drawn later stay visible."""
+    return sorted(range(len(areas)), key=lambda i: -areas[i])
+
+
 def draw_sheet(tiles: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
-    """Pairs (original, overlay, caption) in a grid: RGB uint8."""
+    """Pairs (original, overlay, caption) in a grid: RGB uint8. The pictures have at most TILE pixels a side."""
     from PIL import Image, ImageDraw, ImageFont
 
     columns = min(COLUMNS, len(tiles))
@@ -88,12 +90,34 @@ def draw_sheet(tiles: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
     for i, (original, drawn, caption) in enumerate(tiles):
         x, y = (i % columns) * cell[0] + GAP, (i // columns) * cell[1] + GAP
         for j, picture in enumerate((original, drawn)):
-            thumbnail = Image.fromarray(picture)
-            thumbnail.thumbnail((TILE, TILE))
-            left = x + j * (TILE + GAP // 2) + (TILE - thumbnail.width) // 2
-            sheet.paste(thumbnail, (left, y + TILE - thumbnail.height))
+            height, width = picture.shape[:2]
+            left = x + j * (TILE + GAP // 2) + (TILE - width) // 2
+            sheet.paste(Image.fromarray(picture), (left, y + TILE - height))
         draw.text((x, y + TILE + 2), _shortened(caption, draw, font, 2 * TILE), fill=(70, 70, 70), font=font)
     return np.asarray(sheet)
+
+
+def _tile(content: bytes | BadImage, row: dict, max_pixels: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """One (original, overlay, caption), drawn at the size it is shown in. Raises BadImage if the original changed."""
+    import cv2
+
+    if isinstance(content, BadImage):
+        raise content
+    if hashlib.sha256(content).hexdigest() != row["sha256"]:
+        raise BadImage("fetch", "changed", "the file is another one than when it was labelled")
+    image = images.decode(content, max_pixels=max_pixels)
+    scale = min(1.0, TILE / max(image.shape[:2]))
+    size = [max(1, round(side * scale)) for side in (image.shape[1], image.shape[0])]  # OpenCV: width first
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    found = [_resized(masks.decode_rle(segment), size) for segment in row["segments"]]
+    foreground = _resized(masks.decode_rle(row["foreground"]), size) if row["foreground"] else None
+    return small, overlay(small, np.array(found, bool).reshape(-1, *small.shape[:2]), foreground), row["key"]
+
+
+def _resized(mask: np.ndarray, size: list[int]) -> np.ndarray:
+    import cv2
+
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
 def _sample(run: Run, manifest: pa.Table) -> list[dict]:

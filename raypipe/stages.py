@@ -113,6 +113,8 @@ class Segment:
         try:
             segments = next(iter(self._finder.segment([image])))
         except Exception as error:
+            if is_device_lost(error):
+                raise
             return row | {"error": _failure("foreground", error)}
         mask = segments.masks[0]
         if mask.dtype != bool:
@@ -239,7 +241,8 @@ def _is_memory(error: Exception) -> bool:
 
 def is_device_lost(error: Exception) -> bool:
     """Whether every later call on the GPU fails too, so that the process must start anew."""
-    return "CUDA error" in str(error) and not _is_memory(error)
+    text = str(error)
+    return ("CUDA error" in text or "CUDA failure" in text) and not _is_memory(error)  # torch's and onnxruntime's words
 
 
 def _join(*notes: str | None) -> str:

@@ -37,6 +37,8 @@ ADVICE = {
     errno.ENOSPC: "free some space or choose another --output, then run the same command again: it resumes",
     errno.EDQUOT: "the quota is used up: free some space, then run the same command again: it resumes",
     errno.EROFS: "the file system is read-only: choose another --output",
+    errno.ENOTDIR: "a file is in the way: choose another --output",
+    errno.EEXIST: "a file is in the way: choose another --output",
     errno.EACCES: "no permission: change the folder's owner or mode, or choose another --output",
 }
 
@@ -323,12 +325,18 @@ def put(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
         _rename(temporary, local, data)
         _synchronise(folder)
     except OSError as error:
-        advice = ADVICE.get(error.errno, "")
-        message = f"cannot write {os.path.basename(local)!r} in {folder!r}: {error.strerror or error}"
-        raise OSError(error.errno, f"{message}; {advice}" if advice else message) from error
+        raise cannot_write(error, local) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def cannot_write(error: OSError, path: str) -> OSError:
+    """The same error with the place and what to do. path: the local file or folder that was to be written."""
+    folder, name = os.path.split(path)
+    message = f"cannot write {name!r} in {folder!r}: {error.strerror or error}"
+    advice = ADVICE.get(error.errno)
+    return OSError(error.errno, f"{message}; {advice}" if advice else message)
 
 
 def is_local(filesystem: pafs.FileSystem) -> bool:

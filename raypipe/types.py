@@ -55,7 +55,7 @@ class Segmenter(ABC):
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16
-    timeout: ClassVar[float] = 120.0  # seconds that one image may take before its process is given up
+    timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import faulthandler
 import hashlib
 import os
 import sys
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -27,6 +27,7 @@ from raypipe.stages import Work
 from raypipe.types import BadImage, Segments
 
 MAX_TRIES = 2  # single-image tries of an image whose batch killed its process
+BACKSTOP = 5.0  # seconds
 ARRAYS = ("image", "foreground", "masks")  # array columns that cross from one stage to the next
 
 
@@ -35,23 +36,30 @@ class Ledger:
     """Remembers which batches and images were begun and not ended. Forgetting (its own restart) costs extra tries."""
 
     def __init__(self) -> None:
-        self._begun, self._since, self._stage = Counter(), {}, {}
+        self._begun, self._stage, self._overran = Counter(), {}, set()
         self._rows, self._errors = 0, Counter()
 
-    def begin(self, key: str) -> tuple[int, float, str]:
-        """Note a start. Returns how many starts have no end yet, seconds since the one before, and its stage."""
-        now = time.monotonic()
+    def begin(self, key: str) -> tuple[int, str, bool]:
+        """Note a start. Returns how many starts have no end yet, the stage of the last, and whether that took too long.
+
+        key: names a batch or an image.
+        """
         self._begun[key] += 1
-        elapsed, self._since[key] = now - self._since.get(key, now), now
-        return self._begun[key], elapsed, self._stage.get(key, "segment")
+        return self._begun[key], self._stage.get(key, "segment"), key in self._overran
 
     def enter(self, key: str, stage: str) -> None:
         """Note the stage that an image tried alone is in."""
         self._stage[key] = stage
 
+    def overran(self, key: str) -> None:
+        """Note that the process ends itself because the time limit is over."""
+        self._overran.add(key)
+
     def end(self, key: str) -> None:
-        for memory in (self._begun, self._since, self._stage):
-            memory.pop(key, None)
+        """Note that a batch or an image is done; forgets all about it."""
+        self._begun.pop(key, None)
+        self._stage.pop(key, None)
+        self._overran.discard(key)
 
     def committed(self, rows: int, errors: dict[str, int]) -> None:
         """Count rows that are durable, for the progress line."""
@@ -73,7 +81,7 @@ class Guard:
         key = hashlib.sha256("".join([*self._steps, *(row["image_id"] for row in rows)]).encode()).hexdigest()
         tries, _, _ = ray.get(self._ledger.begin.remote(key))
         if tries == 1:
-            with _time_limit(self._timeout * len(rows)), _new_process_if_device_lost():
+            with self._limits(key, self._timeout * len(rows)):
                 result: Iterable[dict] = rows
                 for step in self._steps.values():
                     result = step(result)
@@ -86,21 +94,46 @@ class Guard:
     def _alone(self, row: dict) -> list[dict]:
         """One image by itself, its stage noted; an error row once it has killed its process often enough."""
         key = f"{row['image_id']} {'+'.join(self._steps)}"
-        tries, elapsed, died_in = ray.get(self._ledger.begin.remote(key))
+        tries, died_in, overran = ray.get(self._ledger.begin.remote(key))
         if tries > MAX_TRIES and not row.get("error"):
-            row = row | {"error": str(self._verdict(died_in, elapsed))}
+            row = row | {"error": str(self._verdict(died_in, overran))}
         rows = [row]
-        with _time_limit(self._timeout), _new_process_if_device_lost():
+        with self._limits(key, self._timeout):
             for stage, step in self._steps.items():
                 ray.get(self._ledger.enter.remote(key, stage))
                 rows = list(step(rows))
         ray.get(self._ledger.end.remote(key))
         return rows
 
-    def _verdict(self, stage: str, elapsed: float) -> BadImage:
-        if elapsed >= self._timeout:
+    def _verdict(self, stage: str, overran: bool) -> BadImage:
+        if overran:
             return BadImage(stage, "timeout", f"took longer than {self._timeout:g} s, {MAX_TRIES} times; see --timeout")
         return BadImage(stage, "crash", f"its process died, {MAX_TRIES} times with this image alone")
+
+    @contextlib.contextmanager
+    def _limits(self, key: str, seconds: float) -> Iterator[None]:
+        """End the process, for Ray to start another, when the block takes too long or has lost its GPU."""
+
+        def expire() -> None:
+            ray.get(self._ledger.overran.remote(key))
+            print(f"raypipe: no result after {seconds:g} s, this worker starts anew", flush=True)
+            os._exit(1)
+
+        alarm = threading.Timer(seconds, expire)
+        alarm.daemon = True
+        alarm.start()
+        # Code that hangs without letting go of the interpreter's lock keeps the alarm from ringing; this needs no lock.
+        faulthandler.dump_traceback_later(seconds + BACKSTOP, exit=True, file=sys.__stderr__)
+        try:
+            yield
+        except Exception as error:
+            if not stages.is_device_lost(error):
+                raise
+            print(f"raypipe: the GPU's context is lost, this worker starts anew: {error}", flush=True)
+            os._exit(1)
+        finally:
+            alarm.cancel()
+            faulthandler.cancel_dump_traceback_later()
 
 
 class LabelOnCpu:
@@ -128,7 +161,7 @@ class SegmentOnGpu:
 
 
 def decode_on_cpu(batch: pa.Table, work: Work, ledger, timeout: float) -> Iterator[pa.Table]:
-    """The first stage as a task, for a GPU pipeline. Yields an image at a time so that a block never holds a batch."""
+    """The first stage as a task, for a GPU pipeline. Yields an image at a time: blocks may be cut between any two."""
     use_threads(1)
     for row in Guard({"decode": stages.Decode(work)}, ledger, timeout=timeout)(batch.to_pylist()):
         yield to_columns([row])
@@ -223,24 +256,3 @@ def _unpacked(cell: pa.StructScalar) -> np.ndarray | None:
     if dtype == "uint8":
         return np.frombuffer(content, np.uint8).reshape(shape)
     return masks.unpack(content, shape, soft=dtype == "float32")
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """End the process when the block takes longer; also when it hangs in C code that holds the interpreter's lock."""
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-@contextlib.contextmanager
-def _new_process_if_device_lost() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not stages.is_device_lost(error):
-            raise
-        print(f"raypipe: the GPU's context is lost, this worker starts anew: {error}", flush=True)
-        os._exit(1)

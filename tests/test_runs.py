@@ -1,5 +1,7 @@
 """The run's folder without Ray: whatever moment a process dies at, the next plan is right."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,10 +11,12 @@ import threading
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faulty import GOOD, RAISES, Faulty, write_images
 
 from raypipe import schema, storage
 from raypipe.folder import Folder
 from raypipe.lock import Locked, hold
+from raypipe.pipeline import Label, label
 from raypipe.runs import OtherConfiguration, Run, new_attempt, superseded
 
 
@@ -88,7 +92,7 @@ def test_a_kill_before_any_change_of_the_folder_loses_and_doubles_nothing(tmp_pa
             attempt_all(first, images, retry_errors=True)
         except Killed:
             pass
-    os.path.exists(first.folder.path("_runs", "LOCK")) and os.remove(first.folder.path("_runs", "LOCK"))
+    first.folder.delete("_runs", "LOCK")  # a dead process's; that it is taken over is another test
     attempt_all(Run(place, "kmeans"), images, retry_errors=True)
     files = sorted((tmp_path / "run/masks/method=kmeans").glob("*.parquet"))
     ids = [image_id for file in files for image_id in pq.read_table(file, partitioning=None)["image_id"].to_pylist()]
@@ -162,12 +166,12 @@ def test_old_temporary_files_go_and_young_ones_stay(run):
 
 def test_another_configuration_is_refused_with_a_diff(run):
     with pytest.raises(OtherConfiguration, match=r"k: 2 there, 3 now"):
-        run.check_configuration({"k": 3})
+        run.check_configuration({"k": 3}, defaults={})
     with pytest.raises(OtherConfiguration, match="method: 'kmeans' there, 'watershed' now"):
-        Run(run.folder.uri, "watershed").check_configuration({"k": 2})
+        Run(run.folder.uri, "watershed").check_configuration({"k": 2}, defaults={})
     with pytest.raises(OtherConfiguration, match="other weights"):
         run.freeze({"k": 2}, {"weights": {"u2net.onnx": "abc"}})
-    run.check_configuration({"k": 2})
+    run.check_configuration({"k": 2}, defaults={})
 
 
 def test_a_second_holder_is_refused_and_told_who_holds(run):
@@ -192,11 +196,14 @@ def test_of_many_contenders_one_gets_the_lock(run):
                 release.wait(10)
         except Locked:
             refused.append(name)
-            len(refused) == 7 and release.set()
+            if len(refused) == 7:
+                release.set()
 
     threads = [threading.Thread(target=contend, args=(f"attempt-{i}",)) for i in range(8)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(held) == 1 and len(refused) == 7
 
 
@@ -233,3 +240,87 @@ def test_a_table_of_failures_alone_has_the_same_types(run):
 def test_columns_can_be_chosen_when_loading(run):
     attempt_all(run, manifest(4))
     assert run.load(["key", "method"]).column_names == ["key", "method"]
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_kill_while_a_run_is_finished_is_made_up_for_by_the_next_start(tmp_path, monkeypatch, step):
+    write_images(tmp_path / "photos", [GOOD, RAISES, GOOD])
+    job = Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True, max_bad_fraction=1.0)
+    label(job, Faulty())
+    write_images(tmp_path / "photos", [GOOD] * 3)
+    finish = Run.finish
+
+    def killed_finish(self, attempt):
+        kill_at(step, patch)
+        return finish(self, attempt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", killed_finish)
+        with contextlib.suppress(Killed):
+            label(dataclasses.replace(job, retry_errors=True), Faulty())
+    Folder(job.output).delete("_runs", "LOCK")
+    summary = label(job, Faulty())
+    assert (summary.labelled, summary.failed, summary.pending) == (0, 0, 0)
+    files = (tmp_path / "run/masks").rglob("*.parquet")
+    keys = [key for file in files for key in pq.read_table(file, partitioning=None)["key"].to_pylist()]
+    assert sorted(keys) == ["0000.png", "0001.png", "0002.png"]
+    assert pq.read_table(tmp_path / "run/errors.parquet").num_rows == 0
+    assert (tmp_path / "run/_runs/manifest.json").exists()
+
+
+def test_settings_are_compared_as_run_json_holds_them(tmp_path):
+    run = Run(str(tmp_path), "kmeans")
+    run.freeze({"sizes": (4, 8)}, {"weights": {}})
+    run.check_configuration({"sizes": (4, 8), "new": 1}, defaults={"sizes": (), "new": 1})
+    with pytest.raises(OtherConfiguration, match="new: 1 there, 2 now"):
+        run.check_configuration({"sizes": (4, 8), "new": 2}, defaults={"new": 1})
+
+
+@pytest.mark.parametrize("content", [b'{"schema": 1, "meth', b"{}", b"[]"])
+def test_a_damaged_configuration_is_named(run, content):
+    run.folder.write(content, "run.json")
+    with pytest.raises(ValueError, match="run/run.json is damaged"):
+        run.check_configuration({"k": 2}, defaults={})
+
+
+def test_cleaning_spares_files_that_are_not_ours(run):
+    attempt_all(run, manifest(2))
+    run.folder.write(b"", run.masks, "mine.parquet")
+    run.folder.write(b"", run.masks, f"part-{new_attempt()}-000000.parquet")
+    run.clean()
+    assert "mine.parquet" in run.folder.files(run.masks) and len(run.folder.files(run.masks)) == 2
+
+
+def test_a_finished_run_copied_without_its_records_is_not_emptied(run):
+    attempt_all(run, manifest(2))
+    run.mark_complete({})
+    for name in run.folder.files("_commits"):
+        run.folder.delete("_commits", name)
+    with pytest.raises(RuntimeError, match="without its folder _commits"):
+        run.clean()
+    assert run.folder.files(run.masks)
+
+
+def test_a_lock_from_another_container_counts_by_its_age(run):
+    with hold(run.folder, "first"):
+        claim = json.loads(run.folder.read("_runs", "LOCK")) | {"machine": "another", "pid": 1, "born": "then"}
+        run.folder.write(json.dumps(claim).encode(), "_runs", "LOCK")
+        with pytest.raises(Locked), hold(run.folder, "second"):
+            raise AssertionError("two holders")
+        os.utime(run.folder.path("_runs", "LOCK"), (0, 0))
+        with hold(run.folder, "second"):
+            pass
+
+
+def test_a_file_system_without_hard_links_still_has_one_holder(run, monkeypatch):
+    def no_links(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with hold(run.folder, "first"), pytest.raises(Locked), hold(run.folder, "second"):
+        raise AssertionError("two holders")
+
+
+def test_an_unknown_column_is_named_with_the_known_ones(run):
+    with pytest.raises(ValueError, match="unknown column 'keys'; choose from: image_id"):
+        run.load(["keys"])
