@@ -65,3 +65,48 @@ ERRORS = pa.schema(
         ("retryable", pa.bool_()),  # the same file may succeed another time
     ]
 )
+
+# `raypipe evaluate --task pattern`: one row per image of the run. Counts and ratios are null unless status is "ok".
+PATTERN = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("key", pa.string()),
+        ("group", pa.string()),
+        ("method", pa.string()),
+        ("reference", pa.string()),  # the folder of labels
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("tp_fixed", pa.int64()),  # pixels; fixed polarity: segment 0 is the pattern
+        ("fp_fixed", pa.int64()),
+        ("fn_fixed", pa.int64()),
+        ("tn_fixed", pa.int64()),
+        ("tp_best", pa.int64()),  # best polarity: `segment` with `sign` is the pattern
+        ("fp_best", pa.int64()),
+        ("fn_best", pa.int64()),
+        ("tn_best", pa.int64()),
+        ("segment", pa.int32()),
+        ("sign", pa.int8()),  # 1 = the segment itself, -1 = the rest of the foreground
+        ("dice_fixed", pa.float64()),
+        ("dice_best", pa.float64()),
+        ("iou_fixed", pa.float64()),
+        ("iou_best", pa.float64()),
+        ("status", pa.string()),  # ok, failed (an error row), no_label, other_size, or bad_label
+    ],
+    metadata={"raypipe.schema": str(VERSION)},
+)
+
+# `raypipe agree`: one row per image of any of the runs, in no order. The file's metadata lists them as `raypipe.runs`.
+AGREEMENT = pa.schema(
+    [
+        ("image_id", pa.string()),  # in the first run that has the image
+        ("key", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("agreement", pa.float64()),  # mean IoU over all pairs of runs; null unless status is "ok"
+        ("nearest", pa.string()),  # the run with the highest mean IoU, the first among equals; null for two runs
+        ("ious", pa.list_(pa.float64())),  # of each run, its mean IoU with the others
+        ("signs", pa.list_(pa.int8())),  # of each run: 1 = its first mask, -1 = the rest of the foregrounds
+        ("status", pa.string()),  # ok, or what keeps the image from being compared: `missing: RUN`, `failed: RUN`, ...
+    ],
+    metadata={"raypipe.schema": str(VERSION)},
+)
