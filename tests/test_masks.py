@@ -37,6 +37,13 @@ def test_segments_have_areas_boxes_scores_and_labels(rng):
     np.testing.assert_array_equal(masks.decode_segments(rows, (20, 30)), found)
 
 
+def test_hundreds_of_segments_are_encoded(rng):
+    found = rng.random((300, 6, 5)) > 0.5
+    rows = masks.encode_segments(found)
+    assert [row["area"] for row in rows] == found.sum((1, 2)).tolist()
+    np.testing.assert_array_equal(masks.decode_segments(rows, (6, 5)), found)
+
+
 def test_no_segment_is_an_answer():
     assert masks.encode_segments(np.zeros((0, 4, 5), bool)) == []
     assert masks.decode_segments([], (4, 5)).shape == (0, 4, 5)
