@@ -1,0 +1,28 @@
+"""Looking things up by name: the modules of a package, and what to say about an unknown name. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """What to write instead of an unknown name: the nearest known one, else all of them."""
+    known = list(known)
+    near = get_close_matches(str(name), known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
+
+
+def modules(path: Iterable[str]) -> list[str]:
+    """The modules of a package by its `__path__`, sorted."""
+    return sorted(module.name for module in iter_modules(path))
+
+
+def module(package: str, name: object, known: list[str], *, kind: str) -> ModuleType:
+    """Import one of the known modules of a package. Raises ValueError, with the right name, for an unknown one."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known)}")
+    return import_module(f"{package}.{name}")
