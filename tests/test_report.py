@@ -1,0 +1,406 @@
+"""The page about a run: what is chosen for it, its figures, its safety, and how it works in a browser."""
+
+import base64
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+from hashlib import blake2b, sha256
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import raypipe
+from raypipe import cli, figures, masks, pictures, schema
+from raypipe.lock import hold
+from raypipe.report import Report, report, run_names
+from raypipe.runs import Run, new_attempt
+from raypipe.sheet import COLOURS
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+HOSTILE = [
+    "<img src=x onerror=alert(1)>.png",
+    "<script>alert(1)</script>.png",
+    "\" onmouseover=alert(1) x='.png",
+    "{{ 7 * 7 }} ${7 * 7}.png",
+    "&lt;b&gt;.png",
+]
+
+
+def row(key: str, shares: list[float] = (0.25,), **values) -> dict:
+    """A masks row of a 20 x 10 image whose masks are left parts of it. Values replace columns."""
+    found = masks.encode_segments(np.stack([np.arange(200).reshape(10, 20) < 200 * share for share in shares]))
+    blank = {"image_id": blake2b(key.encode(), digest_size=16).hexdigest(), "uri": f"/gone/{key}", "key": key}
+    blank |= {"sha256": "", "height": 10, "width": 20, "segments": found, "foreground": None, "note": "", "error": ""}
+    return blank | {"seconds": 0.01, "attempt": "a"} | values
+
+
+def write_run(place: Path, rows: list[dict], *, per_part: int = 7, method: str = "kmeans") -> Run:
+    run, attempt = Run(str(place), method), new_attempt()
+    run.freeze({"k": 2}, {"weights": {}})
+    with hold(run.folder, attempt):
+        for task, start in enumerate(range(0, len(rows), per_part)):
+            run.commit(attempt, task, pa.Table.from_pylist(rows[start : start + per_part], schema=schema.MASKS))
+    return Run(str(place))
+
+
+def write_photographs(folder: Path) -> None:
+    """A dozen small photographs with good names, hostile ones, and two files that are none."""
+    rng = np.random.default_rng(0)
+    names = [*HOSTILE, *(f"animals/{i:02d}.png" for i in range(8))]
+    for i, name in enumerate(names):
+        pixels = rng.integers(0, 80, (60, 80, 3), np.uint8)
+        pixels[10 : 20 + 3 * i, 10:60] += 150
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "<b onclick=alert(1)>broken.png").write_bytes((folder / "animals/00.png").read_bytes()[:500])
+    (folder / "broken.png").write_bytes(b"no image")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """Two runs, k2 and k3, over the same photographs; k2 also has measures."""
+    folder = tmp_path_factory.mktemp("report")
+    write_photographs(folder / "photos")
+    for name, k in (("k2", 2), ("k3", 3)):
+        raypipe.label("kmeans", str(folder / "photos"), str(folder / name), foreground="whole", k=k, local=True)
+    keys = raypipe.load(str(folder / "k2"))["key"]
+    agreements = pa.table({"key": keys, "agreement": np.linspace(0.5, 1, len(keys))})
+    (folder / "k2/metrics/agreement").mkdir(parents=True)
+    pq.write_table(agreements, folder / "k2/metrics/agreement/agreement.parquet")
+    (folder / "photos/animals/07.png").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(labelled) -> Path:
+    report(Report(runs=(str(labelled / "k2"), str(labelled / "k3")), output=str(labelled / "both.html")))
+    return labelled / "both.html"
+
+
+# Figures
+
+
+def test_figures_agree_with_a_slow_loop(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = [row(f"{i}.png", list(rng.random(rng.integers(1, 4)))) for i in range(30)]
+    rows[4]["segments"], rows[9]["error"] = [], "decode: corrupt: a: b"
+    table = figures.read(write_run(tmp_path / "run", rows))
+    for wanted, found in zip(rows, table.to_pylist(), strict=True):
+        shares = [segment["area"] / 200 for segment in wanted["segments"]]
+        assert found["count"] == len(shares) and found["share"] == (shares or [0])[0]
+        assert found["largest"] == max(shares, default=0) and found["smallest"] == min(shares, default=1)
+        assert found["reason"] == ("decode: corrupt" if wanted["error"] else "")
+        assert found["megapixels"] == 0.0002 and np.isnan(found["score"])
+    assert figures.reasons(table) == [("decode: corrupt", 1)] and len(figures.good(table)) == 29
+
+
+def test_rows_are_read_back_from_their_places(tmp_path):
+    run = write_run(tmp_path / "run", [row(f"{i}.png") for i in range(30)])
+    table = figures.read(run)
+    chosen = table.take([29, 0, 13])
+    assert [found["key"] for found in figures.read_rows(run, chosen)] == ["29.png", "0.png", "13.png"]
+    assert "soft" not in figures.read_rows(run, chosen)[0]["segments"][0]
+
+
+def test_a_row_that_was_done_again_counts_once(tmp_path):
+    write_run(tmp_path / "run", [row("a.png", error="fetch: network: gone"), row("b.png")])
+    run = write_run(tmp_path / "run", [row("a.png")])
+    assert sorted(figures.read(run)["key"].to_pylist()) == ["a.png", "b.png"]
+    assert figures.reasons(figures.read(run)) == []
+
+
+def test_the_oddest_come_first_and_the_rest_is_the_same_random_sample_each_time(tmp_path):
+    rows = [row(f"{i:03d}.png", [0.2 + 0.001 * (i % 9), 0.7]) for i in range(200)]
+    rows[50], rows[60] = row("050.png", [0.995]), row("060.png", [0.2, 0.0])
+    rows[70] = row("070.png", [0.2, 0.7], note="few_colours")
+    table = figures.good(figures.read(write_run(tmp_path / "run", rows, per_part=64)))
+    chosen = figures.choose([table], 20)
+    assert [choice.key for choice in chosen[:3]] == ["050.png", "060.png", "070.png"]
+    assert all(choice.oddness >= figures.ODD for choice in chosen[:3]) and chosen[3].oddness == 0
+    smallest = sorted(rows, key=lambda row: row["image_id"])[:17]
+    assert {choice.key for choice in chosen if choice.is_random} == {row["key"] for row in smallest}
+    shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
+    assert figures.choose([shuffled], 20) == chosen
+
+
+def test_at_most_half_of_the_sample_is_odd(tmp_path):
+    rows = [row(f"{i:03d}.png", [0.2 if i % 3 else 0.9]) for i in range(90)]
+    chosen = figures.choose([figures.good(figures.read(write_run(tmp_path / "run", rows)))], 20)
+    assert len(chosen) <= 20 and sum(choice.is_random for choice in chosen) == 10
+
+
+def test_histograms_agree_with_a_slow_loop_and_share_their_edges():
+    rng = np.random.default_rng(2)
+    values = [rng.gamma(2, 1, 500), np.append(rng.gamma(3, 1, 300), np.nan)]
+    found = figures.histogram(values)
+    for counts, array in zip(found.counts, values, strict=True):
+        pairs = list(zip(found.edges[:-1], found.edges[1:], strict=True))
+        slow = [sum(low <= value < high for value in array) for low, high in pairs]
+        slow[-1] += sum(array == found.edges[-1])
+        assert counts.tolist() == slow
+    assert found.medians == [np.median(values[0]), np.nanmedian(values[1])]
+    whole = figures.histogram([np.array([2.0, 2.0, 4.0])])
+    assert whole.counts[0].tolist() == [0, 2, 0, 1, 0]
+    assert figures.histogram([np.array([np.nan])]).counts[0].sum() == 0
+
+
+# Pictures
+
+
+def test_layers_show_each_mask_in_its_colour_and_the_small_one_on_top():
+    large, small = np.zeros((2, 40, 60), bool)
+    large[:, :50], small[10:30, 10:30] = True, True
+    found = {"segments": masks.encode_segments(np.stack([large, small])), "foreground": masks.encode_rle(large)}
+    layers = pictures.draw_layers(found, (40, 60))
+    fill, contour = (np.asarray(open_uri(uri).convert("RGBA")) for uri in layers)
+    assert tuple(fill[20, 20]) == (*COLOURS[1], 255) and tuple(fill[5, 5]) == (*COLOURS[0], 255)
+    assert tuple(fill[20, 55]) == (0, 0, 0, 255)  # outside the foreground
+    assert tuple(contour[10, 20]) == (*COLOURS[1], 255) and contour[20, 20, 3] == 0
+
+
+def test_a_picture_shrinks_until_it_fits_its_bytes():
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    content = encoded(noise)
+    found = row("a.png", height=400, width=600, sha256=sha256(content).hexdigest())
+    found["segments"] = masks.encode_segments(noise[None, :, :, 0] > 127)
+    large = pictures.draw(content, [found], side=480, max_bytes=10**9)
+    small = pictures.draw(content, [found], side=480, max_bytes=60_000)
+    assert (large.width, large.height) == (480, 320) and small.width < 480 and small.nbytes <= 60_000
+
+
+def open_uri(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# The page
+
+
+def test_the_page_names_errors_and_the_command_that_tries_them_again(labelled, capsys):
+    assert cli.main(["report", str(labelled / "k2"), "--sample", "5", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    text = unescape((labelled / "k2/report.html").read_text())
+    assert result["images"] == 15 and result["shown"] <= 5 and result["bytes"] == os.path.getsize(result["report"])
+    assert "decode: truncated" in text and "broken.png" in text
+    command = shlex.split(re.search(r"<code[^>]*>(raypipe label .*?)</code>", text)[1])
+    expected = ["--input", str(labelled / "photos"), "--output", str(labelled / "k2"), "--foreground", "whole"]
+    assert sorted(command) == sorted(["raypipe", "label", "kmeans", *expected, "--local", "--retry-errors"])
+    assert cli.main(command[1:]) in (0, 3)  # it is a command, and the images that cannot be read still cannot
+    assert len(Run(str(labelled / "k2")).load()) == 15
+
+
+def test_a_page_is_the_same_each_time_and_small_for_many_rows(tmp_path):
+    rows = [row(f"{i:05d}.png", [0.2, 0.7]) for i in range(2000)]
+    run = write_run(tmp_path / "run", rows, per_part=500)
+    result = report(Report(runs=(str(run),), output=str(tmp_path / "a/b.html"), sample=50))
+    assert result.shown == 50 and result.bytes < 500_000
+    first = (tmp_path / "a/b.html").read_text()
+    report(Report(runs=(str(run),), output=str(tmp_path / "a/b.html"), sample=50))
+    assert re.sub("Made by.*", "", first) == re.sub("Made by.*", "", (tmp_path / "a/b.html").read_text())
+
+
+def test_runs_without_good_rows_or_without_any_row_get_a_page(tmp_path):
+    failed = write_run(tmp_path / "failed", [row("a.png", segments=[], height=0, width=0, error="fetch: io: x")])
+    empty = write_run(tmp_path / "empty", [])
+    report(Report(runs=(str(failed), str(empty))))
+    text = (tmp_path / "failed/report.html").read_text()
+    assert "has masks to show" in text and "fetch: io" in text
+
+
+def test_wrong_options_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a raypipe run"):
+        report(Report(runs=(str(tmp_path),)))
+    with pytest.raises(ValueError, match="named twice"):
+        report(Report(runs=("a", "./a")))
+    with pytest.raises(ValueError, match="--sample must be positive, got 0"):
+        report(Report(runs=("a",), sample=0))
+    with pytest.raises(ValueError, match="--sample can be 1000 at most"):
+        report(Report(runs=("a",), sample=1001))
+    with pytest.raises(ValueError, match="--column has no effect without --input"):
+        report(Report(runs=("a",), column="image"))
+    assert cli.main(["report"]) == 2
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    assert run_names(("/runs/a/coat", "/runs/b/coat/")) == ["a/coat", "b/coat"]
+    assert run_names(("s3://bucket/runs/coat",)) == ["coat"]
+
+
+def test_hostile_names_stay_text(page):
+    text = page.read_text()
+    for name in HOSTILE[:3]:
+        assert name not in text
+    assert "<b onclick" not in text and "onmouseover=alert(1) x='.png" not in text
+    assert text.count("<script") == 1 and not re.search(r"(src|href)=\"?(https?:)?//", text)
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium on the PATH (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The page of two runs, opened. At the end no script failed, no address was asked for and nothing popped up."""
+    complaints = []
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    tab = context.new_page()
+    tab.on("pageerror", lambda error: complaints.append(f"script error: {error}"))
+    tab.on("console", lambda message: complaints.append(f"console: {message.text}"))
+    tab.on("dialog", lambda dialog: (complaints.append("a dialog opened"), dialog.dismiss()))
+    tab.on("request", lambda request: request.url.startswith(("data:", "file:")) or complaints.append(request.url))
+    tab.goto(page.as_uri())
+    yield tab
+    tab.wait_for_timeout(50)
+    context.close()
+    assert complaints == []
+
+
+def names(tab) -> list[str]:
+    return tab.eval_on_selector_all(".card:not([hidden])", "cards => cards.map(card => card.dataset.name)")
+
+
+def test_filters_search_and_order_work(opened):
+    everything = names(opened)
+    assert len(everything) == 13 and opened.inner_text("#count") == "13 of 13"
+    opened.fill("#search", "ANIMALS 0")
+    assert sorted(names(opened)) == [f"animals/{i:02d}.png" for i in range(8)]
+    opened.select_option("#sort", "name")
+    assert names(opened) == [f"animals/{i:02d}.png" for i in range(8)]
+    opened.select_option("#sort", "-share")
+    shares = opened.eval_on_selector_all(
+        ".card:not([hidden])", "cards => cards.map(card => JSON.parse(card.dataset.figures)[0].share)"
+    )
+    assert shares == sorted(shares, reverse=True) and len(set(shares)) > 4
+    opened.click("#filters summary")
+    opened.fill("[data-figure=agreement][data-end=low]", "0.8")
+    assert 0 < len(names(opened)) < 8 and opened.inner_text("#active").strip() == "(1)"
+    opened.fill("[data-figure=agreement][data-end=low]", "2")
+    assert names(opened) == [] and opened.is_visible("#nothing")
+    opened.click("#reset-too")
+    assert sorted(names(opened)) == sorted(everything)
+    opened.click("[data-part=odd]")
+    odd = names(opened)
+    opened.click("[data-part=random]")
+    assert set(odd) < set(everything) and len(names(opened)) == 13
+
+
+def test_views_switch_for_the_page_and_for_one_image(opened):
+    def seen() -> set[str]:
+        script = "(card) => card.querySelectorAll('.frame')[0].querySelectorAll('img')"
+        return set(
+            opened.evaluate(
+                f"[...({script})(document.querySelector('.card:not(:has(.gone))'))]"
+                ".filter(image => getComputedStyle(image).visibility === 'visible').map(image => image.className)"
+            )
+        )
+
+    wanted = {"overlay": {"original", "mask"}, "contour": {"original", "contour"}}
+    wanted |= {"mask": {"mask"}, "original": {"original"}}
+    for i, (view, layers) in enumerate(wanted.items(), 1):
+        opened.click(f"#toolbar [data-view={view}]")
+        assert seen() == layers
+        opened.keyboard.press("1" if view != "overlay" else "2")
+        opened.keyboard.press(str(i))
+        assert seen() == layers
+    opened.click(".card:not(:has(.gone)) .flip")  # from original on to overlay
+    assert seen() == {"original", "mask"}
+    views = opened.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.view)")
+    assert sorted(set(views)) == ["original", "overlay"] and views.count("overlay") == 1
+
+
+def test_the_gallery_works_by_keyboard_alone(opened):
+    opened.focus("#filters summary")
+    opened.keyboard.press("Tab")
+    order = names(opened)
+    focused = "document.activeElement.closest('.card')?.dataset.name"
+    assert opened.evaluate(focused) == order[0]
+    opened.keyboard.press("ArrowRight")
+    assert opened.evaluate(focused) == order[1]
+    opened.keyboard.press("ArrowDown")
+    assert opened.evaluate(focused) == order[1 + opened.evaluate("Math.round(cards.clientWidth / 600)")]
+    opened.keyboard.press("End")
+    assert opened.evaluate(focused) == order[-1]
+    opened.keyboard.press("Home")
+    shadow = opened.evaluate("getComputedStyle(document.activeElement.closest('.card')).boxShadow")
+    assert shadow != "none"
+    opened.keyboard.press("Enter")
+    assert opened.is_visible("#viewer") and opened.inner_text("#viewer-name") == order[0]
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("3")
+    assert opened.inner_text("#viewer-name") == order[1]
+    assert opened.get_attribute("#viewer-picture", "data-view") == "mask"
+    opened.keyboard.press("Escape")
+    opened.wait_for_selector(".card:nth-child(2):focus-within")
+    assert not opened.is_visible("#viewer") and opened.evaluate(focused) == order[1]
+    opened.keyboard.press("/")
+    assert opened.evaluate("document.activeElement.id") == "search"
+
+
+def test_hostile_names_inject_nothing_and_are_shown_as_they_are(opened):
+    shown = opened.eval_on_selector_all(".card .name", "names => names.map(name => name.textContent.trim())")
+    assert set(HOSTILE) <= set(shown)
+    for name in HOSTILE:
+        opened.locator(".card", has_text=name).locator(".open").first.click()
+        assert opened.inner_text("#viewer-name") == name
+        opened.keyboard.press("Escape")
+    assert opened.locator("img[src='x'], [onmouseover], [onclick], [onerror]").count() == 0
+    assert opened.locator("script").count() == 1
+
+
+def test_several_runs_stand_side_by_side_over_one_original(opened):
+    card = opened.locator(".card:not(:has(.gone))").first
+    assert card.locator(".pane-name").all_inner_texts() == ["k2", "k3"]
+    sources = card.locator(".original").evaluate_all("images => images.map(image => image.src)")
+    assert len(sources) == 2 and sources[0] == sources[1] != ""
+    assert (
+        opened.locator(".card", has=opened.locator(".gone")).locator(".name").text_content().strip() == "animals/07.png"
+    )
+
+
+@pytest.mark.parametrize("width, scheme", [(1366, "light"), (390, "light"), (390, "dark")])
+def test_the_page_fits_the_screen_and_text_stands_out(browser, page, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    for text, behind in ((".lead", "body"), (".tiles dt", ".tiles div"), (".chip", ".chip"), ("nav a", "body")):
+        colours = [colour(tab, text, "color"), colour(tab, behind, "backgroundColor")]
+        assert contrast(*colours) >= 4.5, (text, scheme)
+    context.close()
+
+
+def colour(tab, selector: str, name: str) -> list[float]:
+    style = tab.eval_on_selector(selector, f"element => getComputedStyle(element).{name}")
+    return [int(value) / 255 for value in re.findall(r"\d+", style)[:3]]
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """WCAG 2.2's contrast ratio of two sRGB colours."""
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour] for colour in (one, other)]
+    light, dark = sorted((np.dot(colour, [0.2126, 0.7152, 0.0722]) for colour in linear), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
