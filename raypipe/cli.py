@@ -9,23 +9,43 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import re
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 
+from raypipe import lookup
+
+log = logging.getLogger("raypipe")
+WAY_ON = "this command goes on:"  # begins the note that an error of a run carries
 VERBS = {
     "label": "images -> masks in Parquet; resumable, incremental",
+    "report": "one HTML page about a run: pictures, figures, errors, provenance",
+    "export": "masks as COCO, PNG, YOLO, Label Studio, Hugging Face, WebDataset, cut-outs or CSV",
+    "verify": "whether a run still holds what was committed; --repair mends it",
+    "compact": "a run's many small files as few large ones",
     "methods": "what there is and what it needs",
     "demo": "a run on sample photographs, without any download",
+    "evaluate": "a run against labels -> measures per image and their means",
+    "agree": "runs of several methods against each other: which masks to trust, without labels",
+    "benchmark": "measured ratios on this machine",
 }
 # Verbs of one dataclass of options and one function of it: the module and both names. The function returns a dataclass
 # with the method `text()` and, where it is not always 0, the field `exit_code`.
 MODULES = {
     "demo": ("demo", "Demo", "demo"),
+    "verify": ("verify", "Verify", "verify"),
+    "compact": ("compact", "Compact", "compact"),
+    "report": ("report", "Report", "report"),
+    "export": ("export", "Export", "export"),
+    "evaluate": ("evaluate", "Evaluate", "evaluate"),
+    "agree": ("agree", "Agree", "agree"),
+    "benchmark": ("benchmark", "Benchmark", "benchmark"),
 }
 
 
@@ -33,7 +53,7 @@ MODULES = {
 class Terminal:
     """How the command itself behaves."""
 
-    config: str | None = None  # YAML file with any of these options (underscores in names); flags win over it
+    config: str | None = None  # YAML file with any other option (underscores in names); flags win over it
     print_config: bool = False  # print all options as such a file and stop
     json: bool = False  # print the result as JSON, as the last line of stdout
     debug: bool = False  # show the traceback of an error
@@ -51,16 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"raypipe {version('raypipe')}")
         return 0
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("raypipe").setLevel("INFO")
     verb, rest = argv[0], argv[1:]
+    log.setLevel("DEBUG" if "--debug" in rest else "INFO")
     if verb not in VERBS:
-        return _wrong(f"unknown command {verb!r}; {_choices(verb, VERBS)}")
+        return _wrong(f"unknown command {verb!r}; {lookup.suggest(verb, VERBS)}")
     try:
         return {"label": _label, "methods": _methods}.get(verb, partial(_simple, verb))(rest)
+    except SystemExit:
+        raise
     except BaseException as error:
-        if "--debug" in rest or isinstance(error, SystemExit):
-            raise
-        return _failed(error, shlex.join(["raypipe", *argv]))
+        if log.isEnabledFor(logging.DEBUG):
+            traceback.print_exception(error)
+        return _failed(error)
 
 
 def _label(argv: list[str]) -> int:
@@ -71,22 +93,29 @@ def _label(argv: list[str]) -> int:
         print(f"usage: raypipe label METHOD --input PATH --output FOLDER [OPTIONS]\n\nMethods:\n{names}\n")
         print("All options: raypipe label METHOD --help        What each method needs: raypipe methods")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    from raypipe import options, pipeline
+    from raypipe import pipeline
 
-    method = segmenters.find(argv[0])
-    values = _config(argv)
+    method, values = segmenters.find(argv[0]), _config(argv)
     refiner = _peek(argv, "--refine") or values.get("refine")
-    kinds = [pipeline.Label, method] + ([refine.find(refiner)] if refiner not in (None, "None") else [])
-    options.check_names(values, kinds)
-    job, segmenter, *rest = _parse(f"raypipe label {argv[0]}", method.__doc__, [*kinds, Terminal], argv[1:], values)
+    kinds = [pipeline.Label, method]
+    if refiner not in (None, "None"):
+        kinds.append(refine.find(refiner))
+    else:
+        _refuse_refiner_options(argv)
+    job, segmenter, *rest = _parse(f"raypipe label {argv[0]}", method.__doc__, kinds, argv[1:], values)
     refiner, terminal = (rest[0] if len(rest) == 2 else None), rest[-1]
     if terminal.print_config:
         return _print_config(job, segmenter, refiner)
-    result = pipeline.label(job, segmenter, refiner)
+    try:
+        result = pipeline.label(job, segmenter, refiner)
+    except BaseException as error:
+        if _has_begun(job):
+            error.add_note(f"{WAY_ON}\n  {_command(argv)}")
+        raise
     if job.dry_run:
         print(json.dumps(result) if terminal.json else _estimate_text(result))
         return 0
-    print(_summary_text(result, shlex.join(["raypipe", "label", *argv])))
+    print(_summary_text(result, "" if job.retry_errors else f"{_command(argv)} --retry-errors"))
     if terminal.json:
         print(json.dumps(dataclasses.asdict(result)))
     return result.exit_code
@@ -95,7 +124,7 @@ def _label(argv: list[str]) -> int:
 def _methods(argv: list[str]) -> int:
     from raypipe import segmenters
 
-    terminal = _parse("raypipe methods", "What there is and what it needs.", [Terminal], argv, {})[0]
+    terminal = _parse("raypipe methods", "What there is and what it needs.", [], argv, _config(argv))[0]
     rows = [_method_row(segmenters.find(name)) for name in segmenters.names()]
     if terminal.json:
         print(json.dumps(rows))
@@ -109,13 +138,10 @@ def _methods(argv: list[str]) -> int:
 
 def _simple(verb: str, argv: list[str]) -> int:
     """A verb of MODULES."""
-    from raypipe.options import check_names
-
     module, options, function = MODULES[verb]
     module = import_module(f"raypipe.{module}")
-    kind, values = getattr(module, options), _config(argv)
-    check_names(values, [kind])
-    arguments, terminal = _parse(f"raypipe {verb}", kind.__doc__, [kind, Terminal], argv, values)
+    kind = getattr(module, options)
+    arguments, terminal = _parse(f"raypipe {verb}", kind.__doc__, [kind], argv, _config(argv))
     if terminal.print_config:
         return _print_config(arguments)
     result = getattr(module, function)(arguments)
@@ -125,16 +151,15 @@ def _simple(verb: str, argv: list[str]) -> int:
     return getattr(result, "exit_code", 0)
 
 
-def _method_row(method: type) -> dict:
-    defaults = {f.name: f.default for f in dataclasses.fields(method)}
+def _method_row(kind: type) -> dict:
+    method, module = kind(), sys.modules[kind.__module__]
     needs = [method.needs] if method.needs else []
-    if "foreground" in defaults:
-        needs.append(f"a foreground (default {defaults['foreground']})")
+    if hasattr(method, "foreground"):
+        needs.append(f"a foreground (default {method.foreground})")
     if method.gpus:
         needs.append("a GPU is used where there is one")
-    module = sys.modules[method.__module__]
     return {
-        "name": method.__module__.rpartition(".")[2],
+        "name": method.name,
         "summary": (module.__doc__ or "").strip().splitlines()[0],
         "needs": ", ".join(needs) or "nothing",
         "licence": method.licence,
@@ -143,14 +168,21 @@ def _method_row(method: type) -> dict:
 
 
 def _parse(prog: str, description: str | None, kinds: list[type], argv: list[str], values: dict) -> list:
-    """Instances of the dataclasses from one flat command line; `values` from a file count as earlier flags."""
+    """Instances of the dataclasses and of Terminal from one flat command line.
+
+    `values`, those of a file, count as earlier flags.
+    """
     import tyro
 
+    kinds = [*kinds, Terminal]
+    if values:
+        values = _checked_config(values, kinds, _peek(argv, "--config"))
     merged = dataclasses.make_dataclass(
         "Options", [(kind.__name__.lower(), tyro.conf.OmitArgPrefixes[kind]) for kind in kinds]
     )
     flags = [flag for name, value in values.items() for flag in _flags(name, value)]
     found = tyro.cli(merged, prog=prog, description=description, args=[*flags, *argv])
+    log.setLevel("DEBUG" if found.terminal.debug else "INFO")
     return [getattr(found, f.name) for f in dataclasses.fields(merged)]
 
 
@@ -164,19 +196,49 @@ def _flags(name: str, value) -> list[str]:
 
 def _config(argv: list[str]) -> dict:
     """The flat content of the --config file; {} without one."""
-    import yaml
-
     path = _peek(argv, "--config")
     if path is None:
         return {}
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not valid YAML: {error}") from error
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads 1e-3 as a number, which YAML 1.1 takes for text."""
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, Loader) or {}
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
-        raise ValueError(f"{path}: expected flat lines such as `batch_size: 8`, one option each")
+        raise ValueError(f"--config {path}: expected flat lines such as `batch_size: 8`, one option each")
     return values
+
+
+def _checked_config(values: dict, kinds: list[type], path: str) -> dict:
+    """The values of a config file. Raises ValueError that names the file and the option."""
+    from raypipe.options import checked
+
+    if "config" in values:
+        raise ValueError(f"--config {path}: a config file cannot name another one, got config: {values['config']!r}")
+    try:
+        return checked(values, kinds)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--config {path}: {error}") from error
+
+
+def _refuse_refiner_options(argv: list[str]) -> None:
+    """Raise ValueError for a refiner's option where there is no refiner."""
+    from raypipe import options
+
+    for word in argv:
+        name = word.partition("=")[0]
+        if name.startswith("--") and (refiner := options.refiner_with(name[2:].replace("-", "_"))):
+            raise ValueError(f"{name} has no effect without a refiner; add --refine {refiner}")
 
 
 def _peek(argv: list[str], flag: str) -> str | None:
@@ -197,19 +259,25 @@ def _print_config(*parts) -> int:
     return 0
 
 
-def _summary_text(summary, command: str) -> str:
-    rate = summary.labelled / summary.seconds
-    lines = [
-        f"{summary.labelled:,} of {summary.images:,} images labelled in {summary.seconds:.1f} s ({rate:.1f} images/s)"
-    ]
+def _summary_text(summary, retry: str) -> str:
+    """What a run did. retry: the command that tries failed images again; "" leaves it out."""
+    from raypipe.progress import images
+
+    failed = sum(summary.errors.values())
+    speed = f"in {summary.seconds:.1f} s ({summary.labelled / summary.seconds:.1f} images/s)"
+    lines = [f"{summary.labelled:,} of {images(summary.images)} labelled {speed}"]
+    if failed:
+        lines = [f"{summary.labelled:,} of {images(summary.images)} done {speed}: "]
+        lines[0] += f"{summary.labelled - failed:,} labelled, {failed:,} failed"
     if not summary.labelled:
-        lines = [f"nothing to do: all {summary.images:,} images are labelled"]
+        lines = [f"nothing to do: all of {images(summary.images)} were done before"]
     if summary.pending:
-        lines.append(f"{summary.pending:,} images are left; the same command goes on with them")
+        verb = "is" if summary.pending == 1 else "are"
+        lines.append(f"{images(summary.pending)} {verb} left; the same command goes on")
     if summary.failed:
-        lines.append(f"{summary.failed:,} images failed, see {summary.output}/errors.parquet")
+        lines.append(f"{images(summary.failed)} failed in this run so far, see {summary.output}/errors.parquet")
         lines += [f"  {count:>7,}  {reason}" for reason, count in sorted(summary.errors.items(), key=lambda e: -e[1])]
-        lines.append(f"to try them again: {command} --retry-errors")
+        lines += [f"to try again: {retry}"] if retry else []
     if summary.sheet:
         lines.append(f"picture sheet: {summary.sheet}")
     lines.append(f"masks: {summary.output}/masks/**/*.parquet, or raypipe.load({summary.output!r}) in Python")
@@ -221,35 +289,72 @@ def _estimate_text(estimate: dict) -> str:
     return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in estimate.items())
 
 
-def _failed(error: BaseException, command: str) -> int:
-    """Print one line for an error and return its exit code."""
+def _has_begun(job) -> bool:
+    """Whether there is a run in the job's output that the same command would go on with."""
+    from raypipe.runs import Run
+
+    try:
+        return not job.dry_run and Run(job.output).configuration() is not None
+    except Exception:  # an output that cannot be read: the error at hand says why
+        return False
+
+
+def _command(argv: list[str]) -> str:
+    """The command line as it was typed, after the verb `label`, but without credentials."""
+    shown = [_without_credentials(word) for word in argv]
+    program = ["python", "jobs/label.py"] if os.path.basename(sys.argv[0]) == "label.py" else ["raypipe", "label"]
+    left_out = "" if shown == argv else "  # with the credentials, which are left out here"
+    return shlex.join([*program, *shown]) + left_out
+
+
+def _without_credentials(word: str) -> str:
+    """A word of the command line, its remote URI (also behind `--flag=`, `given:` and `run:`) without any secret."""
+    from raypipe import storage
+
+    before, uri = re.fullmatch(r"((?:--[\w-]+=)?(?:given:|run:)?)(.*)", word, re.DOTALL).groups()
+    parts = storage.split(uri)
+    if parts is None:
+        return word
+    user = parts.user.partition(":")[0] if parts.scheme.startswith("abfs") else ""  # the container, then a secret
+    options = "&".join(each for each in parts.options.split("&") if not each.startswith("client_secret="))
+    if (user, options) == (parts.user, parts.options):
+        return word
+    return before + parts._replace(user=user, options=options).at(parts.key)
+
+
+def _failed(error: BaseException) -> int:
+    """Print an error and, where there is one, the command that goes on. Returns the exit code."""
     from raypipe.interruption import Interrupted
     from raypipe.lock import Locked
     from raypipe.runs import OtherConfiguration
 
+    way_on = "".join(note for note in getattr(error, "__notes__", []) if note.startswith(WAY_ON))
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(2)
     if isinstance(error, Interrupted):
-        print(f"\ninterrupted; all committed rows are kept, this command goes on:\n  {command}", file=sys.stderr)
+        print("\ninterrupted" + (f"; all committed rows are kept, {way_on}" if way_on else ""), file=sys.stderr)
         return error.exit_code
     if isinstance(error, (Locked, OtherConfiguration)):
         print(f"raypipe: {error}", file=sys.stderr)
         return 4
     if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
-        return _wrong(str(error))
-    print(f"raypipe: {error or type(error).__name__}", file=sys.stderr)
-    print(f"all committed rows are kept; once the cause is gone, this command goes on:\n  {command}", file=sys.stderr)
+        return _wrong(_message(error))
+    print(f"raypipe: {_message(error)}", file=sys.stderr)
+    if way_on:
+        print(f"all committed rows are kept; once the cause is gone, {way_on}", file=sys.stderr)
     return 1
+
+
+def _message(error: BaseException) -> str:
+    """An error's own words, without the number of an operating system's error."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def _wrong(message: str) -> int:
     print(f"raypipe: {message}", file=sys.stderr)
     return 2
-
-
-def _choices(word: str, known) -> str:
-    near = get_close_matches(word, list(known), 1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
 
 
 def _help() -> str:

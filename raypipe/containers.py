@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import posixpath
+import re
 import tarfile
 from bisect import bisect_right
 from collections import Counter, deque
@@ -25,7 +26,7 @@ BATCH_ROWS = 50_000  # rows of a column of URIs that are read together
 READS_AHEAD = 16  # remote files read at the same time
 TAR_BUFFER = 1 << 15  # bytes: the headers of small neighbours come with one request, large pictures are jumped over
 COLUMNS = "uri url path file filename file_name image image_path image_uri image_url".split()
-# Members of a tar sample that are pictures, also of formats that are not read: those become error rows.
+# What the names of pictures end in, also of formats that are not read: those become error rows.
 PICTURES = set(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .mpo .heic .heif .avif .jxl .jp2 .j2k .dng .cr2 .cr3 "
     ".nef .arw .orf .rw2 .raf .pef .srw .psd .svg .exr .hdr .ppm .pgm .pbm .tga .ico".split()
@@ -73,16 +74,20 @@ def find_uri_column(names: list[str], column: str | None) -> str:
     return found[0]
 
 
-def list_uris(locations: Callable[[], Iterator[str]]) -> Iterator[Item]:
-    """Rows for whole files, with keys relative to their common folder; runs through `locations` twice."""
-    paths = map(storage.as_path, locations())
-    low = high = next(paths, "")
-    for path in paths:
-        low, high = min(low, path), max(high, path)
-    prefix = posixpath.commonprefix([low, high])  # of the two that differ most
-    start = prefix.rfind("/") + 1
-    keys = ((location, storage.as_text(storage.as_path(location)[start:])) for location in locations())
-    return (Item(location, key.replace("://", "/")) for location, key in keys)
+def uri_item(source: str, entry: str) -> Item:
+    """The row of a file by its entry in the list or table `source`. Its key depends on nothing but the entry.
+
+    The key of a relative entry is the entry itself, normalised and without leading `..`; that of an absolute path is
+    the path, that of a URI host or bucket and path: no scheme, no credentials, no query of a web address.
+    """
+    location = storage.locate(source, entry)
+    if storage.split(entry) is not None:
+        key = storage.redact(entry).partition("://")[2]
+    elif storage.SCHEME.match(entry) or entry.startswith("/"):
+        key = storage.local_path(entry).lstrip("/")
+    else:
+        key = re.sub(r"^(\.\./)+", "", posixpath.normpath(entry))
+    return Item(location, storage.as_text(key))
 
 
 # Parquet tables
@@ -109,7 +114,8 @@ def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[It
             raise ValueError(f"{file} has no column {name!r}, which the other tables have")
     good = [(*pair, footer) for pair, footer in zip(files, footers, strict=True) if not isinstance(footer, Exception)]
     if _holds(tables[0].field(name).type) == "uri":
-        yield from list_uris(lambda: (uri for location, _, _ in good for uri in _column_of_uris(location, name)))
+        for location, _, _ in good:
+            yield from (uri_item(location, uri) for uri in _column_of_uris(location, name))
         return
     for location, file, footer in good:
         yield from _cells_of(location, os.path.splitext(storage.as_text(file))[0], footer, name)
@@ -161,7 +167,7 @@ def _column_of_uris(location: str, name: str) -> Iterator[str]:
     filesystem, path = storage.resolve(location)
     with pq.ParquetFile(path, filesystem=filesystem) as table:
         for batch in table.iter_batches(BATCH_ROWS, columns=[name]):
-            yield from (storage.locate(location, uri) for uri in batch.column(0).to_pylist() if uri)
+            yield from filter(None, batch.column(0).to_pylist())
 
 
 def _cells_of(location: str, stem: str, footer: pq.FileMetaData, name: str) -> Iterator[Item]:
@@ -176,7 +182,7 @@ def _cells_of(location: str, stem: str, footer: pq.FileMetaData, name: str) -> I
         empty = chunk.statistics is not None and chunk.statistics.null_count == count
         for path in paths:
             if empty and path:
-                yield Item(storage.locate(location, path), path)
+                yield uri_item(location, path)
             else:
                 yield Item(location, path or f"{stem}/{row}", f"#row={row}", row=row, column=dotted)
             row += 1

@@ -19,6 +19,7 @@ from raypipe.containers import Item
 from raypipe.types import BadImage
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
+FIELD_CHARACTERS = 1 << 30  # of a CSV field: a column beside the URIs may hold whole documents or encoded images
 LISTS = {".txt", ".csv", ".tsv", ".jsonl"}
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
@@ -85,13 +86,14 @@ def list_inputs(source: str, *, column: str | None = None) -> Listing:
     """List the images of a source without reading any pixel.
 
     source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl),
-    a Parquet table or a tar, or a folder or glob of only tables or only tars. column: the column of a list or table
-    with URIs or images; None finds it. Rows come in the order of the names, or of the list.
+    a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column: the column
+    of a list or table with URIs or images; None finds it. Rows come in the order of the names, or of the list. An
+    image has the same key however the rest of the source changes.
     Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError at once.
     """
     skipped: Counter = Counter()
-    items = _items(source, column, skipped)
     try:
+        items = _items(source, column, skipped)
         first = next(items, None)
     except FileNotFoundError:
         raise FileNotFoundError(f"{storage.redact(source)} does not exist") from None
@@ -135,29 +137,37 @@ def _of_file(source: str, column: str | None, skipped: Counter) -> Iterator[Item
 def _of_files(
     files: Iterator[tuple[str, str]], column: str | None, skipped: Counter, *, sidecars: set[str]
 ) -> Iterator[Item]:
-    """Images, or the contents of tars or tables when the (location, relative name) pairs hold nothing else."""
-    held: dict[str, list[tuple[str, str]]] = {".tar": [], ".parquet": []}
-    image = None
-    for location, name in files:
-        if _suffix(name) in held:
-            held[_suffix(name)].append((location, name))
-        elif not _is_sidecar(name, sidecars, skipped):
-            image = (location, name)
+    """Images, or the contents of tars or tables where no name among the (location, relative name) pairs is a picture's.
+
+    So one stray file beside tables is left out, and files without extension are tried where there is nothing else.
+    """
+    files = (file for file in files if not _is_sidecar(file[1], sidecars, skipped))
+    seen = []
+    for file in files:
+        seen.append(file)
+        if _suffix(file[1]) in containers.PICTURES:
             break
-    if image is None and all(held.values()):
-        raise ValueError("both .tar and .parquet files and no images; choose with a glob such as 'folder/**/*.tar'")
-    if image is None and held[".parquet"]:
-        yield from containers.list_tables(held[".parquet"], column)
-        return
-    if column is not None:
+    tars, tables = ([file for file in seen if _suffix(file[1]) == suffix] for suffix in (".tar", ".parquet"))
+    packed = bool(tars or tables) and _suffix(seen[-1][1]) not in containers.PICTURES
+    if column is not None and not (packed and tables):
         raise ValueError(f"--column {column!r} has no effect: the input has no columns")
-    if image is None:
-        yield from containers.list_tars(held[".tar"], skipped)
+    if not packed:
+        yield from _images(itertools.chain(seen, files), skipped if sidecars else None)
         return
-    for location, name in itertools.chain(*held.values(), [image], files):
-        if sidecars and _suffix(name) in held:
+    if tars and tables:
+        raise ValueError("both .tar and .parquet files and no images; choose with a glob such as 'folder/**/*.tar'")
+    beside = ".parquet" if tables else ".tar"
+    strays = (_suffix(name) or "without extension" for _, name in seen if _suffix(name) not in (".tar", ".parquet"))
+    skipped.update(f"{stray} (beside {beside})" for stray in strays)
+    yield from containers.list_tables(tables, column) if tables else containers.list_tars(tars, skipped)
+
+
+def _images(files: Iterable[tuple[str, str]], skipped: Counter | None) -> Iterator[Item]:
+    """A row per file. skipped: counts tars and tables, which are left out; None takes every file for an image."""
+    for location, name in files:
+        if skipped is not None and _suffix(name) in (".tar", ".parquet"):
             skipped[f"{_suffix(name)} (beside images)"] += 1
-        elif not _is_sidecar(name, sidecars, skipped):
+        else:
             yield Item(location, storage.as_text(name))
 
 
@@ -184,11 +194,14 @@ def _of_list(source: str, suffix: str, column: str | None) -> Iterator[Item]:
     except BadImage as error:
         raise (FileNotFoundError if error.kind == "missing" else ValueError)(error.message) from error
 
-    def locations() -> Iterator[str]:
+    def entries() -> Iterator[str]:
         lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="surrogateescape", newline=None)
-        return (storage.locate(source, entry) for entry in READ_LIST[suffix](lines, column) if entry)
+        try:
+            yield from READ_LIST[suffix](lines, column)
+        except csv.Error as error:
+            raise ValueError(f"{storage.redact(source)} cannot be read as {suffix}: {error}") from error
 
-    return containers.list_uris(locations)
+    return (containers.uri_item(source, entry) for entry in entries() if entry)
 
 
 def _lines(lines: Iterable[str], column: None) -> Iterator[str]:
@@ -197,6 +210,7 @@ def _lines(lines: Iterable[str], column: None) -> Iterator[str]:
 
 def _separated(separator: str) -> Callable[[Iterable[str], str | None], Iterator[str]]:
     def entries(lines: Iterable[str], column: str | None) -> Iterator[str]:
+        csv.field_size_limit(FIELD_CHARACTERS)
         rows = csv.reader(lines, delimiter=separator)
         names = next(rows, [])
         index = names.index(containers.find_uri_column(names, column))

@@ -51,6 +51,11 @@ class Progress:
         log.info("%s of %s images, %s errors, %.1f images/s%s", f"{rows:,}", f"{self._total:,}", errors, rate, left)
 
 
+def images(count: int) -> str:
+    """A number of images for people: 1 image, 1,234 images."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 42 s, 5 min, 3.1 h."""
     if seconds < 90:

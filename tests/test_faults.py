@@ -23,6 +23,7 @@ from test_pipeline import rows_of
 
 import raypipe
 from raypipe import storage
+from raypipe.pipeline import BLOCK_BATCHES
 
 TESTS = Path(__file__).parent
 IMAGES = 48  # a tenth of a second each: long enough to be interrupted, short enough for a test
@@ -53,8 +54,8 @@ def start():
     """Starts the job in its own process group, as a shell does; what still runs after the test is killed."""
     jobs = []
 
-    def start(photos: Path, output: Path, *options: str) -> subprocess.Popen:
-        words = command(photos, output, "--batch-size", "1", *options)
+    def start(photos: Path, output: Path, *options: str, sleep: float = 0.1) -> subprocess.Popen:
+        words = command(photos, output, "--batch-size", "1", *options, sleep=sleep)
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         jobs.append(subprocess.Popen(words, start_new_session=True, **streams))
         return jobs[-1]
@@ -106,6 +107,24 @@ def test_a_driver_killed_again_and_again_loses_and_doubles_nothing(start, photos
     assert_complete(output, photos)
 
 
+@pytest.mark.parametrize("moment", ["planning", "finishing"])
+def test_a_driver_killed_at_the_start_or_at_the_end_loses_and_doubles_nothing(start, photos, tmp_path, moment):
+    output, rng = tmp_path / "run", random.Random(0)
+    for _ in range(3 if moment == "planning" else 1):
+        job = start(photos, output, "--local", sleep=0)
+        if moment == "planning":
+            time.sleep(rng.uniform(0.1, 2.5))  # from the first import to the first rows
+        else:
+            wait_for_commits(output, IMAGES // BLOCK_BATCHES)
+        job.kill()
+        finish(job)
+    job = start(photos, output, "--local", sleep=0)
+    text = finish(job)
+    assert job.returncode == 0, text
+    assert_complete(output, photos)
+    assert pq.read_table(output / "errors.parquet").num_rows == 0
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_soon_with_the_command_that_resumes(start, photos, tmp_path, signum, code):
     output = tmp_path / "run"
@@ -151,6 +170,38 @@ def worker_processes(driver: int) -> list[int]:
         return False
 
     return [int(pid) for pid, _, name in rows if re.match(r"ray::.*MapBatches", name) and is_below(int(pid))]
+
+
+DECODER = """
+import os, time
+from raypipe import images
+
+decode = images.decode
+
+def faulty(content, **limits):
+    if content == b"dies":
+        os._exit(7)
+    if content == b"hangs":
+        time.sleep(3600)
+    return decode(content, **limits)
+
+images.decode = faulty
+"""
+
+
+def test_images_that_kill_or_hang_the_decoder_become_error_rows(tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "run"
+    write_images(photos, [GOOD] * 6)
+    (photos / "dies.jpg").write_bytes(b"dies")
+    (photos / "hangs.jpg").write_bytes(b"hangs")
+    (tmp_path / "sitecustomize.py").write_text(DECODER)  # Python imports it in every process at the start
+    words = command(photos, output, "--timeout", "2", "--actors", "1", "--max-bad-fraction", "1", sleep=0)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    errors = {row["key"]: row["error"] for row in rows_of(output) if row["error"]}
+    assert errors.keys() == {"dies.jpg", "hangs.jpg"} and len(rows_of(output)) == 8
+    assert errors["dies.jpg"].startswith("decode: crash: ") and errors["hangs.jpg"].startswith("decode: timeout: ")
 
 
 def test_of_two_runs_on_one_output_one_wins_and_the_other_names_the_holder(start, photos, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from malformed import malformed
 from sources import contents, huggingface, keys, listed, tar_of, write
@@ -87,6 +88,20 @@ def test_tars_and_tables_together_ask_for_a_choice(tmp_path):
     assert keys(tmp_path / "*.tar") == ["a/1.jpg"]
 
 
+def test_a_stray_file_beside_tables_or_tars_is_left_out_and_counted(tmp_path):
+    write(tmp_path, "CITATION.cff", "0.parquet.crc", "DATASHEET")
+    huggingface(tmp_path / "b.parquet", [{"bytes": b"one", "path": "1.jpg"}])
+    listing = list_inputs(str(tmp_path))
+    assert pa.concat_tables(listing.chunks)["key"].to_pylist() == ["1.jpg"]
+    assert listing.skipped == {f"{what} (beside .parquet)": 1 for what in (".cff", ".crc", "without extension")}
+    assert keys(tmp_path, column="image") == keys(tmp_path / "*") == ["1.jpg"]
+    os.remove(tmp_path / "b.parquet")
+    tar_of(tmp_path / "a.tar", {"2.jpg": b"2"})
+    assert keys(tmp_path) == ["a/2.jpg"]
+    os.remove(tmp_path / "a.tar")
+    assert keys(tmp_path) == ["0.parquet.crc", "CITATION.cff", "DATASHEET"]
+
+
 # Globs
 
 
@@ -133,10 +148,41 @@ def test_a_text_list(tmp_path):
     (tmp_path / "lists" / "all.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     listing = list_inputs(str(tmp_path / "lists" / "all.txt"))
     rows = pa.concat_tables(listing.chunks).to_pylist()
-    assert [row["key"] for row in rows] == ["a b.jpg", "sub/c#d.jpg"]
+    assert [row["key"] for row in rows] == ["photos/a b.jpg", f"{tmp_path}/photos/sub/c#d.jpg".lstrip("/")]
     assert listing.duplicates == 1 and any("twice" in remark for remark in listing.remarks())
     assert list(fetch(rows, max_bytes=100)) == [b"photos/a b.jpg", b"photos/sub/c#d.jpg"]
     assert {row["image_id"] for row in rows} == {row["image_id"] for row in listed(tmp_path / "photos")}
+
+
+@pytest.mark.parametrize(
+    ("entry", "key"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("./x/../a.jpg", "a.jpg"),
+        ("../../up/a.jpg", "up/a.jpg"),
+        ("/abs/a.jpg", "abs/a.jpg"),
+        ("file:///abs/a%20b.jpg", "abs/a b.jpg"),
+        ("s3://key:secret@bucket/set/a.jpg?region=eu-west-1", "bucket/set/a.jpg"),
+        ("https://u:p@host.org/p/a.jpg?token=1#f", "host.org/p/a.jpg"),
+        ("hf://datasets/some/one/a.jpg", "datasets/some/one/a.jpg"),
+    ],
+)
+def test_the_key_of_an_entry_depends_on_nothing_but_the_entry(entry, key, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{entry}\n")
+    assert keys(tmp_path / "list.txt") == [key]
+    (tmp_path / "list.txt").write_text(f"{entry}\nmore/b.jpg\n/elsewhere/c.jpg\ns3://other/d.jpg\n")
+    assert keys(tmp_path / "list.txt") == [key, "more/b.jpg", "elsewhere/c.jpg", "other/d.jpg"]
+    pq.write_table(pa.table({"uri": [entry, "more/b.jpg"]}), tmp_path / "table.parquet")
+    assert keys(tmp_path / "table.parquet") == [key, "more/b.jpg"]
+
+
+def test_a_list_may_have_very_long_cells(tmp_path, monkeypatch):
+    path = tmp_path / "list.csv"
+    path.write_text(f"caption,file_name\n{'x' * 200_000},a.jpg\n")
+    assert keys(path) == ["a.jpg"]
+    monkeypatch.setattr("raypipe.inputs.FIELD_CHARACTERS", 1000)
+    with pytest.raises(ValueError, match=r"list\.csv cannot be read as \.csv: field larger"):
+        list_inputs(str(path))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])

@@ -1,6 +1,10 @@
 """The job on a real Ray: rows, not calls. One local cluster for the module."""
 
 import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,10 @@ from faulty import DIES, DIES_ONCE, GOOD, HANGS, NO_MEMORY, RAISES, Faulty, Faul
 
 import raypipe
 from raypipe import schema
+from raypipe.cli import main
 from raypipe.folder import Folder
 from raypipe.lock import Locked, hold
+from raypipe.options import build
 from raypipe.pipeline import Label, label
 from raypipe.refine.guided import Guided
 
@@ -66,8 +72,7 @@ def test_workers_batches_and_ray_itself_do_not_change_a_row(tmp_path):
     run_job(tmp_path, "two", actors=2, batch_size=1)
     expected = rows_of(tmp_path / "alone")
     assert len(expected) == 19 and sum(row["error"] != "" for row in expected) == 2
-    for other in ("one", "two"):
-        assert rows_of(tmp_path / other) == [row | {"method": row["method"]} for row in expected]
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two") == expected
 
 
 def test_the_three_stages_of_a_gpu_method_give_the_rows_of_the_loop(tmp_path):
@@ -103,9 +108,20 @@ def test_a_worker_that_is_killed_once_costs_nothing(tmp_path):
     assert summary.failed == 0 and summary.labelled == 4
 
 
+@dataclass
+class Counted(Faulty):
+    """Leaves a file per call in the folder `marks`, named by the call's number and its images."""
+
+    def segment(self, images, foregrounds=None):
+        Path(self.marks, f"{len(os.listdir(self.marks))}-{len(images)}").touch()
+        yield from super().segment(images, foregrounds)
+
+
 def test_a_batch_that_runs_out_of_memory_is_halved(tmp_path):
     write_images(tmp_path / "photos", [GOOD, NO_MEMORY, GOOD, GOOD])
-    assert run_job(tmp_path, local=True).failed == 0
+    (tmp_path / "calls").mkdir()
+    assert run_job(tmp_path, segmenter=Counted(marks=str(tmp_path / "calls")), local=True).failed == 0
+    assert sorted(os.listdir(tmp_path / "calls")) == ["0-4", "1-2", "2-1", "3-1", "4-2"]
 
 
 def test_all_images_of_the_first_block_may_be_bad(tmp_path):
@@ -139,6 +155,15 @@ def test_a_finished_run_calls_nothing(tmp_path):
     write_images(tmp_path / "photos", [RAISES] * 3)  # a call would leave errors
     summary = run_job(tmp_path)
     assert (summary.labelled, summary.failed, summary.pending) == (0, 0, 0)
+
+
+def test_a_finished_run_is_known_without_importing_ray(tmp_path):
+    write_images(tmp_path / "photos", [GOOD] * 2)
+    job = ["label", "kmeans", "--input", f"{tmp_path}/photos", "--output", f"{tmp_path}/run", "--foreground", "whole"]
+    code = f"import sys; from raypipe.cli import main; code = main({job!r}); print(code, 'ray' in sys.modules)"
+    assert main([*job, "--local"]) == 0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "nothing to do" in done.stdout and done.stdout.endswith("\n0 False\n"), done.stdout + done.stderr
 
 
 def test_a_limit_labels_some_now_and_the_rest_later(tmp_path):
@@ -277,11 +302,54 @@ def test_a_dry_run_times_three_images_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_names_the_foregrounds_weights_and_downloads_none(tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", [GOOD])
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path / "weights"))
+    estimate = raypipe.label("kmeans", str(tmp_path / "photos"), str(tmp_path / "run"), dry_run=True)
+    assert estimate["needs"].startswith("for the foreground: u2net.onnx, 176 MB")
+    assert "a dry run downloads nothing: rembg: no weights" in estimate["timing"]
+    assert "expected_time" not in estimate and not (tmp_path / "weights").exists()
+
+
+def test_a_dry_run_that_takes_too_long_says_so(tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", [GOOD])
+    monkeypatch.setattr("raypipe.estimate.LOADING", 0.1)
+    with pytest.raises(RuntimeError, match="timing 1 image took longer than 1 s; --no-timing"):
+        run_job(tmp_path, segmenter=Faulty(sleep=30), dry_run=True, timeout=0.5)
+
+
 def test_unknown_options_are_named_with_the_nearest_known_one(tmp_path):
     with pytest.raises(TypeError, match="unknown option 'atempts'.*'attempts'"):
         raypipe.label("kmeans", tmp_path, tmp_path / "run", atempts=3)
     with pytest.raises(ValueError, match="kmeans"):
         raypipe.label("kmean", tmp_path, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"device": "gpu"}, "option 'device': expected one of 'auto', 'cpu', 'cuda', got 'gpu'"),
+        ({"k": "3"}, "option 'k': expected a whole number, got '3'"),
+        ({"k": True}, "option 'k': expected a whole number, got True"),
+        ({"k": None}, "option 'k': expected a whole number, got None"),
+        ({"limit": "2"}, "option 'limit': expected a whole number or None, got '2'"),
+        ({"eps": "1"}, "option 'eps': expected a number, got '1'"),
+        ({"local": 1}, "option 'local': expected true or false, got 1"),
+        ({"input": ["a", "b"]}, "option 'input': expected text, got ['a', 'b']; write the paths into a .txt file"),
+        ({"refine": 3}, "unknown refiner 3; choose one of: guided"),
+        ({"refine_radius": 4}, "option 'refine_radius' (value 4) has no effect without a refiner; set refine to"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(values, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        build("kmeans", {"input": "photos", "output": "run"} | values)
+
+
+def test_values_are_taken_as_python_people_write_them():
+    values = {"input": Path("photos"), "output": "run", "k": np.int64(3), "eps": 2, "limit": None}
+    job, method, _ = build("kmeans", values | {"foreground": "whole"})
+    assert (job.input, method.k, method.eps, job.limit) == ("photos", 3, 2.0, None)
+    assert [type(value) for value in (job.input, method.k, method.eps)] == [str, int, float]
 
 
 def test_blocks_of_every_kind_cross_between_stages():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raypipe import inside
 from raypipe.types import Segmenter, Segments
 
 COLOURS = 1 << 24
@@ -28,7 +29,7 @@ class Kmeans(Segmenter):
     attempts: int = 20  # random starts at least, best kept (reference; the supplement's 20 may mean max_iter)
     max_iter: int = 100  # updates of the centres in one attempt (reference)
     eps: float = 1.0  # stop when no centre moved further, in grey levels (reference)
-    foreground: str = "rembg"  # supplement: background mask from rembg
+    foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
     fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     size: int | None = None  # square working size; the reference's 1024 gains nothing here and loses the aspect ratio
 
@@ -44,36 +45,20 @@ class Kmeans(Segmenter):
             raise ValueError(f"kmeans: max_iter must be at least 2, got {self.max_iter!r}")
         if not self.eps >= 0:
             raise ValueError(f"kmeans: eps must not be negative, got {self.eps!r}")
-        if not 0 <= self.fg_alpha_min <= 255:
-            raise ValueError(f"kmeans: fg_alpha_min must be between 0 and 255, got {self.fg_alpha_min!r}")
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"kmeans: size must be at least 1, got {self.size!r}")
+        inside.check_options(self, smallest=1)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:
         for image, foreground in zip(images, foregrounds, strict=True):
-            if self.size is None:
-                yield self._clusters(image, foreground)
-            else:
-                yield self._clusters_at_working_size(image, foreground)
-
-    def _clusters_at_working_size(self, image: np.ndarray, foreground: np.ndarray) -> Segments:
-        import cv2
-
-        small = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-        inside = cv2.resize(foreground.astype(np.uint8), (self.size, self.size), interpolation=cv2.INTER_NEAREST)
-        found = self._clusters(small, inside.astype(bool))
-        height, width = image.shape[:2]
-        masks = [cv2.resize(m.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) for m in found.masks]
-        return Segments(np.stack(masks).astype(bool) & foreground, note=found.note)
+            yield inside.at_working_size(self._clusters, image, foreground, self.size)
 
     def _clusters(self, image: np.ndarray, foreground: np.ndarray) -> Segments:
         codes = pack(image)  # (H, W)
-        inside = codes[foreground]
-        if inside.size < self.k:
+        pixels = codes[foreground]
+        if pixels.size < self.k:
             return Segments(np.zeros((self.k, *foreground.shape), bool), note="empty_foreground")
-        distinct, counts = np.unique(inside, return_counts=True)
+        distinct, counts = np.unique(pixels, return_counts=True)
         colours = unpack(distinct)
         if len(colours) <= self.k:
             labels, centres = np.arange(len(colours)), colours  # each colour is its own cluster, the rest stay empty
@@ -84,7 +69,7 @@ class Kmeans(Segmenter):
         label_of_code = np.empty(COLOURS, np.uint8)  # only the entries of this image's colours are ever read
         label_of_code[distinct] = rank[labels]
         label_map = np.full(foreground.shape, self.k, np.uint8)
-        label_map[foreground] = label_of_code[inside]
+        label_map[foreground] = label_of_code[pixels]
         masks = np.stack([label_map == i for i in range(self.k)])
         return Segments(masks, note="few_colours" if len(colours) < self.k else "")
 

@@ -6,12 +6,12 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
+from raypipe import lookup
 from raypipe.types import Segmenter, Segments
 
 # rembg's models that answer with one mask and run on this machine. Left out: `sam` (wants points), `u2net_cloth_seg`
@@ -55,17 +55,21 @@ class Rembg(Segmenter):
 
     def __post_init__(self):
         if self.model not in MODELS and not self._is_file():
-            near = get_close_matches(self.model, MODELS, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"rembg: unknown model {self.model!r}; {hint}choose one of: {', '.join(MODELS)}, or give an .onnx file"
-            )
+            hint = lookup.suggest(self.model, MODELS)
+            raise ValueError(f"rembg: {self.model!r} is an unknown model and no .onnx file; {hint}")
+        if self._is_file():
+            self.needs = f"the file {self.model}"
+        elif self.model != "u2net":
+            self.needs = f"{self.model}.onnx: fetched on the first run, or put into U2NET_HOME, or given as a file"
 
     def _is_file(self) -> bool:
         return self.model.endswith(".onnx")
 
     def load(self, device: str) -> None:
-        """Open the network, one session per actor. Downloads rembg's weights if they are not there yet."""
+        """Open the network, one session per actor.
+
+        Downloads rembg's weights if they are not there yet and HF_HUB_OFFLINE does not forbid it.
+        """
         kind = self._local_session() if self._is_file() else self._known_session()
         self._path = Path(self._weights(kind))
         self._session = kind(self.model, _session_options(), providers=_providers(device))
@@ -99,7 +103,10 @@ class Rembg(Segmenter):
 
     def _weights(self, session: type) -> str:
         """Path of the session's ONNX file, downloaded if need be."""
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")  # as Hugging Face reads it
         try:
+            if offline and not self._is_file() and not _is_there(session):
+                raise OSError("HF_HUB_OFFLINE is set")
             return session.download_models()
         except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
             reason = " ".join(str(error).split())[:200]
@@ -132,6 +139,14 @@ class Rembg(Segmenter):
 def _home(session: type) -> str:
     """The folder where rembg looks for plain `name.onnx` files; later releases call it legacy."""
     return getattr(session, "legacy_home", session.u2net_home)()
+
+
+def _is_there(session: type) -> bool:
+    """Whether the weights of a session class of rembg have been downloaded or copied."""
+    name = f"{session.name()}.onnx"
+    if hasattr(session, "resolve_existing"):  # later releases have a folder per model too
+        return session.resolve_existing(name) is not None
+    return os.path.exists(os.path.join(_home(session), name))
 
 
 def _session_options():

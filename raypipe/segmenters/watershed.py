@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raypipe import inside
 from raypipe.types import Segmenter, Segments
 
 MIN_SIDE = 5  # px; the blur's window at its default
@@ -21,7 +22,7 @@ class Watershed(Segmenter):
     open_iterations: int = 2  # erosions, then dilations, of the dark regions (reference)
     dilate_iterations: int = 3  # dilations that give the sure background's border (reference)
     foreground_fraction: float = 0.1  # pattern for sure: deeper than this part of the deepest point (reference)
-    foreground: str = "rembg"  # supplement: background mask from rembg
+    foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
     fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     size: int | None = None  # square working size; the reference's 1024 gains 0.01 Dice and loses the aspect ratio
 
@@ -36,47 +37,30 @@ class Watershed(Segmenter):
                 raise ValueError(f"watershed: {name} must not be negative, got {getattr(self, name)!r}")
         if not 0 <= self.foreground_fraction < 1:
             raise ValueError(f"watershed: foreground_fraction must be in [0, 1), got {self.foreground_fraction!r}")
-        if not 0 <= self.fg_alpha_min <= 255:
-            raise ValueError(f"watershed: fg_alpha_min must be between 0 and 255, got {self.fg_alpha_min!r}")
-        if self.size is not None and self.size < MIN_SIDE:
-            raise ValueError(f"watershed: size must be at least {MIN_SIDE}, got {self.size!r}")
+        inside.check_options(self, smallest=MIN_SIDE)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:
         for image, foreground in zip(images, foregrounds, strict=True):
-            if self.size is None:
-                mask, note = self._pattern(image, foreground)
-            else:
-                mask, note = self._pattern_at_working_size(image, foreground)
-            yield Segments(mask[None], note=note)
+            yield inside.at_working_size(self._pattern, image, foreground, self.size)
 
-    def _pattern_at_working_size(self, image: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, str]:
-        import cv2
-
-        small = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-        inside = cv2.resize(foreground.astype(np.uint8), (self.size, self.size), interpolation=cv2.INTER_NEAREST)
-        mask, note = self._pattern(small, inside.astype(bool))
-        height, width = image.shape[:2]
-        mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-        return mask.astype(bool) & foreground, note
-
-    def _pattern(self, image: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, str]:
-        nothing = np.zeros(foreground.shape, bool)
+    def _pattern(self, image: np.ndarray, foreground: np.ndarray) -> Segments:
+        nothing = np.zeros((1, *foreground.shape), bool)
         if min(foreground.shape) < MIN_SIDE:
-            return nothing, "too_small"
+            return Segments(nothing, note="too_small")
         if not foreground.any():
-            return nothing, "empty_foreground"
+            return Segments(nothing, note="empty_foreground")
         grey = blurred_grey(image, self.blur)
         if grey.min() == grey.max():
-            return nothing, "no_contrast"  # Otsu's level would be arbitrary
+            return Segments(nothing, note="no_contrast")  # Otsu's level would be arbitrary
         dark = dark_regions(grey, self.open_iterations)
         border, core = sure_regions(dark, self.dilate_iterations, self.foreground_fraction)
         core &= foreground
         if not core.any():
-            return nothing, "no_dark_region"
+            return Segments(nothing, note="no_dark_region")
         labels = flood(image, markers(border, core))
-        return (labels > 1) & foreground, ""
+        return Segments(((labels > 1) & foreground)[None])
 
 
 def blurred_grey(image: np.ndarray, blur: int) -> np.ndarray:

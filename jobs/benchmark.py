@@ -1,0 +1,7 @@
+"""`raypipe benchmark` as a script for `ray job submit -- python jobs/benchmark.py`."""
+
+import sys
+
+from raypipe.cli import main
+
+sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -1,0 +1,147 @@
+"""Methods and refiners on photographs, one thread, in turns with the plain formulation of the same result. No Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from raypipe import refine, segmenters
+from raypipe.benchmark import plain
+from raypipe.benchmark.figures import Figure, Sizes
+
+PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
+THUMBNAIL = 96  # px a side of the image that warms up every arm
+RADIUS, EPS = 29, 1e-3  # of the guided filter: its default of 9 px at 320 px, for 1024 px
+
+
+def measure(name: str, sizes: Sizes, fetch: bool) -> list[Figure]:
+    """The figures of one method or refiner. Uses one OpenCV thread in this process from now on.
+
+    fetch: also measure a method that needs weights; loading it may download them.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    images = photographs(sizes)
+    if name in refine.names():
+        return REFINERS.get(name, _refiner)(name, images, sizes.repeats)
+    kind = segmenters.find(name)
+    if kind.needs and not fetch:
+        return [Figure(name, "time per image", note=f"skipped: needs {kind.needs}; then --only {name}")]
+    try:
+        method, device = loaded(kind)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        return [Figure(name, "time per image", note=f"skipped: {' '.join(str(error).split())[:200]}")]
+    return COMPARED.get(name, _method)(method, device, images, sizes.repeats)
+
+
+def photographs(sizes: Sizes) -> list[np.ndarray]:
+    """RGB uint8 (side, side, 3), the same ones each time. Raises ValueError for more than there are."""
+    import cv2
+    import skimage.data
+
+    names = PHOTOGRAPHS[: sizes.photographs]
+    size = (sizes.side, sizes.side)
+    return [cv2.resize(getattr(skimage.data, name)(), size, interpolation=cv2.INTER_AREA) for name in names]
+
+
+def loaded(kind: type):
+    """A method with its defaults, loaded where it would run: (method, device). Its foreground is the whole image."""
+    takes_foreground = "foreground" in kind.__dataclass_fields__
+    method = kind(foreground="whole") if takes_foreground else kind()
+    device = "cpu"
+    if method.gpus:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    method.load(device)
+    return method, device
+
+
+def segment(method, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The masks of each image, the whole of it being foreground."""
+    if not hasattr(method, "foreground"):
+        return [found.masks for found in method.segment(images)]
+    wholes = [np.ones(image.shape[:2], bool) for image in images]
+    return [found.masks for found in method.segment(images, wholes)]
+
+
+def in_turns(arms: Sequence[Callable], images: Sequence[np.ndarray], repeats: int) -> tuple[list, list]:
+    """Seconds and results of each arm, called with each image in turns (A B A B ...) after a warm-up.
+
+    Returns two lists with one list per arm: repeats * len(images) seconds, and the last result of each image.
+    """
+    for arm in arms:
+        arm(np.ascontiguousarray(images[0][:THUMBNAIL, :THUMBNAIL]))
+    seconds, results = [[] for _ in arms], [[None] * len(images) for _ in arms]
+    for _ in range(repeats):
+        for i, image in enumerate(images):
+            for times, kept, arm in zip(seconds, results, arms, strict=True):
+                start = time.perf_counter()
+                kept[i] = arm(image)
+                times.append(time.perf_counter() - start)
+    return seconds, results
+
+
+def compared(name: str, seconds: Sequence[Sequence[float]], against: str) -> list[Figure]:
+    """Both arms' times and how many times faster the first one is, pair by pair."""
+    ours, other = seconds
+    ratios = [b / a for a, b in zip(ours, other, strict=True)]
+    return [
+        Figure(name, "time per image", "s", ours),
+        Figure(name, "time per image, plain", "s", other, against),
+        Figure(name, "times faster than plain", "x", ratios, "pairs in turns"),
+    ]
+
+
+def _method(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """A method without another formulation: its time alone, in full batches on a GPU."""
+    batch = method.batch_size if device == "cuda" else 1
+    ((seconds,), _) = in_turns([lambda image: segment(method, [image] * batch)], images, repeats)
+    note = f"{device}, batches of {batch}; no other formulation"
+    return [Figure(method.name, "time per image", "s", [total / batch for total in seconds], note)]
+
+
+def _kmeans(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    settings = {name: getattr(method, name) for name in ("k", "attempts", "max_iter", "eps")}
+    arms = [lambda image: segment(method, [image])[0], lambda image: plain.opencv_kmeans(image, **settings)]
+    seconds, found = in_turns(arms, images, repeats)
+    against = f"cv2.kmeans, {method.attempts} attempts, k = {method.k}"
+    objectives = [[plain.spread(*pair) for pair in zip(images, masks, strict=True)] for masks in found]
+    ratios = [a / b for a, b in zip(*objectives, strict=True)]
+    note = "sum of squared distances; 1 or less is as good or better"
+    return [*compared("kmeans", seconds, against), Figure("kmeans", "objective, ours / plain", "x", ratios, note)]
+
+
+def _refiner(name: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """A refiner without another formulation."""
+    refiner = refine.find(name)()
+    ((seconds,), _) = in_turns([lambda image: refiner(halves(image), image)], images, repeats)
+    return [Figure(name, "time per image", "s", seconds, "two masks; no other formulation")]
+
+
+def _guided(name: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """The filter itself: the refiner would keep a mask that vanishes, which the plain formulation does not."""
+    from raypipe.refine.guided import guided_filter
+
+    filters = (guided_filter, plain.cumulative_guided_filter)
+    arms = [lambda image, run=run: run(halves(image), image, radius=RADIUS, eps=EPS) for run in filters]
+    seconds, (ours, other) = in_turns(arms, images, repeats)
+    errors = [float(np.abs(a - b).max()) for a, b in zip(ours, other, strict=True)]
+    against = f"cumulative sums in float64, two masks, radius {RADIUS}"
+    return [
+        *compared(name, seconds, against),
+        Figure(name, "largest difference to plain", "", errors, "ours in float32"),
+    ]
+
+
+def halves(image: np.ndarray) -> np.ndarray:
+    """Two masks to refine, bool (2, H, W): the darker and the brighter pixels of RGB uint8 (H, W, 3)."""
+    bright = image[..., 1] >= 128
+    return np.stack([~bright, bright])
+
+
+COMPARED = {"kmeans": _kmeans}
+REFINERS = {"guided": _guided}
