@@ -18,13 +18,13 @@ def label(method: str, input: str, output: str, **options) -> Summary | dict:
 
     options: fields of pipeline.Label, of the method and of the refiner, for example
     `raypipe.label("kmeans", "photos", "runs/coat", foreground="grabcut", k=3, refine="guided", refine_radius=9)`.
-    Returns a pipeline.Summary (with dry_run the estimate). Raises what `pipeline.label` raises, and TypeError with a
-    suggestion for an unknown option.
+    Paths may be pathlib's. Returns a pipeline.Summary (with dry_run the estimate). Raises what `pipeline.label` raises,
+    and TypeError, with a suggestion, for an unknown option or a value of another type.
     """
     from raypipe import pipeline
     from raypipe.options import build
 
-    return pipeline.label(*build(method, {"input": str(input), "output": str(output)} | options))
+    return pipeline.label(*build(method, {"input": input, "output": output} | options))
 
 
 def load(run: str, columns: list[str] | None = None) -> pa.Table:

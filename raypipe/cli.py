@@ -174,24 +174,18 @@ def _parse(prog: str, description: str | None, kinds: list[type], argv: list[str
     """
     import tyro
 
-    kinds = [*kinds, Terminal]
+    kinds, words = [*kinds, Terminal], argv
     if values:
+        from raypipe.options import flags
+
         values = _checked_config(values, kinds, _peek(argv, "--config"))
+        words = [*(word for name, value in values.items() for word in flags(name, value)), *argv]
     merged = dataclasses.make_dataclass(
         "Options", [(kind.__name__.lower(), tyro.conf.OmitArgPrefixes[kind]) for kind in kinds]
     )
-    flags = [flag for name, value in values.items() for flag in _flags(name, value)]
-    found = tyro.cli(merged, prog=prog, description=description, args=[*flags, *argv])
+    found = tyro.cli(merged, prog=prog, description=description, args=words)
     log.setLevel("DEBUG" if found.terminal.debug else "INFO")
     return [getattr(found, f.name) for f in dataclasses.fields(merged)]
-
-
-def _flags(name: str, value) -> list[str]:
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    values = value if isinstance(value, list) else [value]
-    return [f"--{option}", *map(str, values)]
 
 
 def _config(argv: list[str]) -> dict:

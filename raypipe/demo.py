@@ -5,16 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-PHOTOGRAPHS = (
-    "astronaut",
-    "camera",
-    "chelsea",
-    "coffee",
-    "coins",
-    "hubble_deep_field",
-    "retina",
-    "rocket",
-)  # in the wheel
+# Those that lie in scikit-image's wheel; the others it would download.
+PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field", "retina", "rocket")
 
 
 @dataclass(frozen=True)
@@ -29,14 +21,16 @@ class Result:
     """The demo's run."""
 
     images: int
+    labelled: int  # 0 when an earlier demo did
     seconds: float
     run: str
     sheet: str
 
     def text(self) -> str:
         """What to look at and what to do next."""
+        when = f"in {self.seconds:.0f} s" if self.labelled else "by an earlier demo"
         return (
-            f"\n{self.images} photographs labelled in {self.seconds:.0f} s, by K-Means within GrabCut.\n\n"
+            f"\n{self.images} photographs labelled by K-Means within GrabCut, {when}.\n\n"
             f"Look at       {self.sheet}\n"
             f"Your photos   raypipe label kmeans --input YOUR/FOLDER --output runs/first --foreground grabcut --sheet\n"
             f"Read masks    python -c \"import raypipe; print(raypipe.load('{self.run}').to_pandas())\"\n"
@@ -51,7 +45,7 @@ def demo(options: Demo) -> Result:
     photographs, run = os.path.join(options.output, "photos"), os.path.join(options.output, "kmeans")
     write_photographs(photographs)
     summary = raypipe.label("kmeans", photographs, run, foreground="grabcut", refine="guided", sheet=True)
-    return Result(summary.images, summary.seconds, run, summary.sheet)
+    return Result(summary.images, summary.labelled, summary.seconds, run, summary.sheet)
 
 
 def write_photographs(folder: str) -> None:

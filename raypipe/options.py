@@ -38,6 +38,14 @@ def checked(values: dict, kinds: list[type]) -> dict:
     return {name: _checked(name, value, types[name]) for name, value in values.items()}
 
 
+def flags(name: str, value) -> list[str]:
+    """An option as words of a command line. value: a bool, a sequence, or what `str` writes as tyro reads it."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", *map(str, value if isinstance(value, list | tuple) else [value])]
+
+
 def refiner_with(name: str) -> str | None:
     """The refiner that has an option; None when no one has it."""
     return next((each for each in refine.names() if name in _types(refine.find(each))), None)

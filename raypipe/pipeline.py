@@ -148,8 +148,11 @@ def check(job: Label, segmenter: Segmenter, refiner: Callable | None) -> None:
 def check_places(source: str, output: str) -> None:
     """Raise ValueError for an output that is a file, or that a later listing of the input would find."""
     shown = storage.redact(output)
-    if os.path.isfile(storage.local_path(output) or ""):
-        raise ValueError(f"the output {shown!r} is a file; choose a folder")
+    place = storage.local_path(output) or "/"
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise ValueError(f"the output {shown!r} is a file or lies below one; choose a folder")
     fixed = source.partition("**")[0] if "**" in source else source
     inside, outside = (storage.local_path(place) or storage.normalise(place) for place in (output, fixed))
     inside, outside = (os.path.realpath(place) if os.path.isabs(place) else place for place in (inside, outside))

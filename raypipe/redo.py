@@ -73,16 +73,9 @@ def _command(method: str, job: Job) -> str:
     for part in filter(None, options.build(method, job.values)):
         for field in fields(part):
             value = getattr(part, field.name)
-            words += [] if value == field.default else _flag(field.name, value)
+            words += [] if value == field.default else options.flags(field.name, value)
     return shlex.join(words)
 
 
 def _method(run: Run) -> str:
     return run.masks.rpartition("=")[2]
-
-
-def _flag(name: str, value) -> list[str]:
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    return [f"--{option}", *map(str, value if isinstance(value, list | tuple) else [value])]

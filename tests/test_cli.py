@@ -217,7 +217,7 @@ def test_the_script_for_ray_job_submit_names_itself_in_the_command(monkeypatch):
 def test_an_output_that_is_a_file_is_named(photos, capsys):
     (photos.parent / "run").touch()
     assert label(photos=photos) == 2
-    assert f"the output '{photos.parent}/run' is a file; choose a folder" in capsys.readouterr().err
+    assert f"the output '{photos.parent}/run' is a file or lies below one; choose a folder" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -9,8 +9,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from raypipe import lookup
 from raypipe.benchmark.figures import FAILED, QUICK, Figure, Sizes
 
 log = logging.getLogger("raypipe")
@@ -81,9 +81,7 @@ def _chosen(only: Sequence[str]) -> list[str]:
     known = names()
     for name in only:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown benchmark {name!r}; {hint}choose from: {', '.join(known)}")
+            raise ValueError(f"unknown benchmark {name!r}; {lookup.suggest(name, known)}")
     return [name for name in known if not only or name in only]
 
 
