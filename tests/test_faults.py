@@ -67,12 +67,12 @@ def start():
         job.wait()
 
 
-def finish(job: subprocess.Popen, timeout: float = 120) -> str:
+def finish(job: subprocess.Popen, timeout: float = 240) -> str:
     text, _ = job.communicate(timeout=timeout)
     return text
 
 
-def wait_for_commits(output: Path, count: int, timeout: float = 60) -> None:
+def wait_for_commits(output: Path, count: int, timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while len(list(output.glob("_commits/part-*"))) < count:
         assert time.monotonic() < deadline, "no commit in time"
