@@ -35,7 +35,7 @@ class Sizes:
     side: int = 1024  # px a side of the photographs for methods and refiners
     photographs: int = 4  # how many of them
     repeats: int = 3  # alternating rounds of every comparison
-    batch: int = 32  # images per call of the sleeping methods
+    batch: int = 16  # images per call of the sleeping methods
     steady: float = 16.0  # seconds that the sleeping methods of a run sleep, per worker
     corpus: int = 20_000  # images of the run whose CPU time and memory are watched and that is started again
     settled: int = 2_000  # images after which they should not change
