@@ -145,11 +145,17 @@ def test_the_spread_of_opencvs_masks_is_opencvs_own_objective():
 
 def test_the_rate_leaves_out_start_and_end():
     commits = [(5.0, 8), (5.1, 8), *((6.0 + i, 8) for i in range(10)), (40.0, 8), (41.0, 3)]
-    assert jobs.steady_rate(commits, 2) == pytest.approx(80 / 9.9)  # from the second commit to the third last
+    assert jobs.steady_rate(commits, 2) == pytest.approx(8)  # the ten in the middle, one a second
+
+
+@pytest.mark.parametrize("last", [9, 10])
+def test_workers_that_commit_together_are_counted_in_whole_rounds(last):
+    commits = [(float(i // 2), 64) for i in range(2 * last + 1)]  # two blocks a second, and one more
+    assert jobs.steady_rate(commits, 2) == pytest.approx(128)
 
 
 def test_a_run_of_few_commits_still_has_a_rate():
-    assert jobs.steady_rate([(1.0, 8), (3.0, 4)], 2) == 2.0
+    assert jobs.steady_rate([(1.0, 8), (3.0, 4)], 2) == pytest.approx(2)
 
 
 def test_ended_processes_keep_their_cpu_time():

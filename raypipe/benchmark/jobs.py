@@ -172,14 +172,17 @@ def commit_times(output: str) -> tuple[tuple[float, int], ...]:
 
 
 def steady_rate(commits: Sequence[tuple[float, int]], workers: int) -> float:
-    """Images per second while all workers are busy: the first and the last commit of each worker left out.
+    """Images per second while all workers are busy: the slope of the rows over time, first and last commits left out.
 
-    A run of too few commits for that counts from its first to its last commit.
+    Workers that began together commit in rounds, so only whole rounds count: between two single commits lie up to half
+    a round more or less rows than the time between them stands for. A run of too few commits counts all of them.
     """
-    middle = commits[workers - 1 : -workers]
-    if len(middle) < 2 or middle[0][0] == middle[-1][0]:
+    middle = commits[workers:-workers]
+    middle = middle[: len(middle) // workers * workers]
+    if len(middle) < 2 * workers or middle[0][0] == middle[-1][0]:
         middle = commits
-    return sum(rows for _, rows in middle[1:]) / (middle[-1][0] - middle[0][0])
+    times = np.array([moment for moment, _ in middle])
+    return float(np.polyfit(times - times[0], np.cumsum([rows for _, rows in middle]), 1)[0])
 
 
 # Figures
