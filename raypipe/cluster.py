@@ -17,7 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import GetTimeoutError, RayError, WorkerCrashedError
 
-from raypipe import cores, stages
+from raypipe import cores, stages, storage
 from raypipe.lock import Locked
 from raypipe.stages import Work
 
@@ -87,6 +87,15 @@ def place(work: Work, *, actors: int | None) -> Place:
     if per_actor * actors > gpus:
         raise ValueError(f"--actors {actors} need {per_actor * actors:g} GPUs, Ray has {gpus:g}")
     return Place(device, per_actor, actors, actors)
+
+
+def warn_of_local_paths(**places: str) -> None:
+    """Say that paths of this machine must be the same folders on all others, where there are others."""
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        for option, place in places.items():
+            if storage.local_path(place):
+                text = "--%s %s is a local path: all machines of the cluster must see it, as on a shared disk"
+                log.warning(text, option, place)
 
 
 def probe(work: Work, where: Place) -> dict[str, str]:

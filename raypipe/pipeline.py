@@ -49,7 +49,7 @@ class Label:
     local: bool = False  # a plain loop in this process, without Ray: for a handful of images and for debugging
     sheet: bool = False  # write sheet.png into the output: a sample of originals with their masks
     dry_run: bool = False  # only tell what would be done: images, workers, memory, time, size
-    timing: bool = True  # dry run: time three images in a child process
+    timing: bool = True  # dry run: time up to three images in a child process
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,7 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, record: di
     timeout = job.timeout or work.segmenter.timeout
     # A batch may take timeout x batch size before its worker gives it up; Ray must not give the job up before.
     with cluster.connected(stall=max(1800.0, 3 * timeout * work.batch_size)):
+        cluster.warn_of_local_paths(input=job.input, output=job.output)
         place = cluster.place(work, actors=job.actors)
         work = replace(work, device=place.device)
         run.freeze(record["settings"], provenance.environment() | {"weights": cluster.probe(work, place)})

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -35,3 +37,23 @@ def test_the_cluster_file_is_valid(variant):
     commands = " ".join(config["head_start_ray_commands"])
     assert "RAY_AUTH_MODE=token" in commands and "--dashboard-host=127.0.0.1" in commands
     assert config["provider"]["type"] == ("aws" if variant == "cloud" else "local")
+
+
+def test_a_local_path_on_a_cluster_of_several_machines_is_remarked():
+    code = """
+import logging, os, sys
+from ray.cluster_utils import Cluster
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+nodes.add_node(num_cpus=1)
+os.environ["RAY_ADDRESS"] = nodes.address
+logging.basicConfig(stream=sys.stdout)
+from raypipe import cluster
+
+with cluster.connected(stall=60):
+    cluster.warn_of_local_paths(input="photos", output="s3://bucket/run")
+nodes.shutdown()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--input photos is a local path: all machines of the cluster must see it" in done.stdout
+    assert "--output" not in done.stdout
