@@ -1,7 +1,8 @@
-"""`raypipe label --dry-run`: what a run would do and, from three images timed in a child process, how long it takes."""
+"""`raypipe label --dry-run`: what a run would do and, from up to three images timed in a child, how long it takes."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import subprocess
@@ -16,9 +17,11 @@ from raypipe import cores, runs, stages, storage
 from raypipe.progress import duration, images
 from raypipe.stages import Work
 
+log = logging.getLogger("raypipe")
 STARTUP = 10.0  # seconds: Ray and its first worker processes, measured on two cores
 LOADING = 120.0  # seconds that the child may take besides its images
 TIMED = 3  # images
+PATIENCE = 30.0  # seconds after which no further image is timed: some methods take minutes for one
 
 
 def estimate(job, work: Work, run: runs.Run, manifest: pa.Table) -> dict:
@@ -45,6 +48,7 @@ def estimate(job, work: Work, run: runs.Run, manifest: pa.Table) -> dict:
         return result
     step = max(1, len(pending) // TIMED)
     rows = pending.take(list(range(0, len(pending), step))[:TIMED]).to_pylist()
+    log.info("timing up to %s; --no-timing leaves this out", images(len(rows)))
     timed = _timed(work, device, rows, alone=job.local, timeout=job.timeout or work.segmenter.timeout)
     if "missing" in timed:
         return result | {"timing": f"left out, since a dry run downloads nothing: {timed['missing']}"}
@@ -123,13 +127,18 @@ def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict
     work = dataclasses.replace(work, device=device)
     decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
     loaded = time.perf_counter()
-    table = stages.table(encode(segment(decode(rows))))
+    done = []
+    for row in rows:
+        done += encode(segment(decode([row])))
+        if time.perf_counter() - loaded > PATIENCE:
+            break
+    table = stages.table(done)
     return {
-        "images": len(rows),
+        "images": len(done),
         "failed": stages.count_errors(table).total(),
         "load_seconds": loaded - start,
-        "seconds_per_image": (time.perf_counter() - loaded) / len(rows),
-        "bytes_per_image": len(runs.parquet_bytes(table)) / len(rows),
+        "seconds_per_image": (time.perf_counter() - loaded) / len(done),
+        "bytes_per_image": len(runs.parquet_bytes(table)) / len(done),
         # bytes on macOS, KiB elsewhere
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
