@@ -1,4 +1,4 @@
-"""`raypipe evaluate`: a run against labels -> measures per image in Parquet, and their means."""
+"""`raypipe evaluate`: runs against labels -> measures per image in Parquet, and their means, side by side."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ WHY = {  # what is said about images without a measure, by their status
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run's masks against labels."""
+    """Measure runs' masks against labels; several runs are compared."""
 
-    run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
+    runs: tyro.conf.Positional[tuple[str, ...]]  # folders of runs: paths or URIs
     labels: str  # folder of label images, matched by relative path, then by a stem that is unique; 128 and above is set
     task: str = "pattern"  # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
@@ -72,21 +72,67 @@ class Evaluation:
             lines.append(_line("mean over groups", self.group_means, names, width))
         total = {"images": self.counts["ok"], "failed": self.counts["failed"]} | self.means
         lines.append(_line("mean over images", total, names, width))
+        return "\n".join([*lines, *self.remarks(), f"per image: {self.table}"])
+
+    def remarks(self) -> list[str]:
+        """What could not be measured, a line per reason."""
+        lines = []
         for status, keys in self.examples.items():
             more = ", ..." if self.counts[status] > len(keys) else ""
             lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
         if self.unused_labels:
             lines.append(f"{self.unused_labels:,} labels belong to no image of the run")
-        return "\n".join([*lines, f"per image: {self.table}"])
+        return lines
 
 
-def evaluate(options: Evaluate) -> Evaluation:
-    """Measure every image of a run that has a label; an earlier table for the same labels is replaced at once.
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs against the same labels."""
 
-    Reads the run part by part; the table is held compressed, about 100 MB for a million images. Raises ValueError or
+    runs: dict[str, Evaluation]  # by a short name
+
+    def text(self) -> str:
+        """A table per measure, a column per run; then what was left out, run by run."""
+        names = list(self.runs)
+        groups = sorted({group for found in self.runs.values() for group in found.groups})
+        width = max([len("mean over images"), *map(len, groups)])
+        columns = [max(8, len(name)) for name in names]
+        lines = []
+        for measure in next(iter(self.runs.values())).means:
+            heads = "  ".join(f"{name:>{size}}" for name, size in zip(names, columns, strict=True))
+            lines.append(f"{measure.replace('_', ' '):<{width}}  {heads}")
+            for title, found in self._lines(groups[:GROUPS] if len(groups) > 1 else []):
+                cells = (_cell(values.get(measure), size) for values, size in zip(found, columns, strict=True))
+                lines.append(f"{title:<{width}}  {'  '.join(cells)}")
+            lines.append("")
+        for name, found in self.runs.items():
+            lines += [f"{name}: {remark}" for remark in found.remarks()]
+        return "\n".join([*lines, *(f"per image: {found.table}" for found in self.runs.values())])
+
+    def _lines(self, groups: list[str]) -> Iterator[tuple[str, list[dict]]]:
+        found = self.runs.values()
+        yield from ((group, [each.groups.get(group, {}) for each in found]) for group in groups)
+        if groups:
+            yield "mean over groups", [each.group_means for each in found]
+        yield "mean over images", [each.means for each in found]
+
+
+def evaluate(options: Evaluate) -> Evaluation | Comparison:
+    """Measure every image of the runs that has a label; earlier tables for the same labels are replaced at once.
+
+    Reads a run part by part; its table is held compressed, about 100 MB for a million images. Raises ValueError or
     FileNotFoundError for an unknown task, a folder that is no run, and labels of which none belongs to an image.
     """
-    task, run = evaluation.find(options.task), Run(options.run)
+    names = rows.run_names(options.runs)
+    if not names:
+        raise ValueError("evaluate needs a run, or several to compare")
+    found = {name: evaluate_run(place, options) for name, place in zip(names, options.runs, strict=True)}
+    return found[names[0]] if len(names) == 1 else Comparison(found)
+
+
+def evaluate_run(place: str, options: Evaluate) -> Evaluation:
+    """Measure one run. place: its folder."""
+    task, run = evaluation.find(options.task), Run(place)
     matches = maskfiles.match(options.labels, _keys(run))
     if not matches.location:
         raise ValueError(_nothing_matches(run, options.labels, matches.unused))
@@ -95,9 +141,9 @@ def evaluate(options: Evaluate) -> Evaluation:
         measured = map(tally.counted, _measured(options, task, run, matches.location))
         while batch := list(itertools.islice(measured, BATCH_ROWS)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=task.SCHEMA))
-    place = (f"metrics/task={options.task}", f"{_name(options.labels)}.parquet")
-    run.folder.write(buffer.getvalue(), *place)
-    table = storage.redact(run.folder.location(*place))
+    target = (f"metrics/task={options.task}", f"{_name(options.labels)}.parquet")
+    run.folder.write(buffer.getvalue(), *target)
+    table = storage.redact(run.folder.location(*target))
     return Evaluation(str(run), storage.redact(options.labels), table, **tally.summary(len(matches.unused)))
 
 
@@ -193,8 +239,12 @@ def _name(labels: str) -> str:
 
 def _line(group: str, measured: dict, names: list[str], width: int) -> str:
     counts = "  ".join(f"{measured[name]:>6,}" if name in measured else f"{'':>6}" for name in ("images", "failed"))
-    means = "  ".join(f"{'-':>10}" if measured[name] is None else f"{measured[name]:>10.3f}" for name in names)
+    means = "  ".join(_cell(measured[name], 10) for name in names)
     return f"{group:<{width}}  {counts}  {means}"
+
+
+def _cell(value: float | None, width: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
 
 
 def _nothing_matches(run: Run, labels: str, unused: list[str]) -> str:

@@ -18,6 +18,7 @@ import tyro
 from raypipe import attempts, figures, pictures, provenance, redo, storage
 from raypipe.figures import MEASURED
 from raypipe.originals import Originals
+from raypipe.rows import run_names
 from raypipe.runs import Run
 from raypipe.sheet import COLOURS
 from raypipe.types import RETRYABLE
@@ -112,18 +113,6 @@ def check(options: Report) -> None:
         raise ValueError(f"--sample can be {MOST} at most, or the page grows too large, got {options.sample}")
     if options.column and not options.input:
         raise ValueError("--column has no effect without --input")
-
-
-def run_names(places: tuple[str, ...]) -> list[str]:
-    """A short name for each run: as many last parts of its path as tell it from the others."""
-    paths = [storage.redact(place).rstrip("/").split("/") for place in places]
-    if len({tuple(path) for path in paths}) < len(paths):
-        raise ValueError("report: the same run is named twice")
-    for length in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(path[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(path) for path in paths]
 
 
 def read(run: Run, name: str) -> Shown:

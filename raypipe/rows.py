@@ -20,6 +20,21 @@ IMAGE_COLUMNS = "image_id uri key sha256 height width note seconds attempt error
 SEGMENT_COLUMNS = "segment area share score label bbox".split()
 
 
+def run_names(places: tuple[str, ...]) -> list[str]:
+    """A short name for each run: as many last parts of its path as tell it from the others.
+
+    Raises ValueError for a run that is named twice.
+    """
+    paths = [storage.redact(place).rstrip("/").split("/") for place in places]
+    if len({tuple(path) for path in paths}) < len(paths):
+        raise ValueError(f"the same run is named twice: {', '.join(map(storage.redact, places))}")
+    for length in range(1, max(map(len, paths), default=0) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(path) for path in paths]
+
+
 def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None) -> Iterator[dict]:
     """The images that match a condition, as rows of `schema.MASKS` with the column `method` and without `soft`.
 

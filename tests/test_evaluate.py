@@ -136,7 +136,7 @@ def labelled(tmp_path):
 
 def test_a_run_gets_a_row_per_image_and_says_what_could_not_be_measured(labelled):
     run, labels = labelled
-    result = evaluate(Evaluate(str(run), str(labels), group="prefix"))
+    result = evaluate(Evaluate((str(run),), str(labels), group="prefix"))
     table = pq.read_table(result.table, partitioning=None)
     assert table.schema.equals(schema.PATTERN)
     rows = {row["key"]: row for row in table.to_pylist()}
@@ -163,13 +163,13 @@ def test_a_run_gets_a_row_per_image_and_says_what_could_not_be_measured(labelled
 
 def test_measuring_again_replaces_the_table_and_other_labels_get_their_own(labelled, tmp_path):
     run, labels = labelled
-    first = evaluate(Evaluate(str(run), str(labels)))
+    first = evaluate(Evaluate((str(run),), str(labels)))
     Image.new("L", (30, 20)).save(labels / "cat_1.png")
-    second = evaluate(Evaluate(str(run), f"{labels}/"))
+    second = evaluate(Evaluate((str(run),), f"{labels}/"))
     assert first.table == second.table and first.means != second.means
     assert pq.read_table(second.table, partitioning=None).num_rows == 6
     labels.rename(tmp_path / "others")
-    other = evaluate(Evaluate(str(run), str(tmp_path / "others")))
+    other = evaluate(Evaluate((str(run),), str(tmp_path / "others")))
     assert other.means == second.means and other.table != second.table
     assert len(list((run / "metrics/task=pattern").iterdir())) == 2
 
@@ -181,6 +181,30 @@ def test_the_command_prints_a_table_and_json_last(labelled, capsys):
     assert [line.split()[0] for line in lines[1:3]] == ["cat", "cow"]
     assert "1 labels have another size than their image: cow_3.png" in lines
     assert json.loads(lines[-1])["counts"]["ok"] == 2
+
+
+def test_several_runs_are_compared_side_by_side(labelled, tmp_path, capsys):
+    run, labels = labelled
+    options = {"foreground": "whole", "local": True, "max_bad_fraction": 1.0}
+    raypipe.label("watershed", tmp_path / "photos", tmp_path / "other", **options)
+    places = (str(run), str(tmp_path / "other"))
+    assert main(["evaluate", *places, "--labels", str(labels), "--group", "prefix", "--json"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    found = {place: evaluate(Evaluate((place,), str(labels))).means for place in places}
+    table = lines[lines.index(next(line for line in lines if line.startswith("dice best"))) :]
+    assert table[0].split() == ["dice", "best", "run", "other"]
+    assert table[1].split() == ["cat", *(f"{means['dice_best']:.3f}" for means in found.values())]
+    assert table[2].split() == ["cow", "-", "-"]
+    assert "other: 1 labels have another size than their image: cow_3.png" in lines
+    assert json.loads(lines[-1])["runs"]["other"]["means"] == found[places[1]]
+
+
+def test_no_run_and_a_run_named_twice_are_refused(labelled, capsys):
+    run, labels = map(str, labelled)
+    assert main(["evaluate", run, f"{run}/", "--labels", labels]) == 2
+    assert "the same run is named twice" in capsys.readouterr().err
+    assert main(["evaluate", "--labels", labels]) == 2
+    assert "needs a run" in capsys.readouterr().err
 
 
 def test_labels_of_other_images_are_a_mistake_that_shows_both_names(labelled, tmp_path, capsys):
@@ -204,6 +228,6 @@ def test_the_labelled_photographs_give_the_measured_means(shared, tmp_path, meth
     examples = shared / "data/gloper_examples"
     foreground = foreground if foreground == "whole" else f"given:{examples / 'foreground_grabcut'}"
     raypipe.label(method, examples / "images", tmp_path / "run", foreground=foreground, local=True)
-    result = evaluate(Evaluate(str(tmp_path / "run"), str(examples / "labels"), group="prefix"))
+    result = evaluate(Evaluate((str(tmp_path / "run"),), str(examples / "labels"), group="prefix"))
     assert result.counts["ok"] == 20 and len(result.groups) == 10
     assert result.means["dice_best"] == pytest.approx(expected, abs=0.005)

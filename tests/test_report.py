@@ -20,7 +20,8 @@ from PIL import Image
 import raypipe
 from raypipe import cli, figures, masks, pictures, schema
 from raypipe.lock import hold
-from raypipe.report import Report, report, run_names
+from raypipe.report import Report, report
+from raypipe.rows import run_names
 from raypipe.runs import Run, new_attempt
 from raypipe.sheet import COLOURS
 
