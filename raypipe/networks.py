@@ -1,0 +1,189 @@
+"""What methods with neural networks share: where weights are, whether they fit, how precisely they run, what they see.
+
+Torch, transformers and huggingface_hub are imported where they are needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from raypipe import lookup
+from raypipe.types import Segmenter
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight files
+FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained` reads of a repository
+OLD_WEIGHTS = ("pytorch_model*.bin",)  # read instead where a repository has no safetensors
+NESTED = ("*/*",)  # variants for other libraries lie in folders of a repository
+DTYPES = ("auto", "float32", "bfloat16")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def settle_options(method: Segmenter) -> None:
+    """Make the path in `method.weights` absolute, for workers may have another current folder; check `method.dtype`.
+
+    To be called first in `__post_init__`. Raises ValueError for an unknown dtype and for no weights.
+    """
+    if not method.weights:
+        raise ValueError(f"{method.name}: weights must be a folder or a Hugging Face id, got {method.weights!r}")
+    if method.dtype not in DTYPES:
+        raise ValueError(f"{method.name}: unknown dtype {method.dtype!r}; {lookup.suggest(method.dtype, DTYPES)}")
+    place = Path(method.weights).expanduser()
+    if place.exists():
+        method.weights = str(place.absolute())
+
+
+def locate(weights: str, *, method: str) -> Path:
+    """The folder or file of weights: a local path as it is, or a Hugging Face id `org/name[@revision]`, fetched once.
+
+    Raises FileNotFoundError that names the method, the weights and the ways out.
+    """
+    place = Path(weights).expanduser()
+    if place.exists():
+        return _with_weights(place.resolve(), method)
+    if not is_hub_id(weights):
+        raise FileNotFoundError(f"{method}: weights {weights!r} is neither a folder nor a file nor a Hugging Face id")
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = weights.partition("@")
+    options = {"revision": revision or None, "ignore_patterns": list(NESTED)}
+    try:
+        place = Path(snapshot_download(name, allow_patterns=list(FILES), **options))
+        if not _weight_files(place):
+            place = Path(snapshot_download(name, allow_patterns=[*FILES, *OLD_WEIGHTS], **options))
+    except Exception as error:  # many kinds: offline, no such repository, gated, no space
+        raise FileNotFoundError(
+            f"{method}: no weights {weights!r} here and they could not be fetched ({reason(error)}); run "
+            f"`raypipe weights {method} --to DIR` where there is internet and pass --weights DIR"
+        ) from error
+    return _with_weights(place, method)
+
+
+def is_hub_id(weights: str) -> bool:
+    """Whether a text reads as `org/name` or `org/name@revision`."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights) is not None
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be fetched, on one line and with what helps where that is known."""
+    from huggingface_hub import errors
+
+    known = {
+        errors.GatedRepoError: "it is gated: accept its terms on its page and set HF_TOKEN",
+        errors.RepositoryNotFoundError: "there is no such repository, or it is private: then set HF_TOKEN",
+        errors.RevisionNotFoundError: "there is no such revision",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set; unset it",
+    }
+    while True:  # huggingface_hub wraps what happened into "not found in the cache"
+        for kind, text in known.items():
+            if isinstance(error, kind):
+                return text
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            return "no space left on the disk"
+        if error.__cause__ is None:
+            break
+        error = error.__cause__
+    if any(word in type(error).__name__ for word in ("Connect", "Proxy", "Timeout")):  # those of each HTTP library
+        return f"no connection: {_line(error)}"
+    return _line(error)
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence's name (CC-BY-NC-4.0, ...-noncommercial-..., ...-research-...) rules out commercial use."""
+    return re.search(r"\bnc\b|non-?commercial|research", licence.lower()) is not None
+
+
+def checksums(place: Path) -> dict[str, str]:
+    """sha256 of the weight files in a folder, or of one file, by name."""
+    return {file.name: _sha256(file) for file in _weight_files(place)}
+
+
+def pretrained(kind: type, place: Path, *, method: str, device: str):
+    """A transformers model in float32 on the device, ready to use.
+
+    kind: the model's class. Raises ValueError when the folder does not hold all of its weights: transformers would
+    fill the rest with random numbers.
+    """
+    import torch
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        network, found = kind.from_pretrained(
+            place, dtype=torch.float32, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:  # many kinds: no configuration, torn files, another architecture
+        raise ValueError(f"{method}: {place} cannot be read as a {kind.__name__}: {_line(error)}") from error
+    absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if absent:
+        text = f"{len(absent)} of its tensors are absent or of another shape, the first is {absent[0]}"
+        raise ValueError(f"{method}: {place} holds no {kind.__name__}: {text}")
+    return network.eval().requires_grad_(False).to(device)
+
+
+def autocast(device: str, dtype: str):
+    """A context in which networks run in bfloat16 where that holds; float32 otherwise.
+
+    dtype: float32, bfloat16, or auto = bfloat16 on a GPU. Masks and decisions stay float32: that is the caller's part.
+    """
+    import torch
+
+    reduced = dtype == "bfloat16" or (dtype == "auto" and device == "cuda")
+    return torch.autocast(device, torch.bfloat16, enabled=reduced)
+
+
+def batches(images: Sequence[np.ndarray], device: str) -> Iterator[Sequence[np.ndarray]]:
+    """What goes through a network at once: all images on a GPU, each alone on the CPU.
+
+    A CPU gains next to nothing from a batch, and alone the result does not depend on the images beside it.
+    """
+    step = max(1, len(images)) if device == "cuda" else 1
+    for first in range(0, len(images), step):
+        yield images[first : first + step]
+
+
+def pixels(images: Sequence[np.ndarray], size: int, *, device: str, normalize: bool):
+    """Images as a network sees them: a float32 tensor (B, 3, size, size) on the device.
+
+    images: RGB uint8 (H, W, 3), each squeezed to a square by an antialiased bilinear resize in 8 bits, as Pillow and
+    torchvision do it. Values are in [0, 1], or with `normalize` ImageNet's mean 0 and deviation 1.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    squares = []
+    for image in images:
+        planes = torch.tensor(image).permute(2, 0, 1)[None]  # a copy: images from Ray cannot be written to
+        squares.append(interpolate(planes, size=(size, size), mode="bilinear", antialias=True))
+    batch = torch.cat(squares).to(device).float() / 255  # (B, 3, size, size)
+    if not normalize:
+        return batch
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (batch - mean) / std
+
+
+def _with_weights(place: Path, method: str) -> Path:
+    if not _weight_files(place):
+        raise FileNotFoundError(f"{method}: {place} holds no weights; expected one of {', '.join(WEIGHTS)}")
+    return place
+
+
+def _weight_files(place: Path) -> list[Path]:
+    return [place] if place.is_file() else sorted(file for kind in WEIGHTS for file in place.glob(kind))
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,116 @@
+"""The region that a text names, by CLIPSeg, within a foreground (GloPER supplement, "CLIPSeg")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from raypipe import inside, networks
+from raypipe.types import Segmenter, Segments
+
+PATCH = 16  # px: the image encoder is a ViT-B/16
+FLAT = 1e-6  # range of probabilities up to which a map is constant: float32 rounding of a sigmoid
+
+
+@dataclass
+class Clipseg(Segmenter):
+    """One soft mask: how well each place fits the prompt, stretched to 0..1 over the image."""
+
+    threshold: float | None = 0.3  # of the stretched probability (reference); sweep 0.2..0.7; None means 0.5
+    weights: str = "CIDAS/clipseg-rd64-refined"  # supplement; a Hugging Face id or a folder
+    prompt: str = "pattern of animal"  # supplement; the reference writes "Pattern of <species>"
+    size: int = 352  # side of the network's square input in px, a multiple of 16 (reference)
+    foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
+    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU
+
+    source = "Lueddecke and Ecker, CVPR 2022, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
+    licence = "Apache-2.0 (weights)"
+    needs = "CIDAS/clipseg-rd64-refined, 0.6 GB: fetched on the first run, or by `raypipe weights clipseg`"
+    soft = True
+    gpus = 0.25  # the network is small; four actors keep a GPU busy while they prepare images
+    batch_size = 32
+
+    def __post_init__(self):
+        networks.settle_options(self)
+        inside.check_options(self, smallest=PATCH)
+        if self.size % PATCH:
+            raise ValueError(f"clipseg: size must be a multiple of {PATCH}, got {self.size!r}")
+        if not self.prompt.strip():
+            raise ValueError("clipseg: prompt must say what to look for, got an empty text")
+
+    def load(self, device: str) -> None:
+        from transformers import CLIPSegForImageSegmentation
+
+        self._device, self._place = device, networks.locate(self.weights, method=self.name)
+        network = networks.pretrained(CLIPSegForImageSegmentation, self._place, method=self.name, device=device)
+        if (patch := network.config.vision_config.patch_size) != PATCH:
+            raise ValueError(f"clipseg: patches of the weights must be {PATCH} px, got {patch!r}")
+        self._embedding = self._embed(network)
+        # The decoder reads the outputs of a few blocks only; those behind the last one (2 of 12) decide nothing.
+        del network.clip.vision_model.encoder.layers[max(network.extract_layers) + 1 :]
+        self._network = network
+
+    def checksums(self) -> dict[str, str]:
+        return networks.checksums(self._place)
+
+    def segment(
+        self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
+    ) -> Iterator[Segments]:
+        for foreground, probability in zip(foregrounds, self._probabilities(images), strict=True):
+            yield masked(stretched(probability), foreground)
+
+    def _probabilities(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """The network's answer to each image: float32 (size, size) in [0, 1]."""
+        for batch in networks.batches(images, self._device):
+            pixels = networks.pixels(batch, self.size, device=self._device, normalize=True)
+            yield from self.logits(pixels).sigmoid().cpu().numpy()
+
+    def logits(self, pixels):
+        """Float32 (B, size, size) from prepared images, a tensor (B, 3, size, size) on the device of `load`."""
+        import torch
+
+        embeddings = self._embedding.expand(len(pixels), -1)
+        with torch.inference_mode(), networks.autocast(self._device, self.dtype):
+            logits = self._network(pixel_values=pixels, conditional_embeddings=embeddings).logits
+        return logits.float().reshape(-1, self.size, self.size)
+
+    def _embed(self, network):
+        """The prompt's embedding (1, D). Computed once: it does not depend on the image."""
+        import torch
+        from transformers import CLIPTokenizer
+
+        tokens = CLIPTokenizer.from_pretrained(self._place, local_files_only=True)(self.prompt, return_tensors="pt")
+        count, most = tokens.input_ids.shape[1], network.config.text_config.max_position_embeddings
+        if count > most:
+            raise ValueError(f"clipseg: prompt must have at most {most} tokens, got {count}; use fewer words")
+        with torch.inference_mode():
+            return network.get_conditional_embeddings(1, **tokens.to(self._device))
+
+
+def stretched(probability: np.ndarray) -> np.ndarray | None:
+    """A map (h, w) moved and scaled to 0..1; None when it is constant."""
+    low, high = probability.min(), probability.max()
+    return (probability - low) / (high - low) if high - low > FLAT else None
+
+
+def masked(found: np.ndarray | None, foreground: np.ndarray) -> Segments:
+    """A map (h, w) at the image's size, 0 outside the foreground; an empty mask with a note where there is nothing.
+
+    foreground: bool (H, W).
+    """
+    import cv2
+
+    height, width = foreground.shape
+    if found is None or not foreground.any():
+        note = "flat_map" if foreground.any() else "empty_foreground"
+        return Segments(np.zeros((1, height, width), np.float32), note=note)
+    # Nearest by pixel centres, as Pillow does it; thresholding before or after makes no difference then.
+    values = cv2.resize(found, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return Segments((values * foreground)[None])
+
+
+SEGMENTER = Clipseg

@@ -1,0 +1,199 @@
+"""Weights by folder or by id, what does not fit, and what a network sees."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub import COMMIT, Repository, hub
+from PIL import Image
+from skimage import data
+from test_dino_pca import write_model
+
+from raypipe import networks
+from raypipe.segmenters.clipseg import Clipseg
+from raypipe.segmenters.dino_pca import DinoPca
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("dino"))
+
+
+def in_child(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Python code in a process of its own: huggingface_hub reads its environment when it is imported."""
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+# Where they are
+
+
+def test_a_folder_or_a_file_is_taken_as_it_is(weights, tmp_path, monkeypatch):
+    assert networks.locate(str(weights), method="sam") == weights
+    assert networks.locate(str(weights / "model.safetensors"), method="sam") == weights / "model.safetensors"
+    monkeypatch.setenv("HOME", str(weights.parent))
+    assert networks.locate(f"~/{weights.name}", method="sam") == weights
+    with pytest.raises(FileNotFoundError, match=r"sam: .* holds no weights; expected one of \*.safetensors"):
+        networks.locate(str(tmp_path), method="sam")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "a/b/c", "org/name@", "http://a/b"])
+def test_what_is_neither_a_path_nor_an_id_is_refused(name):
+    with pytest.raises(FileNotFoundError, match=f"sam: weights '{name}' is neither a folder nor a file nor a Hugging"):
+        networks.locate(name, method="sam")
+
+
+def test_a_repository_is_fetched_once_and_then_found_offline(weights, tmp_path):
+    code = "from raypipe import networks; print(networks.locate('org/tiny', method='dino_pca'))"
+    with hub({"org/tiny": Repository(weights)}) as served:
+        first = in_child(code, HF_ENDPOINT=served.address, HF_HOME=str(tmp_path))
+        assert first.returncode == 0, first.stderr
+        again = in_child(code, HF_ENDPOINT=served.address, HF_HOME=str(tmp_path))
+        assert sorted(served.served) == ["config.json", "model.safetensors"]
+    offline = in_child(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert first.stdout == again.stdout == offline.stdout and COMMIT in first.stdout
+    place = Path(first.stdout.strip())
+    assert networks.checksums(place) == networks.checksums(weights)
+
+
+def test_a_repository_without_safetensors_is_read_from_its_older_file(weights, tmp_path):
+    from transformers import Dinov2WithRegistersModel
+
+    old = tmp_path / "old"
+    (old / "onnx").mkdir(parents=True)
+    (old / "onnx" / "model.safetensors").write_bytes(b"another library's")
+    (old / "flax_model.msgpack").write_bytes(b"another library's")
+    (old / "config.json").write_bytes((weights / "config.json").read_bytes())
+    network = Dinov2WithRegistersModel.from_pretrained(weights)
+    torch.save(network.state_dict(), old / "pytorch_model.bin")
+    code = "from raypipe import networks; print(networks.locate('org/old', method='dino_pca'))"
+    with hub({"org/old": Repository(old)}) as served:
+        done = in_child(code, HF_ENDPOINT=served.address, HF_HOME=str(tmp_path / "home"))
+        assert done.returncode == 0, done.stderr
+        assert sorted(served.served) == ["config.json", "pytorch_model.bin"]
+    segmenters = [DinoPca(weights=place, size=112) for place in (done.stdout.strip(), str(weights))]
+    image = data.chelsea()
+    for segmenter in segmenters:
+        segmenter.load("cpu")
+    fetched, original = (next(each.segment([image], [image[..., 0] > 90])).masks for each in segmenters)
+    np.testing.assert_array_equal(fetched, original)
+    assert list(segmenters[0].checksums()) == ["pytorch_model.bin"]
+
+
+def test_what_cannot_be_fetched_is_one_line_with_the_way_out(weights, tmp_path):
+    code = (
+        "from raypipe import networks\n"
+        "for name in ('org/none', 'org/gated', 'org/tiny@v9'):\n"
+        "    try: networks.locate(name, method='sam')\n"
+        "    except FileNotFoundError as error: print(error)\n"
+    )
+    with hub({"org/gated": Repository(weights, gated=True), "org/tiny": Repository(weights)}) as served:
+        done = in_child(code, HF_ENDPOINT=served.address, HF_HOME=str(tmp_path))
+    none, gated, revision = done.stdout.splitlines()
+    assert "there is no such repository, or it is private: then set HF_TOKEN" in none
+    assert "it is gated: accept its terms on its page and set HF_TOKEN" in gated
+    assert "there is no such revision" in revision
+    for line in (none, gated, revision):
+        assert line.startswith("sam: no weights 'org/") and line.endswith("pass --weights DIR")
+        assert "`raypipe weights sam --to DIR`" in line
+    code = "from raypipe import networks; networks.locate('org/tiny', method='sam')"
+    offline = in_child(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert "(HF_HUB_OFFLINE is set; unset it)" in offline.stderr.splitlines()[-1]
+    alone = in_child(code, HF_ENDPOINT=served.address, HF_HOME=str(tmp_path / "empty"))  # the server has gone
+    assert "(no connection: " in alone.stderr.splitlines()[-1]
+
+
+def test_checksums_are_those_of_the_weight_files_only(weights):
+    expected = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()
+    assert networks.checksums(weights) == {"model.safetensors": expected}
+    assert networks.checksums(weights / "model.safetensors") == {"model.safetensors": expected}
+
+
+# Whether they fit
+
+
+def test_weights_of_another_network_are_refused_instead_of_filled_at_random(weights, tmp_path):
+    with pytest.raises(ValueError, match=r"clipseg: .* holds no CLIPSegForImageSegmentation: \d+ of its tensors are"):
+        Clipseg(weights=str(weights), size=64).load("cpu")
+    config = json.loads((weights / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 28}))
+    (tmp_path / "model.safetensors").write_bytes((weights / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="dino_pca: .* holds no Dinov2WithRegistersModel: .* of another shape"):
+        DinoPca(weights=str(tmp_path), size=112).load("cpu")
+
+
+def test_damaged_weights_are_one_clear_error(weights, tmp_path):
+    (tmp_path / "config.json").write_bytes((weights / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((weights / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="dino_pca: .* cannot be read as a Dinov2WithRegistersModel: "):
+        DinoPca(weights=str(tmp_path), size=112).load("cpu")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="dino_pca: .* cannot be read as a Dinov2WithRegistersModel: "):
+        DinoPca(weights=str(tmp_path), size=112).load("cpu")
+
+
+def test_a_relative_folder_means_the_same_from_anywhere(weights, monkeypatch):
+    monkeypatch.chdir(weights.parent)
+    assert DinoPca(weights=weights.name).weights == str(weights)
+    assert DinoPca(weights="org/name").weights == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("licence", "restricted"),
+    [
+        ("Apache-2.0", False),
+        ("mit", False),
+        ("unknown", False),
+        ("openrail++", False),
+        ("cc-by-sa-4.0", False),
+        ("CC-BY-NC-4.0", True),
+        ("cc-by-nc-sa-4.0", True),
+        ("fair-noncommercial-research-license", True),
+        ("some-non-commercial", True),
+    ],
+)
+def test_non_commercial_licences_are_known_by_their_names(licence, restricted):
+    assert networks.is_non_commercial(licence) == restricted
+
+
+# How they run
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "float32"), ("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_the_cpu_computes_in_float32_unless_told_otherwise(dtype, expected):
+    with networks.autocast("cpu", dtype):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, expected)
+
+
+def test_a_gpu_takes_all_images_at_once_and_the_cpu_each_alone():
+    images = [np.zeros((2, 2, 3), np.uint8)] * 3
+    assert [len(batch) for batch in networks.batches(images, "cuda")] == [3]
+    assert [len(batch) for batch in networks.batches(images, "cpu")] == [1, 1, 1]
+    assert not list(networks.batches([], "cuda")) and not list(networks.batches([], "cpu"))
+
+
+@pytest.mark.parametrize("size", [16, 100, 700])
+def test_pixels_are_pillows_to_one_level(size):
+    images = [data.chelsea(), data.astronaut()[:7], np.zeros((1, 1, 3), np.uint8)]
+    for image in images:
+        image.setflags(write=False)  # as they come from Ray
+    found = networks.pixels(images, size, device="cpu", normalize=False)
+    assert found.shape == (3, 3, size, size) and found.dtype == torch.float32
+    for image, planes in zip(images, found, strict=True):
+        expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)) / 255
+        differences = np.abs(planes.permute(1, 2, 0).numpy() - expected)
+        assert differences.max() < 1.01 / 255 and (differences > 1e-6).mean() < 0.01
+
+
+def test_normalised_pixels_have_imagenets_mean_at_zero():
+    grey = np.full((5, 5, 3), (124, 116, 104), np.uint8)
+    (found,) = networks.pixels([grey], 4, device="cpu", normalize=True)
+    expected = (np.array([124, 116, 104]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(found[:, 0, 0], expected, atol=1e-6)
+    assert np.abs(expected).max() < 0.02
