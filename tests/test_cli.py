@@ -16,7 +16,6 @@ from faulty import GOOD, write_images
 from raypipe import cli, refine, segmenters
 from raypipe.cli import main
 from raypipe.pipeline import Label
-from raypipe.segmenters import rembg
 
 
 @pytest.fixture
@@ -252,12 +251,13 @@ def test_the_help_shows_what_a_foreground_may_be(method, capsys):
 def test_every_method_tells_what_it_needs(capsys):
     assert main(["methods"]) == 0
     text = capsys.readouterr().out
-    assert rembg.Rembg().gpus or "a GPU is used" not in text
     for word in ("kmeans", "watershed", "grabcut", "rembg", "needs", "licence", "source", "u2net"):
         assert word in text
     assert main(["methods", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert all(row["licence"] and row["source"] and row["summary"] for row in rows)
+    using_gpus = {row["name"] for row in rows if "a GPU is used" in row["needs"]}
+    assert using_gpus == {name for name in segmenters.names() if segmenters.find(name)().gpus}
 
 
 def test_the_demo_labels_photographs_and_draws_a_sheet(tmp_path, capsys):
