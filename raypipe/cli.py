@@ -30,6 +30,7 @@ VERBS = {
     "verify": "whether a run still holds what was committed; --repair mends it",
     "compact": "a run's many small files as few large ones",
     "methods": "what there is and what it needs",
+    "weights": "fetch a method's weights into a folder, for machines without internet",
     "demo": "a run on sample photographs, without any download",
     "evaluate": "a run against labels -> measures per image and their means",
     "agree": "runs of several methods against each other: which masks to trust, without labels",
@@ -38,6 +39,7 @@ VERBS = {
 # Verbs of one dataclass of options and one function of it: the module and both names. The function returns a dataclass
 # with the method `text()` and, where it is not always 0, the field `exit_code`.
 MODULES = {
+    "weights": ("weights", "Weights", "weights"),
     "demo": ("demo", "Demo", "demo"),
     "verify": ("verify", "Verify", "verify"),
     "compact": ("compact", "Compact", "compact"),

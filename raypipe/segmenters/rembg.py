@@ -11,27 +11,28 @@ from pathlib import Path
 
 import numpy as np
 
-from raypipe import lookup
+from raypipe import lookup, networks
 from raypipe.types import Segmenter, Segments
 
-# rembg's models that answer with one mask and run on this machine. Left out: `sam` (wants points), `u2net_cloth_seg`
-# (three masks), the cloud services (images would leave the machine), `..._custom` (give the file as `model`).
-MODELS = (
-    "birefnet-cod",
-    "birefnet-dis",
-    "birefnet-general",
-    "birefnet-general-lite",
-    "birefnet-hrsod",
-    "birefnet-massive",
-    "birefnet-portrait",
-    "bria-rmbg",  # weights CC BY-NC 4.0
-    "isnet-anime",
-    "isnet-general-use",
-    "silueta",
-    "u2net",
-    "u2net_human_seg",
-    "u2netp",
-)
+# rembg's models that answer with one mask and run on this machine, with the licences of their weights. Left out: `sam`
+# (wants points), `u2net_cloth_seg` (three masks), the cloud services (images would leave the machine), `..._custom`
+# (give the file as `model`).
+MODELS = {
+    "birefnet-cod": "MIT",
+    "birefnet-dis": "MIT",
+    "birefnet-general": "MIT",
+    "birefnet-general-lite": "MIT",
+    "birefnet-hrsod": "MIT",
+    "birefnet-massive": "MIT",
+    "birefnet-portrait": "MIT",
+    "bria-rmbg": "CC-BY-NC-4.0",
+    "isnet-anime": "Apache-2.0",
+    "isnet-general-use": "Apache-2.0",
+    "silueta": "Apache-2.0",
+    "u2net": "Apache-2.0",
+    "u2net_human_seg": "Apache-2.0",
+    "u2netp": "Apache-2.0",
+}
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Rembg(Segmenter):
             self.needs = f"the file {self.model}"
         elif self.model != "u2net":
             self.needs = f"{self.model}.onnx: fetched on the first run, or put into U2NET_HOME, or given as a file"
+            self.licence = f"{MODELS[self.model]} ({self.model} weights), MIT (rembg)"
 
     def _is_file(self) -> bool:
         return self.model.endswith(".onnx")
@@ -68,23 +70,13 @@ class Rembg(Segmenter):
     def load(self, device: str) -> None:
         """Open the network, one session per actor.
 
-        Downloads rembg's weights if they are not there yet and HF_HUB_OFFLINE does not forbid it.
+        Downloads rembg's weights if they are not there yet, unless HF_HUB_OFFLINE or their licence forbids it.
         """
-        kind = self._local_session() if self._is_file() else self._known_session()
+        kind = self._local_session() if self._is_file() else known_session(self.model)
         self._path = Path(self._weights(kind))
         self._session = kind(self.model, _session_options(), providers=_providers(device))
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.inner_session.get_providers():
             raise RuntimeError("rembg: onnxruntime could not start on CUDA (see its lines above); use --device cpu")
-
-    def _known_session(self) -> type:
-        """rembg's session class of the model."""
-        from rembg.sessions import sessions
-
-        if self.model not in sessions:
-            raise ValueError(
-                f"rembg: the installed rembg has no model {self.model!r}; upgrade it: pip install -U rembg"
-            )
-        return sessions[self.model]
 
     def _local_session(self) -> type:
         """A U2-Net session on our own file. rembg's `u2net_custom` only takes files below its own folder."""
@@ -103,11 +95,16 @@ class Rembg(Segmenter):
 
     def _weights(self, session: type) -> str:
         """Path of the session's ONNX file, downloaded if need be."""
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")  # as Hugging Face reads it
-        try:
-            if offline and not self._is_file() and not _is_there(session):
-                raise OSError("HF_HUB_OFFLINE is set")
+        if self._is_file():
             return session.download_models()
+        if networks.is_non_commercial(MODELS[self.model]) and not _is_there(session):
+            raise ValueError(
+                f"rembg: the weights of {self.model} are not for commercial use ({MODELS[self.model]}); to accept "
+                f"that, run `raypipe weights rembg --weights {self.model} --to DIR --accept-license` and set "
+                "U2NET_HOME=DIR"
+            )
+        try:
+            return fetch(session)
         except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
             reason = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
@@ -134,6 +131,23 @@ class Rembg(Segmenter):
                 yield Segments(np.zeros((1, *image.shape[:2]), np.float32), note="flat_map")
             else:
                 yield Segments(alpha[None].astype(np.float32) / 255)
+
+
+def known_session(model: str) -> type:
+    """rembg's session class of one of MODELS. Raises ValueError where the installed rembg does not have it yet."""
+    from rembg.sessions import sessions
+
+    if model not in sessions:
+        raise ValueError(f"rembg: the installed rembg has no model {model!r}; upgrade it: pip install -U rembg")
+    return sessions[model]
+
+
+def fetch(session: type) -> str:
+    """Path of a session class's ONNX file below U2NET_HOME, downloaded if it is not there. Raises rembg's errors."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")  # as Hugging Face reads it
+    if offline and not _is_there(session):
+        raise OSError("HF_HUB_OFFLINE is set")
+    return str(session.download_models())
 
 
 def _home(session: type) -> str:
