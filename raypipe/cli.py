@@ -33,6 +33,7 @@ VERBS = {
     "weights": "fetch a method's weights into a folder, for machines without internet",
     "demo": "a run on sample photographs, without any download",
     "evaluate": "a run against labels -> measures per image and their means",
+    "sweep": "a method's parameters against labels -> a table of trials and the best setting",
     "agree": "runs of several methods against each other: which masks to trust, without labels",
     "benchmark": "measured ratios on this machine",
 }
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _wrong(f"unknown command {verb!r}; {lookup.suggest(verb, VERBS)}")
     try:
-        return {"label": _label, "methods": _methods}.get(verb, partial(_simple, verb))(rest)
+        return {"label": _label, "methods": _methods, "sweep": _sweep}.get(verb, partial(_simple, verb))(rest)
     except SystemExit:
         raise
     except BaseException as error:
@@ -88,24 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _label(argv: list[str]) -> int:
-    from raypipe import refine, segmenters
-
-    if not argv or argv[0].startswith("-"):
-        names = "\n".join(f"  {name}" for name in segmenters.names())
-        print(f"usage: raypipe label METHOD --input PATH --output FOLDER [OPTIONS]\n\nMethods:\n{names}\n")
-        print("All options: raypipe label METHOD --help        What each method needs: raypipe methods")
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
     from raypipe import pipeline
 
-    method, values = segmenters.find(argv[0]), _config(argv)
-    refiner = _peek(argv, "--refine") or values.get("refine")
-    kinds = [pipeline.Label, method]
-    if refiner not in (None, "None"):
-        kinds.append(refine.find(refiner))
-    else:
-        _refuse_refiner_options(argv)
-    job, segmenter, *rest = _parse(f"raypipe label {argv[0]}", method.__doc__, kinds, argv[1:], values)
-    refiner, terminal = (rest[0] if len(rest) == 2 else None), rest[-1]
+    if not argv or argv[0].startswith("-"):
+        return _choose_method("label METHOD --input PATH --output FOLDER [OPTIONS]", argv)
+    job, segmenter, refiner, terminal = _with_method("label", pipeline.Label, argv)
     if terminal.print_config:
         return _print_config(job, segmenter, refiner)
     try:
@@ -121,6 +109,53 @@ def _label(argv: list[str]) -> int:
     if terminal.json:
         print(json.dumps(dataclasses.asdict(result)))
     return result.exit_code
+
+
+def _sweep(argv: list[str]) -> int:
+    from raypipe import sweep
+
+    if not argv or argv[0].startswith("-"):
+        usage = "sweep METHOD --input PATH --labels FOLDER --output FOLDER --over NAME=VALUES ... [OPTIONS]"
+        return _choose_method(usage, argv)
+    job, segmenter, refiner, terminal = _with_method("sweep", sweep.Sweep, argv)
+    if terminal.print_config:
+        return _print_config(job, segmenter, refiner)
+    given = {word[2:].partition("=")[0].removeprefix("no-") for word in argv if word.startswith("--")}
+    sweep.refuse_given(job, given)
+    try:
+        result = sweep.sweep(job, segmenter, refiner)
+    except BaseException as error:
+        if sweep.has_begun(job):
+            error.add_note(f"{WAY_ON}\n  {_command(argv, 'sweep')}")
+        raise
+    print(result.text())
+    if terminal.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    return result.exit_code
+
+
+def _choose_method(usage: str, argv: list[str]) -> int:
+    """Tell how to go on without a method's name."""
+    from raypipe import segmenters
+
+    verb, names = usage.split()[0], "\n".join(f"  {name}" for name in segmenters.names())
+    print(f"usage: raypipe {usage}\n\nMethods:\n{names}\n")
+    print(f"All options: raypipe {verb} METHOD --help        What each method needs: raypipe methods")
+    return 0 if argv and argv[0] in ("-h", "--help") else 2
+
+
+def _with_method(verb: str, options: type, argv: list[str]) -> tuple:
+    """The options of a verb, the method that argv begins with, the refiner or None, and Terminal."""
+    from raypipe import refine, segmenters
+
+    method, values = segmenters.find(argv[0]), _config(argv)
+    refiner, kinds = _peek(argv, "--refine") or values.get("refine"), [options, method]
+    if refiner not in (None, "None"):
+        kinds.append(refine.find(refiner))
+    else:
+        _refuse_refiner_options(argv)
+    job, segmenter, *rest = _parse(f"raypipe {verb} {argv[0]}", method.__doc__, kinds, argv[1:], values)
+    return job, segmenter, (rest[0] if len(rest) == 2 else None), rest[-1]
 
 
 def _methods(argv: list[str]) -> int:
@@ -163,7 +198,7 @@ def _method_row(kind: type) -> dict:
     return {
         "name": method.name,
         "summary": (module.__doc__ or "").strip().splitlines()[0],
-        "needs": ", ".join(needs) or "nothing",
+        "needs": "; ".join(needs) or "nothing",
         "licence": method.licence,
         "source": method.source,
     }
@@ -295,10 +330,11 @@ def _has_begun(job) -> bool:
         return False
 
 
-def _command(argv: list[str]) -> str:
-    """The command line as it was typed, after the verb `label`, but without credentials."""
+def _command(argv: list[str], verb: str = "label") -> str:
+    """The command line as it was typed, after the verb, but without credentials."""
     shown = [_without_credentials(word) for word in argv]
-    program = ["python", "jobs/label.py"] if os.path.basename(sys.argv[0]) == "label.py" else ["raypipe", "label"]
+    is_script = os.path.basename(sys.argv[0]) == f"{verb}.py"
+    program = ["python", f"jobs/{verb}.py"] if is_script else ["raypipe", verb]
     left_out = "" if shown == argv else "  # with the credentials, which are left out here"
     return shlex.join([*program, *shown]) + left_out
 

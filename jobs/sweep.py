@@ -1,0 +1,7 @@
+"""`raypipe sweep` as a script for `ray job submit -- python jobs/sweep.py METHOD --input ... --output ...`."""
+
+import sys
+
+from raypipe.cli import main
+
+sys.exit(main(["sweep", *sys.argv[1:]]))

@@ -1,0 +1,299 @@
+"""`raypipe sweep`: a method's parameters against labels, on Ray Tune -> a table of trials, a page, the best setting.
+
+What acts inside the model makes trials, each a labelling run of its own; what acts after it (the threshold, the
+refiner) is scored on the masks that a trial has stored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
+
+import pyarrow as pa
+
+from raypipe import evaluation, foregrounds, inputs, pipeline, storage
+from raypipe.folder import Folder
+from raypipe.interruption import on_signals
+from raypipe.lock import hold
+from raypipe.pipeline import Label
+from raypipe.progress import images as count_of_images
+from raypipe.runs import OtherConfiguration, new_attempt, parquet_bytes
+from raypipe.sweep import ranking, search
+from raypipe.sweep.trials import Trial, settings, trial_name, with_images, with_labels
+from raypipe.sweep.tuning import run_trials
+from raypipe.types import Segmenter
+
+log = logging.getLogger("raypipe")
+DRAWS = 16  # of a random search, unless told otherwise
+SHOWN = 12  # settings in the terminal
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to try, and on which labelled images."""
+
+    input: str  # folder, glob, list, table or tar of images, as of `label`; those that have a label are used
+    labels: str  # folder of label images, matched by relative path, then by a stem that is unique
+    output: str  # the sweep's folder, made or resumed: a path or a URI
+    # fields of the method or of the refiner: threshold=0.2:0.8:0.1,0.55 (values, start:stop:step), sizes=4+8+16 (a
+    # list), or to draw from: eps=0.1..2, refine_eps=log:1e-5..1e-2
+    over: tuple[str, ...]
+    search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
+    trials: int | None = None  # random, asha: how many draws; None = 16
+    task: str = "pattern"  # what the labels show, as of `evaluate`
+    metric: str = "dice_best"  # the task's mean that decides which setting is best
+    goal: Literal["max", "min"] = "max"  # whether high or low is good
+    group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
+    refine: Literal["guided"] | None = None  # sharpen the masks along the image's edges
+    column: str | None = None  # column of a list or table that holds URIs or images; None finds it
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
+    actors: int | None = None  # trials at a time; None = one per core, or as many as the GPUs hold
+
+
+@dataclass(frozen=True)
+class Swept:
+    """How a sweep ended."""
+
+    output: str
+    method: str
+    images: int  # labelled ones
+    trials: dict[str, int]  # by status
+    settings: int  # rows of the table
+    metric: str
+    value: float | None  # of the best setting; None when no trial succeeded
+    best: dict  # its swept parameters
+    rows: list[dict]  # the best settings: swept parameters, status, the metric, images
+    errors: list[str]  # of the failed trials
+    table: str
+    config: str | None  # the best setting as a file for `label --config`
+    page: str | None
+    seconds: float
+    exit_code: int  # 1 when no trial succeeded
+
+    def text(self) -> str:
+        """The best settings and where all of them are."""
+        counts = ", ".join(f"{count:,} {status}" for status, count in self.trials.items() if count)
+        lines = [f"{self.settings:,} settings of {self.method} on {count_of_images(self.images)}: trials {counts}"]
+        lines += _columns(self.rows)
+        lines += [f"failed: {error}" for error in self.errors]
+        if self.config:
+            chosen = ", ".join(f"{name} {value}" for name, value in self.best.items())
+            lines.append(f"best: {chosen} ({self.metric} {self.value:.4f})")
+            lines += [f"all trials: {self.table}", f"page: {self.page}", f"to use it: --config {self.config}"]
+        return "\n".join(lines)
+
+
+def sweep(job: Sweep, segmenter: Segmenter, refiner: Callable | None = None) -> Swept:
+    """Try all settings, as far as that was not done before, and write the tables, best.yaml and the page.
+
+    Raises ValueError, TypeError or FileNotFoundError for wrong options and missing input before anything starts,
+    runs.OtherConfiguration and lock.Locked when the output belongs to another sweep, and interruption.Interrupted after
+    a signal; then the same call goes on. A trial that fails is listed and stops nothing.
+    """
+    start = time.monotonic()
+    space = check(job, segmenter, refiner)
+    folder, attempt = Folder(job.output), new_attempt()
+    planned = plan(job, segmenter, refiner, draw(job, space, segmenter, refiner))
+    images = labelled_images(job)
+    planned = [with_images(trial, images) for trial in planned]
+    with on_signals(), hold(folder, attempt):
+        known = merge(folder, configuration(job, segmenter, refiner, space))
+        folder.write((json.dumps(known, indent=2) + "\n").encode(), "sweep.json")
+        run_trials(job, planned)
+        return report(job, segmenter, refiner, images, known["swept"], start)
+
+
+# What to try
+
+
+def check(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> search.Space:
+    """The swept fields and their values. Raises ValueError or TypeError for options that cannot work."""
+    space = search.parse(job.over, [type(part) for part in (segmenter, refiner) if part])
+    means = evaluation.find(job.task).MEANS
+    if job.metric not in means:
+        raise ValueError(f"--metric {job.metric!r}: task {job.task!r} has {', '.join(means)}")
+    if job.trials is not None and job.search == "grid":
+        raise ValueError("--trials has no effect on a grid, which tries everything; add --search random")
+    if job.trials is not None and job.trials < 1:
+        raise ValueError(f"--trials must be positive, got {job.trials}")
+    if job.search == "asha" and not space.keys() - later_fields(refiner):
+        raise ValueError("--search asha has nothing to stop: every swept field acts after the model; use --search grid")
+    pipeline.check_places(job.labels, job.output)
+    return space
+
+
+def refuse_given(job: Sweep, given: Iterable[str]) -> None:
+    """Raise ValueError for an option that is given one value and swept. given: names of options, with - or _."""
+    swept = {entry.partition("=")[0].strip().replace("-", "_") for entry in job.over}
+    for name in sorted(swept & {name.replace("-", "_") for name in given}):
+        raise ValueError(
+            f"{name} is both given and swept; leave out one of --{name.replace('_', '-')} and --over {name}"
+        )
+
+
+def draw(job: Sweep, space: search.Space, segmenter: Segmenter, refiner: Callable | None) -> list[dict]:
+    """The settings of the swept fields: all of a grid, or random ones, which depend on the method's seed."""
+    if job.search == "grid":
+        return search.grid(space)
+    return search.draw(space, free=later_fields(refiner), trials=job.trials or DRAWS, seed=segmenter.seed)
+
+
+def later_fields(refiner: Callable | None) -> set[str]:
+    """The fields that act on the masks a model has given."""
+    return {"threshold", *(field.name for field in (fields(refiner) if refiner else ()))}
+
+
+def plan(job: Sweep, segmenter: Segmenter, refiner: Callable | None, drawn: list[dict]) -> list[Trial]:
+    """One trial per setting inside the model, without images yet. Raises ValueError for values that are refused."""
+    found: dict[str, Trial] = {}
+    for setting in drawn:
+        method, threshold = _method(segmenter, setting), setting.get("threshold", segmenter.threshold)
+        filter_ = refiner and replace(refiner, **{k: v for k, v in setting.items() if hasattr(refiner, k)})
+        options = Label(
+            job.input, job.output, column=job.column, refine=job.refine, device=job.device, actors=job.actors
+        )
+        pipeline.check(options, replace(method, threshold=threshold), filter_)
+        later = {"threshold": threshold, **(asdict(filter_) if filter_ else {})}
+        trial = found.setdefault(trial_name(method), _trial(job, method, refiner))
+        found[trial_name(method)] = replace(trial, later=(*trial.later, later))
+    return list(found.values())
+
+
+def _method(segmenter: Segmenter, setting: dict) -> Segmenter:
+    """The method with a setting's fields and no threshold; what a preset filled in is filled in anew."""
+    preset = {"preset": segmenter.preset} if hasattr(segmenter, "preset") else {}
+    default = type(segmenter)(**preset)
+    values = {f.name: getattr(segmenter, f.name) for f in fields(segmenter)}
+    chosen = preset | {key: value for key, value in values.items() if value != getattr(default, key)}
+    chosen |= {key: value for key, value in setting.items() if key in values}
+    return type(segmenter)(**chosen | {"threshold": None})
+
+
+def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> Trial:
+    spec = getattr(segmenter, "foreground", None)
+    return Trial(
+        input=job.input,
+        column=job.column,
+        output=Folder(job.output).location("trials", trial_name(segmenter)),
+        device=job.device,
+        segmenter=segmenter,
+        refiner=refiner,
+        later=(),
+        task=job.task,
+        labels=job.labels,
+        images=pa.table({}),
+        foreground=None if spec is None else foregrounds.parse(spec),
+    )
+
+
+def labelled_images(job: Sweep) -> pa.Table:
+    """The manifest of the images that have a label, in a fixed random order."""
+    listing = inputs.list_inputs(job.input, column=job.column)
+    manifest = pa.concat_tables(listing.chunks)
+    for remark in listing.remarks():
+        log.warning("%s", remark)
+    return with_labels(manifest, job.labels)
+
+
+# The folder
+
+
+def configuration(job: Sweep, segmenter: Segmenter, refiner: Callable | None, space: search.Space) -> dict:
+    """What all trials of a sweep's folder have in common, and the names of the swept fields."""
+    fixed = settings(segmenter) | {"threshold": segmenter.threshold} | (asdict(refiner) if refiner else {})
+    fixed = {key: value for key, value in fixed.items() if key not in space}
+    places = {"input": storage.redact(job.input), "labels": storage.redact(job.labels)}
+    common = {"method": segmenter.name, **places, "column": job.column, "task": job.task, "refine": job.refine}
+    return json.loads(json.dumps({"common": common, "fixed": fixed, "swept": list(space)}))
+
+
+def has_begun(job: Sweep) -> bool:
+    """Whether there is a sweep in the output that the same command would go on with."""
+    try:
+        return Folder(job.output).read("sweep.json") is not None
+    except Exception:  # an output that cannot be read: the error at hand says why
+        return False
+
+
+def merge(folder: Folder, now: dict) -> dict:
+    """The configuration with that of the folder. Raises OtherConfiguration with a diff where they disagree.
+
+    A sweep may grow: other values, and fields that were fixed before or are now.
+    """
+    content = folder.read("sweep.json")
+    if content is None:
+        return now
+    there = json.loads(content)
+    old, new = (each["common"] | each["fixed"] for each in (there, now))
+    changed = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
+    if changed:
+        lines = [f"  {key}: {old[key]!r} there, {new[key]!r} now" for key in changed]
+        text = f"{folder} holds another sweep; use the same settings or another --output\n"
+        raise OtherConfiguration(text + "\n".join(lines))
+    swept = list(dict.fromkeys([*there["swept"], *now["swept"]]))
+    fixed = {key: value for key, value in (there["fixed"] | now["fixed"]).items() if key not in swept}
+    return now | {"fixed": fixed, "swept": swept}
+
+
+# The result
+
+
+def report(
+    job: Sweep, segmenter: Segmenter, refiner: Callable | None, images: pa.Table, swept: list[str], start: float
+) -> Swept:
+    """Write trials.parquet, per_image.parquet, best.yaml and the page; tell how the sweep ended."""
+    folder = Folder(job.output)
+    found, measures = ranking.read(job.output, task=job.task, images=images, by=job.group)
+    found, chosen = ranking.order(found, job.metric, job.goal), ranking.best(found, job.metric, job.goal)
+    folder.write(parquet_bytes(ranking.table(found, swept, job.output)), "trials.parquet")
+    per_image = ranking.per_image(measures, found, swept)
+    folder.write(parquet_bytes(per_image), "per_image.parquet")
+    config = page = None
+    if chosen:
+        from raypipe.sweep.page import write_page
+
+        text = ranking.config(chosen, method=segmenter.name, refine=job.refine, metric=job.metric)
+        folder.write(text.encode(), "best.yaml")
+        config = storage.redact(folder.location("best.yaml"))
+        page = write_page(job, segmenter, refiner, found, per_image, images, swept)
+    states = {each.trial: each for each in found}
+    return Swept(
+        output=storage.redact(job.output),
+        method=segmenter.name,
+        images=len(images),
+        trials={status: sum(s.status == status for s in states.values()) for status in ranking.STATUSES},
+        settings=len(found),
+        metric=job.metric,
+        value=chosen.means[job.metric] if chosen else None,
+        best={key: chosen.values[key] for key in swept} if chosen else {},
+        rows=[_row(each, swept, job.metric) for each in found[:SHOWN]],
+        errors=sorted({each.error for each in states.values() if each.status == "failed"}),
+        table=storage.redact(folder.location("trials.parquet")),
+        config=config,
+        page=page,
+        seconds=round(time.monotonic() - start, 3),
+        exit_code=0 if chosen else 1,
+    )
+
+
+def _row(setting: ranking.Setting, swept: list[str], metric: str) -> dict:
+    values = {key: setting.values.get(key) for key in swept}
+    return values | {metric: setting.means[metric], "images": setting.images, "status": setting.status}
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    """Rows of one shape as lines of a table."""
+    cells = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
+
+
+def shown(value) -> str:
+    """A parameter's value or a measure for people: four digits, and lists as `--over` takes them."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,0 +1,162 @@
+"""What a sweep tries: the grammar of `--over`, and the settings that a grid or a draw makes of it. No Ray inside."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+
+from raypipe.options import checked
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+RANGE = re.compile(rf"({NUMBER}):({NUMBER}):({NUMBER})")
+INTERVAL = re.compile(rf"(log:)?({NUMBER})\.\.({NUMBER})")
+MOST = 100_000  # settings of one sweep
+TRIES = 20  # draws per wanted setting, where few are left that were not drawn yet
+WORDS = {"None": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers to draw from, both ends included."""
+
+    low: float
+    high: float
+    is_log: bool  # uniform in the logarithm
+    is_whole: bool  # for a field that takes whole numbers
+
+    def draw(self, rng: np.random.Generator) -> float | int:
+        """One number."""
+        if self.is_log:
+            value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+            return round(value) if self.is_whole else min(max(value, self.low), self.high)
+        return int(rng.integers(self.low, self.high + 1)) if self.is_whole else float(rng.uniform(self.low, self.high))
+
+
+Space = dict[str, list | Interval]  # swept field -> its values
+
+
+def parse(over: Collection[str], kinds: list[type]) -> Space:
+    """Read `NAME=VALUES` for each swept field of the dataclasses (a method, a refiner).
+
+    VALUES: values and inclusive ranges `start:stop:step`, comma-separated, the members of a list joined by `+`
+    (`4+8+16`); or an interval to draw from, `low..high` or `log:low..high`. Ranges are computed in decimals, so 0.1
+    three times is 0.3; a value that comes again is left out. Raises TypeError or ValueError that names the field.
+    """
+    space: Space = {}
+    for entry in over:
+        name, separator, text = entry.partition("=")
+        name = name.strip().replace("-", "_")
+        if not separator or not text.strip():
+            raise ValueError(f"--over {entry!r}: expected NAME=VALUES, such as threshold=0.2:0.8:0.1 or k=2,3,4")
+        if name in space:
+            raise ValueError(f"--over names {name!r} twice; join its values with commas")
+        space[name] = _values(name, text.strip(), kinds)
+    if not space:
+        raise ValueError("sweep: --over must name at least one field, such as --over threshold=0.2:0.8:0.1")
+    return space
+
+
+def grid(space: Space) -> list[dict]:
+    """Every combination, the last field fastest. Raises ValueError for an interval and for too many of them."""
+    for name, values in space.items():
+        if isinstance(values, Interval):
+            raise ValueError(
+                f"--over {name}: an interval has no grid; give values or start:stop:step, or use --search random"
+            )
+    count = math.prod(map(len, space.values()))
+    if count > MOST:
+        raise ValueError(f"sweep: {count:,} settings are too many (at most {MOST:,}); use --search random")
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+
+
+def draw(space: Space, *, free: Collection[str], trials: int, seed: int) -> list[dict]:
+    """Settings of `trials` different random draws. The same seed and more trials begin with the same ones.
+
+    free: fields whose every value costs next to nothing; of those, lists are tried in full with each draw and only
+    intervals are drawn from. Fewer come back where the lists hold no more. Raises ValueError where nothing is drawn.
+    """
+    listed = {name: values for name, values in space.items() if name in free and isinstance(values, list)}
+    drawn = {name: values for name, values in space.items() if name not in listed}
+    if not drawn:
+        raise ValueError(
+            "sweep: nothing to draw, since every swept field acts after the model, where all values are tried; "
+            "use --search grid"
+        )
+    rng, found = np.random.default_rng(seed), {}
+    for _ in range(TRIES * trials):
+        setting = {name: _drawn(values, rng) for name, values in drawn.items()}
+        found.setdefault(canonical(setting), setting)
+        if len(found) == trials:
+            break
+    return [setting | rest for setting in found.values() for rest in grid(listed)]
+
+
+def canonical(setting: dict) -> str:
+    """A setting as text: equal for equal settings, however they are ordered, and readable back as JSON."""
+    return json.dumps(setting, sort_keys=True)
+
+
+def _drawn(values: list | Interval, rng: np.random.Generator):
+    return values.draw(rng) if isinstance(values, Interval) else values[rng.integers(len(values))]
+
+
+def _values(name: str, text: str, kinds: list[type]) -> list | Interval:
+    if match := INTERVAL.fullmatch(text):
+        return _interval(name, text, kinds, match)
+    values = []
+    for part in text.split(","):
+        match = RANGE.fullmatch(part.strip())
+        found = _range(name, *match.groups()) if match else [part.strip()]
+        values += [_value(name, each, kinds) for each in found]
+    return list({canonical({"": value}): value for value in values}.values())
+
+
+def _interval(name: str, text: str, kinds: list[type], match: re.Match) -> Interval:
+    low, high = (_value(name, end, kinds) for end in match.groups()[1:])
+    if not low < high:
+        raise ValueError(f"--over {name}: the interval {text!r} is empty; write low..high")
+    if match[1] and low <= 0:
+        raise ValueError(f"--over {name}: a logarithmic interval must begin above 0, got {text!r}")
+    return Interval(low, high, is_log=bool(match[1]), is_whole=isinstance(low, int) and isinstance(high, int))
+
+
+def _range(name: str, *numbers: str) -> list[str]:
+    start, stop, step = map(Decimal, numbers)
+    if step == 0 or (stop - start) / step < 0:
+        raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} is empty; write start:stop:step")
+    count = int((stop - start) / step) + 1
+    if count > MOST:
+        raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} has {count:,} values, at most {MOST:,}")
+    return [str(start + i * step) for i in range(count)]
+
+
+def _value(name: str, text: str, kinds: list[type]):
+    """One value as the field takes it. Raises what `options.checked` raises for the text itself."""
+    for value in _readings(text):
+        try:
+            return checked({name: value}, kinds)[name]
+        except (TypeError, ValueError):
+            continue
+    return checked({name: text}, kinds)[name]
+
+
+def _readings(text: str) -> Iterator:
+    """What a text may mean, the most special first."""
+    scalar = _scalar(text)
+    yield scalar
+    yield [_scalar(part) for part in text.split("+")]
+
+
+def _scalar(text: str):
+    if text in WORDS:
+        return WORDS[text]
+    if re.fullmatch(r"[-+]?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(NUMBER, text) else text

@@ -1,0 +1,173 @@
+"""Running the trials of a sweep: one on all cores by Ray Data, or several at a time by Ray Tune."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from raypipe import cores, pipeline, segmenters
+from raypipe.folder import Folder
+from raypipe.foregrounds import Foreground
+from raypipe.lock import Locked
+from raypipe.progress import Progress
+from raypipe.progress import images as count_of_images
+from raypipe.sweep import ranking
+from raypipe.sweep.trials import Trial, advance, read_state, score, with_images, write_state
+
+if TYPE_CHECKING:
+    from raypipe.sweep import Sweep
+
+log = logging.getLogger("raypipe")
+RUNGS = (0.25, 0.5, 1.0)  # shares of the images after which ASHA compares trials
+KEEP = 2  # ASHA lets the better 1 / KEEP of the trials pass a rung
+RECOUNT = 5.0  # seconds between looks at what the trials have committed
+RELEASE = 120.0  # seconds for workers of a killed sweep to let go of their trials
+
+
+def run_trials(job: Sweep, planned: list[Trial]) -> None:
+    """Label what is not labelled yet, on Ray, and score what is not scored yet. How each ended is in its trial.json."""
+    over = [_is_over(trial, job.search) for trial in planned]
+    todo = [trial for trial, is_over in zip(planned, over, strict=True) if not is_over]
+    done = [trial for trial, is_over in zip(planned, over, strict=True) if is_over]
+    for trial in done:
+        score(trial, threads=cores.count() + 1)
+        write_state(trial, status=read_state(trial.output)["status"])
+    if not todo:
+        return
+    log.info("%s of %s trials to run on %s", len(todo), len(planned), count_of_images(len(todo[0].images)))
+    if job.search == "asha":  # finished ones report again, so that others are compared with them
+        replayed = [trial for trial in done if read_state(trial.output)["status"] == "done"]
+        run_on_tune(job, [*replayed, *todo])
+    elif len(todo) == 1:
+        run_alone(todo[0])
+    else:
+        run_on_tune(job, todo)
+
+
+def _is_over(trial: Trial, how: str) -> bool:
+    status = read_state(trial.output).get("status")
+    if status == "stopped":
+        return how == "asha"
+    return status == "done" and not len(trial.run.plan(trial.images))
+
+
+def run_alone(trial: Trial) -> None:
+    """One trial on all cores and GPUs, by Ray Data."""
+    try:
+        _advanced(trial, len(trial.images), execute=pipeline.label_on_ray, threads=cores.count() + 1)
+    except Locked:
+        raise
+    except Exception as error:
+        write_state(trial, status="failed", error=_text(error))
+
+
+def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
+    """Several trials at a time, each in a process of its own, by Ray Tune. Leaves how each ended in its trial.json."""
+    from raypipe import cluster
+
+    with cluster.connected(stall=1800.0):
+        cluster.warn_of_local_paths(input=job.input, labels=job.labels, output=job.output)
+        todo = share_foreground(job, todo)
+        place = cluster.place(pipeline.plan_work(todo[0].job, todo[0].segmenter, None), actors=job.actors)
+        runs, last = [trial.run for trial in todo], [0.0, (0, 0)]
+
+        def committed() -> tuple[int, int]:
+            if time.monotonic() - last[0] > RECOUNT:
+                errors = [error for run in runs for error in run.commits()["error"].to_pylist()]
+                last[:] = time.monotonic(), (len(errors), sum(map(bool, errors)))
+            return last[1]
+
+        with tempfile.TemporaryDirectory() as scratch, Progress(sum(len(t.images) for t in todo), committed):
+            try:
+                results = tuner(job, todo, place, scratch).fit()
+            except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
+                raise (error.__cause__ or error) from None
+        for result in results:
+            trial = todo[result.config["index"]]
+            state = read_state(trial.output)
+            if result.error is not None and state.get("status") != "failed":
+                write_state(trial, status="failed", error=f"its process died: {_text(result.error)}")
+            elif state.get("status") == "running":
+                write_state(trial, status="stopped")
+
+
+def tuner(job: Sweep, todo: list[Trial], place, scratch: str):
+    """The Tuner of some trials. scratch: a folder for its own files, which nobody needs afterwards."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even when told to be quiet
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours ends the sweep so that it can be resumed
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    logging.getLogger("ray.tune").setLevel("CRITICAL")  # failed trials are told at the end
+    counts = [len(todo[0].images)] if job.search != "asha" else rungs(len(todo[0].images))
+    scheduler = FIFOScheduler()
+    if len(counts) > 1:
+        scheduler = ASHAScheduler(
+            "images", "score", "max", max_t=counts[-1], grace_period=counts[0], reduction_factor=KEEP
+        )
+    train = tune.with_parameters(run_trial, todo=todo, counts=counts, metric=job.metric, goal=job.goal)
+    return tune.Tuner(
+        tune.with_resources(train, {"cpu": 1, "gpu": place.gpus}),
+        param_space={"index": tune.grid_search(list(range(len(todo))))},
+        tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=place.max_actors, reuse_actors=True),
+        run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0),
+    )
+
+
+def rungs(count: int) -> list[int]:
+    """After how many of the images ASHA compares trials; the last is all."""
+    return sorted({math.ceil(count * share) for share in RUNGS})
+
+
+def run_trial(config: dict, todo: list[Trial], counts: list[int], metric: str, goal: str) -> None:
+    """One trial, in a worker of Ray Tune, which may stop it at each report."""
+    from ray import tune
+
+    from raypipe import workers
+
+    trial = todo[config["index"]]
+    workers.use_threads(1)
+    try:
+        for count in counts:
+            _advanced(trial, count)
+            tune.report({"images": count, "score": partial(trial, count, metric, goal)})
+    except Exception as error:
+        write_state(trial, status="failed", error=_text(error))
+        raise
+
+
+def partial(trial: Trial, count: int, metric: str, goal: str) -> float:
+    """The mean of the best later setting on the first `count` images, negated where low is good."""
+    found, _ = ranking.read_trial(trial.output, task=trial.task, images=trial.images.slice(0, count))
+    chosen = ranking.best([replace(each, status="done") for each in found], metric, goal)
+    if chosen is None:
+        return float("-inf")  # every image failed
+    return chosen.means[metric] * (1 if goal == "max" else -1)
+
+
+def share_foreground(job: Sweep, todo: list[Trial]) -> list[Trial]:
+    """Compute a GrabCut foreground that all trials have in common once, and let them read it."""
+    kinds = {(str(trial.foreground), trial.segmenter.seed) for trial in todo}
+    if len(kinds) > 1 or todo[0].foreground is None or todo[0].foreground.kind != "grabcut":
+        return todo
+    grabcut, place = segmenters.find("grabcut")(seed=todo[0].segmenter.seed), Folder(job.output).location("foreground")
+    common = replace(todo[0], output=place, segmenter=grabcut, refiner=None, later=(), foreground=None)
+    _advanced(common, len(common.images), execute=pipeline.label_on_ray)
+    return [with_images(trial, common.images, Foreground("run", place)) for trial in todo]
+
+
+# Workers of a sweep that was killed a moment ago may still hold its trials.
+_advanced = retry(
+    retry=retry_if_exception_type(Locked), wait=wait_fixed(2), stop=stop_after_delay(RELEASE), reraise=True
+)(advance)
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

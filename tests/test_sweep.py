@@ -1,0 +1,416 @@
+"""Sweeps on a real Ray: every row against `label` and `evaluate`, and what happens when something goes wrong."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tyro
+import yaml
+from PIL import Image
+from sweepable import Gamma
+
+from raypipe import masks, pipeline, segmenters
+from raypipe.cli import main
+from raypipe.pipeline import Label, label
+from raypipe.refine.guided import Guided
+from raypipe.runs import OtherConfiguration, Run
+from raypipe.segmenters.kmeans import Kmeans
+from raypipe.sweep import Sweep, sweep
+from raypipe.sweep.trials import as_stored
+from raypipe.sweep.tuning import rungs
+
+TESTS = Path(__file__).parent
+MEANS = ("dice_fixed", "dice_best", "iou_fixed", "iou_best")
+SIZE = (40, 48)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    """A local cluster whose workers can import the tests' method."""
+    import ray
+
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), path]))
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+    os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+
+
+def write_labelled(folder: Path, count: int, first: int = 0) -> None:
+    """Photographs of a bright blot on a dark ground with noise, and the blots as labels."""
+    (folder / "photos/wild").mkdir(parents=True, exist_ok=True)
+    (folder / "labels/wild").mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        rng = np.random.default_rng(i)
+        y, x = np.mgrid[: SIZE[0], : SIZE[1] + i % 3]
+        blot = (y - 20) ** 2 + (x - 24) ** 2 < (8 + i % 5) ** 2
+        picture = np.where(blot, 150, 70)[..., None] + rng.normal(0, 30, (*blot.shape, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"photos/wild/cat_{i}.png")
+        Image.fromarray(blot.astype(np.uint8) * 255).save(folder / f"labels/wild/cat_{i}.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with six labelled photographs, and one without a label."""
+    write_labelled(tmp_path, 6)
+    Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(tmp_path / "photos/alone.png")
+    return tmp_path
+
+
+def run(folder: Path, *over: str, segmenter=None, refiner=None, output: str = "sweep", **options):
+    places = {name: str(folder / name) for name in ("labels",)} | {"input": str(folder / "photos")}
+    job = Sweep(output=str(folder / output), over=over, refine="guided" if refiner else None, **places, **options)
+    return sweep(job, segmenter or Gamma(), refiner)
+
+
+def table(folder: Path, name: str = "trials", output: str = "sweep") -> list[dict]:
+    return pq.read_table(folder / output / f"{name}.parquet").to_pylist()
+
+
+def evaluated(folder: Path, output: str, segmenter, refiner=None) -> dict[str, dict]:
+    """What `label` and then `evaluate` give: the measures by key."""
+    job = Label(str(folder / "photos"), str(folder / output), refine="guided" if refiner else None, local=True)
+    label(job, segmenter, refiner)
+    assert main(["evaluate", str(folder / output), "--labels", str(folder / "labels")]) == 0
+    (file,) = (folder / output / "metrics/task=pattern").glob("*.parquet")
+    return {row["key"]: row for row in pq.read_table(file).to_pylist() if row["status"] != "no_label"}
+
+
+def assert_equal(folder: Path, setting: dict, segmenter, refiner=None) -> None:
+    """The rows of a sweep's setting are those of `label` and `evaluate`."""
+    expected = evaluated(folder, "run-" + "-".join(map(str, setting.values())), segmenter, refiner)
+    is_it = lambda row: all(row[name] == value for name, value in setting.items())  # noqa: E731
+    rows = {row["key"]: row for row in table(folder, "per_image") if is_it(row)}
+    assert rows.keys() == expected.keys() and len(rows) == 6
+    for key, row in rows.items():
+        assert {name: row[name] for name in expected[key]} == expected[key]
+    (trial,) = filter(is_it, table(folder))
+    for mean in MEANS:
+        assert trial[mean] == pytest.approx(np.mean([row[mean] for row in expected.values()]), abs=1e-12)
+    assert (trial["status"], trial["images"], trial["failed_images"]) == ("done", 6, 0)
+
+
+def test_soft_masks_swept_by_threshold_give_what_label_and_evaluate_give(folder):
+    swept = run(folder, "threshold=0.3,0.45,None", "gamma=0.7,1,1.5")
+    assert swept.exit_code == 0 and swept.settings == 9 and swept.trials["done"] == 3
+    for threshold, gamma in ((0.3, 0.7), (0.45, 1.5), (None, 1.0)):
+        assert_equal(
+            folder, {"threshold": threshold, "gamma": gamma}, Gamma(threshold=threshold, gamma=gamma, is_dark=False)
+        )
+
+
+def test_refined_masks_give_what_label_and_evaluate_give(folder):
+    run(folder, "threshold=0.4,0.5", "refine_radius=3,9", refiner=Guided(refine_working_size=None))
+    for threshold, radius in ((0.4, 9), (0.5, 3)):
+        refiner = Guided(refine_radius=radius, refine_working_size=None)
+        assert_equal(folder, {"threshold": threshold, "refine_radius": radius}, Gamma(threshold=threshold), refiner)
+
+
+def test_binary_masks_are_refined_afterwards_as_label_does_it(folder):
+    method = Kmeans(foreground="grabcut")
+    run(folder, "threshold=0.4,0.6", "k=2,3", segmenter=method, refiner=Guided())
+    for threshold, k in ((0.6, 2), (0.4, 3)):
+        method = Kmeans(foreground="grabcut", k=k, threshold=threshold)
+        assert_equal(folder, {"threshold": threshold, "k": k}, method, Guided())
+    assert len(Run(str(folder / "sweep/foreground")).load()) == 6  # computed once for both trials
+
+
+def test_a_value_equal_to_the_threshold_stays_outside_as_in_label():
+    values = np.array([0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1], np.float32)[None]
+    stored = masks.decode_soft(masks.encode_soft(values))
+    assert (stored > 0.5).sum() > (values > 0.5).sum()  # what would go wrong
+    for threshold in (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
+        np.testing.assert_array_equal(stored > as_stored(threshold), values > threshold)
+
+
+def test_trials_are_found_again_and_later_values_only_scored(folder):
+    run(folder, "threshold=0.3,0.5", "gamma=1,2")
+    parts = {file: file.stat().st_mtime_ns for file in (folder / "sweep/trials").glob("*/masks/*/*")}
+    again = run(folder, "threshold=0.3:0.7:0.1", "gamma=1,2")
+    assert {file: file.stat().st_mtime_ns for file in (folder / "sweep/trials").glob("*/masks/*/*")} == parts
+    assert again.settings == 10 and len(parts) > 1
+    grown = run(folder, "gamma=3", "is_dark=true,false")
+    assert grown.settings == 12 and grown.trials["done"] == 4  # the earlier ones are still in the table
+    rows = table(folder)
+    assert {type(row["is_dark"]) for row in rows} == {bool} and {row["gamma"] for row in rows} == {1.0, 2.0, 3.0}
+
+
+def test_new_labelled_images_are_added_to_every_trial(folder):
+    first = run(folder, "gamma=1,2")
+    write_labelled(folder, 3, first=6)
+    again = run(folder, "gamma=1,2")
+    assert (first.images, again.images) == (6, 9)
+    assert [row["images"] for row in table(folder)] == [9, 9]
+
+
+def test_one_trial_runs_on_all_cores_and_is_a_run_like_any_other(folder, capsys):
+    assert run(folder, "threshold=0.2:0.8:0.1").trials["done"] == 1
+    (place,) = (folder / "sweep/trials").iterdir()
+    assert len(Run(str(place)).load()) == 6  # of the seven photographs those with a label
+    assert main(["verify", str(place), "--deep"]) == 0
+    assert main(["report", str(place)]) == 0
+    (attempt,) = (json.loads(file.read_text()) for file in place.glob("_runs/2*.json"))
+    assert attempt["ray"]["place"]["actors" if "actors" in attempt["ray"]["place"] else "max_actors"] >= 1
+    assert (attempt["labelled"], attempt["pending"], attempt["exit_code"]) == (6, 0, 0)
+
+
+def test_failed_trials_are_listed_and_stop_nothing(folder):
+    swept = run(folder, "gamma=1,13,66")
+    assert swept.exit_code == 0 and (swept.trials["done"], swept.trials["failed"]) == (1, 2)
+    rows = {row["gamma"]: row for row in table(folder)}
+    assert rows[13]["status"] == rows[66]["status"] == "failed" and rows[13]["dice_best"] is None
+    assert "no luck with 13" in rows[13]["error"] and "its process died" in rows[66]["error"]
+    assert "no luck with 13" in swept.text() and swept.best == {"gamma": 1.0}
+
+
+@pytest.mark.parametrize("over", ["gamma=13", "gamma=13,66"])
+def test_a_sweep_without_any_good_trial_ends_with_code_1(folder, over):
+    swept = run(folder, over)
+    assert (swept.exit_code, swept.config, swept.best) == (1, None, {})
+    assert "no luck with 13" in swept.text()
+    assert not (folder / "sweep/best.yaml").exists()
+
+
+def test_broken_images_and_labels_are_counted_and_not_scored(folder):
+    (folder / "photos/wild/cat_0.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    (folder / "labels/wild/cat_1.png").write_bytes(b"nothing")
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(folder / "labels/wild/cat_2.png")
+    run(folder, "threshold=0.3,0.5")
+    assert [(row["images"], row["failed_images"]) for row in table(folder)] == [(3, 1), (3, 1)]
+    found = {row["key"]: row["status"] for row in table(folder, "per_image")}
+    assert sorted(found.values()) == ["bad_label", "failed", "ok", "ok", "ok", "other_size"]
+
+
+def test_asha_stops_the_worse_trials_and_a_grid_takes_them_up_again(folder):
+    write_labelled(folder, 6, first=6)
+    over = ["gamma=1,1.1,1.2,40,50,60"]
+    swept = run(folder, *over, search="asha", trials=6, metric="dice_fixed", actors=1)
+    assert swept.trials["stopped"] >= 1 and swept.trials["done"] >= 1
+    rows = table(folder)
+    stopped = [row for row in rows if row["status"] == "stopped"]
+    assert all(row["images"] in (3, 6) and row["dice_fixed"] is not None for row in stopped)
+    assert all(row["images"] == 12 for row in rows if row["status"] == "done") and swept.best["gamma"] < 2
+    again = run(folder, *over, search="asha", trials=6, metric="dice_fixed", actors=1)
+    assert again.trials == swept.trials and table(folder) == rows
+    whole = run(folder, *over, metric="dice_fixed")
+    assert whole.trials == {"done": 6, "stopped": 0, "failed": 0, "running": 0}
+    assert {row["images"] for row in table(folder)} == {12}
+
+
+def test_a_stopped_trial_is_never_the_best(folder):
+    from raypipe.sweep.ranking import Setting, best, order
+
+    def setting(status, value, failed=0):
+        return Setting("t", {}, status, {"dice": value}, 4, failed, 1.0, "")
+
+    full, half, holes = setting("done", 0.5), setting("stopped", 0.9), setting("done", 0.8, failed=1)
+    assert best([half, full, holes], "dice", "max") is full  # and so is one that failed on images others could do
+    assert order([setting("failed", None), half, full], "dice", "max")[0] is full
+    low, high = setting("done", 0.1), setting("done", 0.7)
+    assert (best([high, low], "dice", "min"), best([low, high], "dice", "max")) == (low, high)
+    assert best([half, setting("done", None)], "dice", "max") is None
+
+
+def test_rungs_are_shares_of_the_images():
+    assert [rungs(count) for count in (1, 2, 3, 8, 20)] == [[1], [1, 2], [1, 2, 3], [2, 4, 8], [5, 10, 20]]
+
+
+def test_random_draws_are_repeatable(folder):
+    run(folder, "gamma=0.5..2", "threshold=0.3,0.5", search="random", trials=3)
+    first = table(folder)
+    assert len(first) == 6 and len({row["gamma"] for row in first}) == 3
+    run(folder, "gamma=0.5..2", "threshold=0.3,0.5", search="random", trials=3)
+    assert table(folder) == first
+
+
+def test_another_sweep_on_the_same_output_is_refused_with_the_difference(folder):
+    run(folder, "threshold=0.3,0.5")
+    with pytest.raises(OtherConfiguration, match="gamma: 1.0 there, 2.0 now"):
+        run(folder, "threshold=0.3,0.5", segmenter=Gamma(gamma=2.0))
+    with pytest.raises(OtherConfiguration, match="method: 'sweepable' there, 'kmeans' now"):
+        run(folder, "k=2,3", segmenter=Kmeans(foreground="whole"))
+    (folder / "others").mkdir()
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "others/cat_0.png")
+    with pytest.raises(OtherConfiguration, match="labels: '.*labels' there, '.*others' now"):
+        sweep(Sweep(str(folder / "photos"), str(folder / "others"), str(folder / "sweep"), ("threshold=0.3",)), Gamma())
+
+
+def command(folder: Path, *options: str, output: str = "sweep") -> int:
+    places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / output)]
+    return main(["sweep", "kmeans", *places, "--foreground", "whole", *options])
+
+
+def test_the_best_setting_is_a_config_for_label(folder, capsys):
+    assert command(folder, "--over", "k=2,3", "threshold=0.4,0.6", "--refine", "guided", "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert result["exit_code"] == 0 and result["best"].keys() == {"k", "threshold"} and len(result["rows"]) == 4
+    assert any(line.startswith("best: k ") for line in lines)
+    best = folder / "sweep/best.yaml"
+    assert best.read_text().startswith(f"# dice_best {result['value']:.4f}, mean over 6 labelled images\n")
+    values = yaml.safe_load(best.read_text())
+    assert {name: values[name] for name in result["best"]} == result["best"] and values["refine"] == "guided"
+    place = ["--input", str(folder / "photos"), "--output", str(folder / "run"), "--local"]
+    assert main(["label", "kmeans", "--config", str(best), *place]) == 0
+    assert main(["evaluate", str(folder / "run"), "--labels", str(folder / "labels"), "--json"]) == 0
+    means = json.loads(capsys.readouterr().out.splitlines()[-1])["means"]
+    assert means["dice_best"] == pytest.approx(result["value"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--over", "kk=2,3"], "unknown option 'kk' (value '2'); did you mean 'k'?"),
+        (["--over", "k=2,many"], "option 'k': expected a whole number, got 'many'"),
+        (["--over", "k=1,2"], "kmeans: k must be between 2 and 255, got 1"),
+        (["--over", "k=2,3", "--k", "4"], "k is both given and swept"),
+        (["--over", "threshold=0.3,0.5"], "--threshold has no effect: kmeans gives binary masks; add --refine guided"),
+        (["--over", "refine_radius=3,4"], "'refine_radius' (value '3') has no effect without a refiner"),
+        (["--over", "threshold=0.5,1.5", "--refine", "guided"], "--threshold must be at least 0 and below 1, got 1.5"),
+        (["--over", "refine_radius=0,4", "--refine", "guided"], "guided: refine_radius must be at least 1, got 0"),
+        (["--over", "k=2..5"], "an interval has no grid"),
+        (["--over", "k=2,3", "--trials", "4"], "--trials has no effect on a grid"),
+        (["--over", "k=2,3", "--search", "random", "--trials", "0"], "--trials must be positive, got 0"),
+        (["--over", "k=2,3", "--metric", "auc"], "--metric 'auc': task 'pattern' has dice_fixed, dice_best"),
+        (["--over", "k=2,3", "--task", "patern"], "unknown task 'patern'; did you mean 'pattern'?"),
+        (["--over", "k=2,3", "--device", "cuda"], "--device cuda has no effect"),
+        (["--over", "refine_radius=3,4", "--refine", "guided", "--search", "asha"], "asha has nothing to stop"),
+        (["--over", "foreground=whole,wohle"], "unknown foreground 'wohle'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(folder, capsys, options, message):
+    given = [] if "foreground" in options[1] else ["--foreground", "whole"]
+    places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / "sweep")]
+    assert main(["sweep", "kmeans", *places, *given, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "sweep").exists()
+
+
+def test_labels_that_belong_to_no_image_are_an_error(folder, capsys):
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "labels/dog.png")
+    for file in (folder / "labels/wild").iterdir():
+        file.unlink()
+    assert command(folder, "--over", "k=2,3") == 2
+    assert "has the path or the stem of an image; images are named as" in capsys.readouterr().err
+
+
+def test_a_sweep_in_use_ends_with_code_4(folder, capsys):
+    from raypipe.folder import Folder
+    from raypipe.lock import hold
+
+    with hold(Folder(str(folder / "sweep")), "another"):
+        assert command(folder, "--over", "k=2,3") == 4
+    assert "is being written by process" in capsys.readouterr().err
+
+
+def test_the_page_shows_curves_and_images_and_nothing_of_it_is_run(folder):
+    for kind in ("photos", "labels"):
+        (folder / kind / "wild/cat_5.png").rename(folder / kind / "wild/<img src=x>_5.png")
+    run(folder, "threshold=0.3,0.4,0.5", "gamma=1,2", "is_dark=true,false", group="prefix")
+    page = (folder / "sweep/sweep.html").read_text()
+    assert page.count("<polyline") == 3 * len(MEANS) and page.count('class="plane"') == 3
+    assert page.count("data:image/jpeg;base64,") == 6 * (3 + 2 + 2)
+    assert "<img src=x>" not in page and "&lt;img src=x&gt;_5.png" in page
+    assert not re.findall(r"https?://", page) and "script-src 'sha256-" in page
+    assert "Best setting of each group" in page
+
+
+@pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
+def test_every_option_has_a_help_text_and_no_method_has_one_of_the_same_name():
+    actions = tyro.extras.get_parser(Sweep)._actions
+    texts = {action.dest: re.sub(r"\((default: .*|required|repeatable)\)", "", action.help or "") for action in actions}
+    assert len(texts) > len(dataclasses.fields(Sweep)) and all(text.strip() for text in texts.values()), texts
+    own = {field.name for field in dataclasses.fields(Sweep)}
+    for name in segmenters.names():
+        assert not own & {field.name for field in dataclasses.fields(segmenters.find(name))}, name
+
+
+def test_help_without_a_method_lists_the_methods(capsys):
+    assert main(["sweep", "--help"]) == 0 and main(["sweep"]) == 2
+    text = capsys.readouterr().out
+    assert "usage: raypipe sweep METHOD" in text and "kmeans" in text
+
+
+def test_a_sweep_may_lie_in_a_bucket(folder, bucket):
+    from raypipe.sweep import labelled_images, plan, ranking
+    from raypipe.sweep.trials import advance, with_images
+
+    filesystem, uri = bucket
+    job = Sweep(str(folder / "photos"), str(folder / "labels"), uri("sweep"), ("threshold=0.3,0.5",))
+    (trial,) = plan(job, Gamma(), None, [{"threshold": 0.3}, {"threshold": 0.5}])
+    images = labelled_images(job)
+    advance(with_images(trial, images), len(images))
+    found, measures = ranking.read(job.output, task="pattern", images=images, by="prefix")
+    assert [(one.values["threshold"], one.images, one.status) for one in found] == [(0.3, 6, "done"), (0.5, 6, "done")]
+    assert set(measures["group"].to_pylist()) == {"cat"} and len(measures) == 12
+    for one in ranking.table(found, ["threshold"], job.output).to_pylist():
+        assert filesystem.get_file_info(one["run"].removeprefix("s3://") + "/run.json").is_file
+
+
+# Other processes
+
+
+def start(*words: str) -> subprocess.Popen:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, *words], start_new_session=True, env=environment, **streams)
+
+
+def stop(job: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_sweep_goes_on_where_it_was(folder, signum):
+    places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / "sweep")]
+    words = [str(TESTS / "sweepable.py"), *places, "--over", "gamma=1,2,3", "threshold=0.3,0.5", "--actors", "1"]
+    job = start(*words, "--sleep", "0.3")
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("sweep/trials/*/scores.parquet"))) < 1:
+        assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    os.kill(job.pid, signum)
+    text = "" if signum == signal.SIGKILL else job.communicate(timeout=60)[0]
+    job.wait(timeout=60)
+    assert signum == signal.SIGKILL or "this command goes on:\n  raypipe sweep sweepable --input " in text, text
+    assert job.returncode == (-signal.SIGKILL if signum == signal.SIGKILL else 130), text
+    finished = [file.parent for file in folder.glob("sweep/trials/*/scores.parquet")]
+    before = {file: file.stat().st_mtime_ns for place in finished for file in place.glob("masks/*/*")}
+    assert 1 <= len(finished) < 3
+    again = start(*words, "--sleep", "0.3")
+    text = again.communicate(timeout=180)[0]
+    stop(job), stop(again)
+    assert again.returncode == 0, text
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    rows = table(folder)
+    assert len(rows) == 6 and all((row["status"], row["images"]) == ("done", 6) for row in rows)
+
+
+def test_the_script_for_ray_job_submit_sweeps(folder):
+    places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / "sweep")]
+    job = start(str(TESTS.parent / "jobs/sweep.py"), "kmeans", *places, "--foreground", "whole", "--over", "k=2,3")
+    text = job.communicate(timeout=180)[0]
+    stop(job)
+    assert job.returncode == 0 and "best: k " in text, text
+    assert "WARNING" not in text and "Traceback" not in text and len(text.splitlines()) < 15, text
+
+
+def test_a_sweep_reads_nothing_of_ray_when_all_is_done(folder, monkeypatch):
+    run(folder, "gamma=1,2")
+    monkeypatch.setattr(pipeline, "label_here", None)
+    monkeypatch.setattr(pipeline, "label_on_ray", None)
+    monkeypatch.setattr("raypipe.sweep.tuning.run_on_tune", None)
+    assert run(folder, "gamma=1,2").trials["done"] == 2
