@@ -6,7 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from test_clipseg import write_model as write_clipseg
+from test_dino_pca import write_model as write_dino
 from test_rembg import write_network
+from test_sam import LOW
+from test_sam import write_model as write_sam
 
 from raypipe import segmenters
 from raypipe.segmenters import find, names
@@ -18,8 +22,14 @@ SIZES = [(1, 1), (2, 2), (1, 40), (30, 3), (24, 26)]
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A function that gives a method by name, loaded on the CPU; where it needs weights, tiny made-up ones."""
-    network = str(write_network(tmp_path_factory.mktemp("weights") / "tiny.onnx"))
-    options, made = {"rembg": {"model": network}}, {}
+    folder, made = tmp_path_factory.mktemp("weights"), {}
+    options = {
+        "clipseg": {"weights": str(write_clipseg(folder / "clipseg")), "size": 64},
+        "dino_pca": {"weights": str(write_dino(folder / "dino")), "size": 112},
+        "gloper": {"size": 32, "steps": 3, "widths": (4, 8, 8, 16, 16), "local_sizes": (4, 8), "seeds": 1},
+        "rembg": {"model": str(write_network(folder / "tiny.onnx"))},
+        "sam": {"weights": str(write_sam(folder / "sam")), **LOW, "points_per_side": 4, "crop_n_layers": 1},
+    }
 
     def make(name: str) -> Segmenter:
         if name not in made:
@@ -144,7 +154,7 @@ def test_an_alpha_needs_a_soft_foreground(name):
 def test_importing_the_methods_imports_no_heavy_library():
     code = (
         "import sys; from raypipe.segmenters import find, names; [find(name) for name in names()];"
-        "print({'torch', 'ray', 'cv2', 'rembg', 'onnxruntime'} & set(sys.modules))"
+        "print({'torch', 'ray', 'cv2', 'rembg', 'onnxruntime', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

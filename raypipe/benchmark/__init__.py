@@ -25,6 +25,7 @@ class Benchmark:
     output: str = "raypipe-benchmark"  # a folder for benchmark.md and benchmark.parquet: a path or a URI
     quick: bool = False  # fewer and smaller runs: under two minutes on two idle cores, less exact
     only: tuple[str, ...] = ()  # methods, refiners, or efficiency scaling overhead memory resume first-row help
+    weights: str | None = None  # weights for the methods named by --only, instead of their own
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
     from raypipe.runs import parquet_bytes
 
     chosen = _chosen(options.only)
+    _check_weights(options)
     folder, found = Folder(options.output), environment()
     folder.write(b"being measured\n", FILES[0])  # a place that cannot be written to should say so now
     with on_signals():  # a signal ends the measuring processes too
-        figures = _measured(chosen, sizes or (QUICK if options.quick else Sizes()), fetch=bool(options.only))
+        figures = _measured(chosen, sizes or (QUICK if options.quick else Sizes()), options)
     found["load_after"] = load()
     tables = markdown(figures, found).encode(), parquet_bytes(table(figures, found))
     for content, name in zip(tables, FILES, strict=True):
@@ -85,7 +87,16 @@ def _chosen(only: Sequence[str]) -> list[str]:
     return [name for name in known if not only or name in only]
 
 
-def _measured(chosen: Sequence[str], sizes: Sizes, *, fetch: bool) -> list[Figure]:
+def _check_weights(options: Benchmark) -> None:
+    """Raise ValueError where `weights` would have no effect."""
+    from raypipe import segmenters
+
+    named = [segmenters.find(name) for name in options.only if name in segmenters.names()]
+    if options.weights and not any("weights" in kind.__dataclass_fields__ for kind in named):
+        raise ValueError("--weights has no effect without --only METHOD of a method that has the option --weights")
+
+
+def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[Figure]:
     from raypipe.benchmark import jobs, methods, processes
 
     figures: list[Figure] = []
@@ -93,7 +104,7 @@ def _measured(chosen: Sequence[str], sizes: Sizes, *, fetch: bool) -> list[Figur
     for name in chosen:
         if name not in of_jobs and name != "help":
             log.info("measuring %s", name)
-            figures += processes.call(methods.measure, name, sizes, fetch)
+            figures += processes.call(methods.measure, name, sizes, bool(options.only), options.weights)
     if of_jobs:
         log.info("measuring %s", ", ".join(of_jobs))
         with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
-from raypipe import refine, segmenters
+from raypipe import networks, refine, segmenters
 from raypipe.benchmark import plain
 from raypipe.benchmark.figures import Figure, Sizes
 
@@ -16,10 +18,10 @@ THUMBNAIL = 96  # px a side of the image that warms up every arm
 RADIUS, EPS = 29, 1e-3  # of the guided filter: its default of 9 px at 320 px, for 1024 px
 
 
-def measure(name: str, sizes: Sizes, fetch: bool) -> list[Figure]:
+def measure(name: str, sizes: Sizes, fetch: bool, weights: str | None = None) -> list[Figure]:
     """The figures of one method or refiner. Uses one OpenCV thread in this process from now on.
 
-    fetch: also measure a method that needs weights; loading it may download them.
+    fetch: also measure a method that needs weights; loading it may download them. weights: instead of its own ones.
     """
     import cv2
 
@@ -31,7 +33,7 @@ def measure(name: str, sizes: Sizes, fetch: bool) -> list[Figure]:
     if kind.needs and not fetch:
         return [Figure(name, "time per image", note=f"skipped: needs {kind.needs}; then --only {name}")]
     try:
-        method, device = loaded(kind)
+        method, device = loaded(kind, weights)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         return [Figure(name, "time per image", note=f"skipped: {' '.join(str(error).split())[:200]}")]
     return COMPARED.get(name, _method)(method, device, images, sizes.repeats)
@@ -47,10 +49,13 @@ def photographs(sizes: Sizes) -> list[np.ndarray]:
     return [cv2.resize(getattr(skimage.data, name)(), size, interpolation=cv2.INTER_AREA) for name in names]
 
 
-def loaded(kind: type):
-    """A method with its defaults, loaded where it would run: (method, device). Its foreground is the whole image."""
-    takes_foreground = "foreground" in kind.__dataclass_fields__
-    method = kind(foreground="whole") if takes_foreground else kind()
+def loaded(kind: type, weights: str | None = None):
+    """A method with its defaults, loaded where it would run: (method, device). Its foreground is the whole image.
+
+    weights: for a method with the field `weights`, instead of its own ones.
+    """
+    chosen = {"foreground": "whole", "weights": weights} if weights else {"foreground": "whole"}
+    method = kind(**{name: value for name, value in chosen.items() if name in kind.__dataclass_fields__})
     device = "cpu"
     if method.gpus:
         import torch
@@ -115,6 +120,75 @@ def _kmeans(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
     return [*compared("kmeans", seconds, against), Figure("kmeans", "objective, ours / plain", "x", ratios, note)]
 
 
+def _clipseg(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    from raypipe.benchmark.plain_clip_dino import PlainClipseg
+
+    plain_one = PlainClipseg(networks.locate(method.weights, method=method.name), device)
+    settings = {name: getattr(method, name) for name in ("prompt", "size", "threshold")}
+    against = "the prompt each time, all blocks, one image at a time"
+    return _with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)
+
+
+def _dino_pca(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    from raypipe.benchmark.plain_clip_dino import PlainDinoPca
+
+    plain_one = PlainDinoPca(networks.locate(method.weights, method=method.name), device)
+    settings = {name: getattr(method, name) for name in ("size", "layers", "normalize")}
+    against = "all hidden states, SVD of the features in numpy, one image at a time"
+    return _with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)
+
+
+def _with_network(
+    method, device: str, images: Sequence[np.ndarray], repeats: int, plain_one: Callable, against: str
+) -> list[Figure]:
+    """A method in full batches on a GPU, or one by one, against its plain formulation, and how their masks differ."""
+    batch = method.batch_size if device == "cuda" else 1
+    arms = [lambda image: segment(method, [image] * batch)[0], plain_one]
+    (ours, other), found = in_turns(arms, images, repeats)
+    threshold = 0.5 if method.threshold is None else method.threshold
+    differences = [float(((a > threshold) != b).mean()) for a, b in zip(*found, strict=True)]
+    return [
+        *compared(method.name, [[total / batch for total in ours], other], f"{device}; {against}"),
+        Figure(method.name, "share of pixels unlike plain", "", differences, f"ours in batches of {batch}"),
+    ]
+
+
+def _sam(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """The official generator's own points, without crops: a point of GloPER's 21 crops costs the same."""
+    from raypipe.benchmark import plain_sam
+
+    method = copy(method)
+    method.points_per_side, method.crop_n_layers, method.result = 32, 0, "masks"
+    arms = [lambda image: segment(method, [image])[0], lambda image: plain_sam.masks(method, image)]
+    seconds, found = in_turns(arms, images[:1], repeats)  # the plain one takes minutes
+    agreement = [plain_sam.agreement(*pair) for pair in zip(*found, strict=True)]
+    against = f"{device}; 32 x 32 points; all candidates up-sampled, float32"
+    return [
+        *compared("sam", seconds, against),
+        Figure("sam", "masks per image", "", [float(len(masks)) for masks in found[0]]),
+        Figure("sam", "least best IoU with plain masks", "", agreement, "of any mask, both ways"),
+    ]
+
+
+def _gloper(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """Steps of the optimisation: of one local size where that fills the device, and of four sizes side by side."""
+    from raypipe.benchmark import plain_gloper
+
+    figures = []
+    for side, sizes in ((1024 if device == "cuda" else 128, (8,)), (64, (4, 8, 16, 32))):
+        arms = [
+            lambda image, run=run, side=side, sizes=sizes: run(method, device, image, side, sizes)
+            for run in (plain_gloper.ours, plain_gloper.plain)
+        ]
+        seconds, _ = in_turns(arms, images, repeats)
+        against = f"{device}; float32, {len(sizes)} local size(s), one after the other"
+        each = [[total / plain_gloper.STEPS for total in arm] for arm in seconds]
+        for figure in compared("gloper", each, against):
+            name = figure.figure.replace("time per image", "time per step")
+            figures.append(replace(figure, figure=f"{name}, {side} px, {len(sizes)} size(s)"))
+    return figures
+
+
 def _refiner(name: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
     """A refiner without another formulation."""
     refiner = refine.find(name)()
@@ -143,5 +217,5 @@ def halves(image: np.ndarray) -> np.ndarray:
     return np.stack([~bright, bright])
 
 
-COMPARED = {"kmeans": _kmeans}
+COMPARED = {"clipseg": _clipseg, "dino_pca": _dino_pca, "gloper": _gloper, "kmeans": _kmeans, "sam": _sam}
 REFINERS = {"guided": _guided}
