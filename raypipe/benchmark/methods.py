@@ -19,7 +19,7 @@ RADIUS, EPS = 29, 1e-3  # of the guided filter: its default of 9 px at 320 px, f
 
 
 def measure(name: str, sizes: Sizes, fetch: bool, weights: str | None = None) -> list[Figure]:
-    """The figures of one method or refiner. Uses one OpenCV thread in this process from now on.
+    """The figures of one method or refiner. OpenCV and torch use one thread in this process from now on.
 
     fetch: also measure a method that needs weights; loading it may download them. weights: instead of its own ones.
     """
@@ -60,6 +60,7 @@ def loaded(kind: type, weights: str | None = None):
     if method.gpus:
         import torch
 
+        torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
     method.load(device)
     return method, device

@@ -5,7 +5,8 @@ Only the difference of the two classes' logits matters, so one logistic draw per
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +51,7 @@ class Fitter:
         self._seeds, self._settings = tuple(seeds), settings
         self._shape: torch.Size | None = None
         self._problems: dict[tuple, Problems] = {}
+        self._pool: tuple[int, int] | None = None  # memory of the captured steps; they take turns, so one will do
 
     def images_at_once(self, shape: Sequence[int], sizes: Sequence[int], device: str) -> int:
         """How many images of shape (3, H, W) to give at a time: one on a CPU, where no neighbour may change a bit."""
@@ -58,8 +60,8 @@ class Fitter:
 
     def __call__(self, x: Tensor, foreground: Tensor, sizes: Sequence[int]) -> list[Fitted]:
         """One result per local size. x: (B, 3, H, W) in [0, 1]. foreground: (B, H, W) 0 or 1."""
-        if x.shape != self._shape:
-            self._problems, self._shape = {}, x.shape
+        if x.shape[1:] != self._shape:
+            self._problems, self._shape = {}, x.shape[1:]
         parts = [self._fit(x, foreground, *part) for part in self._parts(x, sizes)]
         found = []
         for size in sizes:
@@ -77,18 +79,21 @@ class Fitter:
         return [(tuple(sizes[i : i + room]), (seed,)) for seed in self._seeds for i in range(0, len(sizes), room)]
 
     def _fit(self, x: Tensor, foreground: Tensor, sizes: tuple, seeds: tuple) -> dict[int, Fitted]:
-        key = (sizes, len(seeds))
+        key = (len(x), sizes, len(seeds))
         if key not in self._problems:
-            self._problems[key] = Problems(x.shape, sizes, len(seeds), self._settings, x.device)
+            if x.is_cuda and self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            self._problems[key] = Problems(x.shape, sizes, len(seeds), self._settings, x.device, self._pool)
         return dict(zip(sizes, self._problems[key].fit(x, foreground, seeds), strict=True))
 
 
 class Problems:
     """All pairs of K local sizes, R seeds and B images of one shape, optimised side by side, in this order."""
 
-    def __init__(self, shape: Sequence[int], sizes: Sequence[int], seeds: int, settings: Settings, device):
-        """shape: (B, 3, H, W) of the images."""
+    def __init__(self, shape: Sequence[int], sizes: Sequence[int], seeds: int, settings: Settings, device, pool=None):
+        """shape: (B, 3, H, W) of the images. pool: memory of CUDA graphs to share with others, `graph_pool_handle`."""
         images, _, height, width = shape
+        self._pool = pool
         self._settings, self._sizes, self._grid = settings, sizes, (len(sizes), seeds, images)
         with torch.device("meta"):
             self.networks = gloper.Unets(settings.widths, len(sizes) * seeds * images)
@@ -117,9 +122,10 @@ class Problems:
         if x.is_cuda:
             self._replay(initial, seeds)
         else:
-            for step in range(self._settings.steps):
-                self._draw() if noise is None else self._noise.copy_(noise[step])
-                self._step()
+            with one_thread():
+                for step in range(self._settings.steps):
+                    self._draw() if noise is None else self._noise.copy_(noise[step])
+                    self._step()
         split = [[c.unflatten(0, self._grid[1:]).clone() for c in colours] for colours in self._colours]
         return [Fitted(*each) for each in zip(*split, self._losses.clone().unbind(1), strict=True)]
 
@@ -160,7 +166,7 @@ class Problems:
         for generator in self._generators:
             graph.register_generator_state(generator)
         self._optimiser.zero_grad()  # gradients are to lie in the graph's memory
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             self._draw()
             self._step()
         self._graph = graph
@@ -196,6 +202,20 @@ class Problems:
             for each, *pair in zip(assignment, *self._colours, strict=True)
         ]
         return torch.stack(found)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, so that an image gets the same masks however many cores there are.
+
+    The number of threads decides in which order gradients are summed, and the steps magnify the difference.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def distance(x: Tensor, foreground: Tensor, assignment: Tensor, colours: Tensor) -> Tensor:
