@@ -1,4 +1,4 @@
-"""What the methods that look inside a foreground share: the check of its options, and the square working size."""
+"""What the methods that look inside a foreground share: its options, where it is too little, the working size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import fields
 import numpy as np
 
 from raypipe.types import Segmenter, Segments
+
+MIN_SIDE = 5  # px of an image; below, nothing in it can be told apart (GloPER supplement's baselines)
 
 
 def check_options(method: Segmenter, *, smallest: int) -> None:
@@ -25,15 +27,23 @@ def check_options(method: Segmenter, *, smallest: int) -> None:
         raise ValueError(f"{method.name}: size must be at least {smallest}, got {method.size!r}")
 
 
+def unusable(foreground: np.ndarray) -> str:
+    """Why a foreground, bool (H, W), can hold no pattern: too_small or empty_foreground, or "" where it can."""
+    if min(foreground.shape) < MIN_SIDE:
+        return "too_small"
+    return "" if foreground.any() else "empty_foreground"
+
+
 def at_working_size(
     find: Callable[[np.ndarray, np.ndarray], Segments], image: np.ndarray, foreground: np.ndarray, size: int | None
 ) -> Segments:
     """Run find(image, foreground) on a square copy of `size` px a side and scale its masks back; None: as they are.
 
+    An image that is too small stays as it is, for `find` to say so.
     image: (H, W, 3) uint8 RGB. foreground: bool (H, W). find returns bool masks (N, h, w); the result's are (N, H, W),
     and False outside the foreground if they were scaled.
     """
-    if size is None:
+    if size is None or min(foreground.shape) < MIN_SIDE:
         return find(image, foreground)
     import cv2
 

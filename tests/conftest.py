@@ -16,6 +16,20 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def one_thread():
+    """Torch on one thread: more gain nothing on tiny networks, and on a busy machine wait for each other for seconds.
+
+    rembg sets OpenMP's number of threads to that of the cores when it is imported (through pymatting and numba).
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """The address of a real S3 API on loopback. Nothing leaves this machine."""

@@ -118,11 +118,11 @@ def test_one_colour_is_one_cluster_and_the_rest_are_empty():
 
 
 def test_as_many_colours_as_clusters_are_told_apart_exactly():
-    image = np.zeros((4, 6, 3), np.uint8)
+    image = np.zeros((5, 6, 3), np.uint8)
     image[:, 2:] = 10
     image[:, 5] = 250
     found = cluster(image, k=3)
-    assert found.masks.sum((1, 2)).tolist() == [8, 12, 4] and found.note == ""
+    assert found.masks.sum((1, 2)).tolist() == [10, 15, 5] and found.note == ""
 
 
 def test_fewer_foreground_pixels_than_clusters_give_empty_masks(photo):

@@ -16,6 +16,7 @@ from raypipe import segmenters
 from raypipe.segmenters import find, names
 from raypipe.types import Segmenter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = [(1, 1), (2, 2), (1, 40), (30, 3), (24, 26)]
 
 
@@ -26,9 +27,9 @@ def tiny(tmp_path_factory):
     options = {
         "clipseg": {"weights": str(write_clipseg(folder / "clipseg")), "size": 64},
         "dino_pca": {"weights": str(write_dino(folder / "dino")), "size": 112},
-        "gloper": {"size": 32, "steps": 3, "widths": (4, 8, 8, 16, 16), "local_sizes": (4, 8), "seeds": 1},
+        "gloper": {"size": 32, "steps": 2, "widths": (4, 8, 8, 16, 16), "local_sizes": (4, 8), "seeds": 1},
         "rembg": {"model": str(write_network(folder / "tiny.onnx"))},
-        "sam": {"weights": str(write_sam(folder / "sam")), **LOW, "points_per_side": 4, "crop_n_layers": 1},
+        "sam": {"weights": str(write_sam(folder / "sam")), **LOW, "points_per_side": 3, "crop_n_layers": 1},
     }
 
     def make(name: str) -> Segmenter:
@@ -104,6 +105,17 @@ def test_tiny_and_one_colour_images_are_answered(name, size, tiny):
     images = [np.zeros_like(noise), np.full_like(noise, 255), np.full_like(noise, 77), noise]
     for image, segments in zip(images, run(tiny(name), images), strict=True):
         check(tiny(name), image, segments)
+
+
+@pytest.mark.parametrize(("name", "count"), [("clipseg", 1), ("dino_pca", 2), ("kmeans", 2), ("watershed", 1)])
+@pytest.mark.parametrize("size", [(1, 1), (4, 40), (40, 4)])
+def test_an_image_below_five_pixels_a_side_is_too_small_for_a_pattern(name, count, size, tiny):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    (segments,) = run(tiny(name), [noise])
+    assert segments.note == "too_small"
+    assert segments.masks.shape == (count, *size) and not segments.masks.any()
+    (segments,) = run(tiny(name), [np.resize(noise, (5, 5, 3))])
+    assert segments.note != "too_small"
 
 
 @pytest.mark.parametrize("name", [name for name in names() if hasattr(find(name), "foreground")])

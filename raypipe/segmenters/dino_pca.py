@@ -126,8 +126,8 @@ def masked(picture: np.ndarray | None, foreground: np.ndarray) -> Segments:
     picture: float32 (h, w, 3), None for no variance. foreground: bool (H, W). Values are n / 255, so that the two masks
     complement each other exactly at the threshold 0.5.
     """
-    if picture is None or not foreground.any():
-        note = "no_variance" if foreground.any() else "empty_foreground"
+    note = inside.unusable(foreground) or ("no_variance" if picture is None else "")
+    if note:
         return Segments(np.zeros((2, *foreground.shape), np.float32), note=note)
     grey = read_as_grey(picture, foreground.shape)
     return Segments(np.stack([grey, 255 - grey]).astype(np.float32) / 255 * foreground)

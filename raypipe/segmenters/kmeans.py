@@ -45,7 +45,7 @@ class Kmeans(Segmenter):
             raise ValueError(f"kmeans: max_iter must be at least 2, got {self.max_iter!r}")
         if not self.eps >= 0:
             raise ValueError(f"kmeans: eps must not be negative, got {self.eps!r}")
-        inside.check_options(self, smallest=1)
+        inside.check_options(self, smallest=inside.MIN_SIDE)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
@@ -56,8 +56,9 @@ class Kmeans(Segmenter):
     def _clusters(self, image: np.ndarray, foreground: np.ndarray) -> Segments:
         codes = pack(image)  # (H, W)
         pixels = codes[foreground]
-        if pixels.size < self.k:
-            return Segments(np.zeros((self.k, *foreground.shape), bool), note="empty_foreground")
+        note = inside.unusable(foreground) or ("empty_foreground" if pixels.size < self.k else "")
+        if note:
+            return Segments(np.zeros((self.k, *foreground.shape), bool), note=note)
         distinct, counts = np.unique(pixels, return_counts=True)
         colours = unpack(distinct)
         if len(colours) <= self.k:

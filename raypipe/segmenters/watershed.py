@@ -10,7 +10,6 @@ import numpy as np
 from raypipe import inside
 from raypipe.types import Segmenter, Segments
 
-MIN_SIDE = 5  # px; the blur's window at its default
 BOX = np.ones((3, 3), np.uint8)  # structuring element of all morphology (reference)
 
 
@@ -37,7 +36,7 @@ class Watershed(Segmenter):
                 raise ValueError(f"watershed: {name} must not be negative, got {getattr(self, name)!r}")
         if not 0 <= self.foreground_fraction < 1:
             raise ValueError(f"watershed: foreground_fraction must be in [0, 1), got {self.foreground_fraction!r}")
-        inside.check_options(self, smallest=MIN_SIDE)
+        inside.check_options(self, smallest=inside.MIN_SIDE)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
@@ -47,10 +46,8 @@ class Watershed(Segmenter):
 
     def _pattern(self, image: np.ndarray, foreground: np.ndarray) -> Segments:
         nothing = np.zeros((1, *foreground.shape), bool)
-        if min(foreground.shape) < MIN_SIDE:
-            return Segments(nothing, note="too_small")
-        if not foreground.any():
-            return Segments(nothing, note="empty_foreground")
+        if note := inside.unusable(foreground):
+            return Segments(nothing, note=note)
         grey = blurred_grey(image, self.blur)
         if grey.min() == grey.max():
             return Segments(nothing, note="no_contrast")  # Otsu's level would be arbitrary
