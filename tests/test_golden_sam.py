@@ -13,6 +13,7 @@ from raypipe.models import sam_generator as generator
 from raypipe.segmenters.sam import Sam, complementary
 
 CASES = ("zebra_crops1", "tiger_minarea", "tiger_none")
+pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = ("sam-tiny", "sam-tiny-original/sam_vit_tiny.pth")
 
 

@@ -57,10 +57,11 @@ def test_upsampling_is_two_bilinear_steps_however_many_masks_go_at_once(inner, s
     scale = torch.nn.functional.interpolate
     large = scale(logits[None], (64, 64), mode="bilinear")[..., : inner[0], : inner[1]]
     expected = scale(large, size, mode="bilinear")[0]
-    for pixels in (1, 3 * 64 * 64, 1 << 30):
-        monkeypatch.setitem(generator.CHUNK, "cpu", pixels)
+    most = max(64 * 64, size[0] * size[1])  # px of a mask
+    for masks, counts in ((0, [1] * 7), (3, [3, 3, 1]), (100, [7])):
+        monkeypatch.setitem(generator.CHUNK, "cpu", max(1, masks * most))
         parts = list(generator.upsample(logits, side=64, input_size=inner, size=size))
-        assert len(parts) == (7 if pixels == 1 else 1 if pixels == 1 << 30 else len(parts))
+        assert [len(part) for part in parts] == counts
         torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-5)
     (nothing,) = generator.upsample(logits[:0], side=64, input_size=inner, size=size)
     assert nothing.shape == (0, *size)

@@ -14,12 +14,15 @@ from raypipe import networks
 if TYPE_CHECKING:
     import torch
     from transformers import SamConfig, SamModel
+    from transformers.models.sam.modeling_sam import SamMaskDecoder
 
 MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255 (official code)
 STD = (58.395, 57.12, 57.375)
 DECODER_HEADS = 8  # of every official size; the only setting that no tensor's shape tells
 DECODER_EPS = 1e-5  # torch's default, which the official decoder blocks keep; transformers' configurations say 1e-6
 POSITIONS = "positional_embedding"  # one tensor that transformers holds twice
+# What reading a file of another program ends in: no dict, no tensors, lacking names, other dimensions and shapes.
+FOREIGN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 
 # Official names to transformers', in this order. A pattern may match in the middle of a name.
 RENAMED = (
@@ -68,17 +71,16 @@ def from_official(file: Path) -> SamModel:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's and torch's own kinds
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"sam: {file} is not a checkpoint that can be read safely ({reason})") from error
+        why = networks.one_line(error)
+        raise ValueError(f"sam: {file} is not a checkpoint that can be read safely ({why})") from error
     try:
         config, tensors = official_config(state), renamed(state)
         with torch.device("meta"):  # no memory and no time for random numbers
             network = SamModel(config)
         network.load_state_dict(tensors, assign=True)
-    except (AttributeError, KeyError, RuntimeError) as error:  # no dict of tensors, lacking names, other shapes
-        reason = " ".join(str(error).split())[:200]
+    except FOREIGN as error:
         raise ValueError(
-            f"sam: {file} is no official SAM checkpoint ({reason}); "
+            f"sam: {file} is no official SAM checkpoint ({networks.one_line(error)}); "
             "pass a file such as sam_vit_h_4b8939.pth, or a folder of transformers"
         ) from error
     return network.float()
@@ -190,13 +192,31 @@ def decode(
     prompts = points[None, :, None]  # (1, P, 1, 2): one prompt of one point each
     labels = torch.ones(prompts.shape[:3], device=points.device)
     sparse, dense = network.get_prompt_embeddings(prompts, labels)  # positions need float32: 8 bits are 4 px of 1024
-    positions = network.get_image_wide_positional_embeddings()
+    positions, decoder = network.get_image_wide_positional_embeddings(), network.mask_decoder
+    asked = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(points), -1, -1)
     with networks.autocast(features.device.type, dtype):
-        logits, scores = network.mask_decoder(
-            image_embeddings=features[None],
-            image_positional_embeddings=positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
+        tokens, pixels = decoder.transformer(
+            point_embeddings=torch.cat([asked, sparse[0]], 1)[None],  # (1, P, T, C)
+            image_embeddings=(features[None] + dense).expand(len(points), -1, -1, -1),
+            image_positional_embeddings=positions.expand(len(points), -1, -1, -1),
+            attention_similarity=None,
         )
-    return logits[0].float(), scores[0].float()
+        with torch.autocast(features.device.type, enabled=False):
+            pixels = pixels.float().transpose(2, 3).reshape(len(points), *features.shape)
+            return _read_off(decoder, tokens[0].float(), pixels)
+
+
+def _read_off(decoder: SamMaskDecoder, tokens: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and predicted IoUs, as `decode` returns them, from what the decoder's transformer made of P points.
+
+    tokens: (P, T, C): for the IoUs, for one mask, for each of three masks, the point's. pixels: (P, C, h, w). Both are
+    float32: bfloat16 has 31 values from 0.88 to 1, so that predicted IoUs would tie and suppression keep any of them.
+    """
+    import torch
+
+    large = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(pixels)))
+    large = decoder.activation(decoder.upscale_conv2(large))  # (P, D, s, s)
+    heads = decoder.output_hypernetworks_mlps
+    weights = torch.stack([heads[i](tokens[:, 1 + i]) for i in range(1, len(heads))], 1)  # (P, 3, D)
+    logits = (weights @ large.flatten(2)).unflatten(2, large.shape[2:])
+    return logits, decoder.iou_prediction_head(tokens[:, 0])[:, 1:]

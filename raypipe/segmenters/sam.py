@@ -55,10 +55,13 @@ class Sam(Segmenter):
 
     source = "Kirillov et al., ICCV 2023, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0"
-    needs = "facebook/sam-vit-huge, 2.6 GB: fetched on the first run, or by `raypipe weights sam`"
+    needs = (
+        "facebook/sam-vit-huge, 2.6 GB: fetched on the first run, or by `raypipe weights sam`; "
+        "without a GPU hours per image, and minutes with `--preset library`"
+    )
     gpus = 1.0
     batch_size = 1  # one image is 86 016 prompts
-    timeout = 3600.0
+    timeout = 3600.0  # 0.4 PFLOP per image, too much for a CPU in this time; 0.01 with preset library
     size = None  # the network has its own working size
 
     def __post_init__(self):
@@ -185,10 +188,13 @@ def complementary(records: Sequence[Record], foreground: np.ndarray) -> Segments
 
 def inside_foreground(records: Sequence[Record], foreground: np.ndarray) -> Segments:
     """All masks in the given order with their predicted IoU, cut to the foreground (H, W); empty ones are left out."""
-    pasted = [(record.paste(np.zeros(foreground.shape, bool)) & foreground, record.score) for record in records]
-    kept = [(mask, score) for mask, score in pasted if mask.any()]
-    masks = np.stack([mask for mask, _ in kept]) if kept else np.zeros((0, *foreground.shape), bool)
-    return Segments(masks, scores=[score for _, score in kept])
+    masks, scores = np.zeros((len(records), *foreground.shape), bool), []
+    for record in records:
+        mask = record.paste(masks[len(scores)])  # an empty one leaves its place to the next
+        mask &= foreground
+        if mask.any():
+            scores.append(record.score)
+    return Segments(masks[: len(scores)], scores=scores)
 
 
 SEGMENTER = Sam
