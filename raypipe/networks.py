@@ -10,6 +10,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +55,17 @@ def locate(weights: str, *, method: str) -> Path:
 
     name, _, revision = weights.partition("@")
     options = {"revision": revision or None, "ignore_patterns": list(NESTED)}
+    way_out = f"run `raypipe weights {method} --to DIR` where there is internet and pass --weights DIR"
     try:
         place = Path(snapshot_download(name, allow_patterns=list(FILES), **options))
         if not _weight_files(place):
             place = Path(snapshot_download(name, allow_patterns=[*FILES, *OLD_WEIGHTS], **options))
     except Exception as error:  # many kinds: offline, no such repository, gated, no space
-        raise FileNotFoundError(
-            f"{method}: no weights {weights!r} here and they could not be fetched ({reason(error)}); run "
-            f"`raypipe weights {method} --to DIR` where there is internet and pass --weights DIR"
-        ) from error
-    return _with_weights(place, method)
+        text = f"no weights {weights!r} here and they could not be fetched ({reason(error)})"
+        raise FileNotFoundError(f"{method}: {text}; {way_out}") from error
+    if not _weight_files(place):  # offline, what an interrupted download left counts as the repository
+        raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {place} holds none; {way_out}")
+    return place
 
 
 def is_hub_id(weights: str) -> bool:
@@ -91,8 +93,13 @@ def reason(error: BaseException) -> str:
             break
         error = error.__cause__
     if any(word in type(error).__name__ for word in ("Connect", "Proxy", "Timeout")):  # those of each HTTP library
-        return f"no connection: {_line(error)}"
-    return _line(error)
+        return f"no connection: {one_line(error)}"
+    return one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in 200 characters at most; its kind where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def is_non_commercial(licence: str) -> bool:
@@ -121,7 +128,7 @@ def pretrained(kind: type, place: Path, *, method: str, device: str):
             place, dtype=torch.float32, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # many kinds: no configuration, torn files, another architecture
-        raise ValueError(f"{method}: {place} cannot be read as a {kind.__name__}: {_line(error)}") from error
+        raise ValueError(f"{method}: {place} cannot be read as a {kind.__name__}: {one_line(error)}") from error
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if absent:
         text = f"{len(absent)} of its tensors are absent or of another shape, the first is {absent[0]}"
@@ -129,15 +136,26 @@ def pretrained(kind: type, place: Path, *, method: str, device: str):
     return network.eval().requires_grad_(False).to(device)
 
 
-def autocast(device: str, dtype: str):
+@contextmanager
+def autocast(device: str, dtype: str) -> Iterator[None]:
     """A context in which networks run in bfloat16 where that holds; float32 otherwise.
 
-    dtype: float32, bfloat16, or auto = bfloat16 on a GPU. Masks and decisions stay float32: that is the caller's part.
+    dtype: float32, bfloat16, or auto = bfloat16 on a GPU that computes in it. Masks and decisions stay float32: that is
+    the caller's part.
     """
     import torch
 
-    reduced = dtype == "bfloat16" or (dtype == "auto" and device == "cuda")
-    return torch.autocast(device, torch.bfloat16, enabled=reduced)
+    can_reduce = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    reduced = dtype == "bfloat16" or (dtype == "auto" and can_reduce)
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    if not reduced:
+        convolutions.fp32_precision = "ieee"  # a GPU's own default is TF32: 11 of the 24 bits
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=reduced):
+            yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def batches(images: Sequence[np.ndarray], device: str) -> Iterator[Sequence[np.ndarray]]:
@@ -178,10 +196,6 @@ def _with_weights(place: Path, method: str) -> Path:
 
 def _weight_files(place: Path) -> list[Path]:
     return [place] if place.is_file() else sorted(file for kind in WEIGHTS for file in place.glob(kind))
-
-
-def _line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _sha256(file: Path) -> str:

@@ -1,6 +1,7 @@
 """CLIPSeg with a tiny network and tokenizer that are made here: against the plain form, and where it has nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_blocks_that_the_decoder_does_not_read_are_not_needed(weights, cat):
     torch.testing.assert_close(segmenter.logits(pixels), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(144, 144), (120, 161), (7, 300), (1, 1), (64, 64)])
+@pytest.mark.parametrize("size", [(144, 144), (120, 161), (7, 300), (5, 5), (64, 64)])
 def test_maps_are_enlarged_as_pillow_does_it(size):
     low = np.random.default_rng(0).random((96, 96), np.float32)
     (found,) = masked(low, np.ones(size, bool)).masks
@@ -133,7 +134,14 @@ def test_a_flat_map_is_an_empty_mask_with_a_note(weights, cat):
 
 def test_stretching_uses_the_whole_range():
     np.testing.assert_allclose(stretched(np.float32([[0.2, 0.4], [0.3, 0.6]])), [[0, 0.5], [0.25, 1]], atol=1e-6)
-    assert stretched(np.full((3, 3), 0.7, np.float32)) is None
+    np.testing.assert_allclose(stretched(np.float32([[2e-8, 4e-8], [3e-8, 6e-8]])), [[0, 0.5], [0.25, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-7, 0.7, 1.0])
+def test_a_map_that_differs_by_rounding_alone_is_flat(value):
+    flat = np.full((3, 3), value, np.float32)
+    flat[1, 1] = np.nextafter(flat[1, 1], np.float32(0))
+    assert stretched(flat) is None
 
 
 def test_a_job_thresholds_at_the_methods_default(weights, cat, tmp_path):
@@ -144,6 +152,26 @@ def test_a_job_thresholds_at_the_methods_default(weights, cat, tmp_path):
     table = raypipe.load(tmp_path / "run")
     (mask,) = raypipe.decode(table.to_pylist()[0])
     np.testing.assert_array_equal(mask, soft(loaded(weights), cat)[0] > 0.3)
+
+
+@pytest.mark.parametrize("absent", [{"merges.txt"}, {"vocab.json"}, {"merges.txt", "vocab.json"}])
+def test_weights_without_a_complete_tokenizer_are_refused(weights, absent, tmp_path):
+    for file in Path(weights).iterdir():
+        if file.name not in absent:
+            shutil.copy(file, tmp_path)
+    files = "expected vocab.json and merges.txt, or tokenizer.json"
+    with pytest.raises(ValueError, match=f"clipseg: {tmp_path} holds no complete tokenizer .*; {files}"):
+        loaded(str(tmp_path))
+
+
+def test_a_tokenizer_in_one_file_gives_the_same_prompt(weights, tmp_path):
+    from transformers import CLIPTokenizer
+
+    CLIPTokenizer.from_pretrained(weights).save_pretrained(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(weights) / name, tmp_path)
+    assert not (tmp_path / "merges.txt").exists()
+    assert torch.equal(loaded(str(tmp_path))._embedding, loaded(weights)._embedding)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,18 @@ def test_what_cannot_be_fetched_is_one_line_with_the_way_out(weights, tmp_path):
     assert "(no connection: " in alone.stderr.splitlines()[-1]
 
 
+def test_what_an_interrupted_download_left_is_one_line_with_the_way_out(weights, tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "config.json").write_bytes((weights / "config.json").read_bytes())
+    code = "from raypipe import networks; networks.locate('org/tiny', method='sam')"
+    with hub({"org/tiny": Repository(tmp_path / "part")}) as served:
+        in_child(code, HF_ENDPOINT=served.address, HF_HOME=str(tmp_path / "home"))
+    offline = in_child(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
+    line = offline.stderr.splitlines()[-1]
+    assert "FileNotFoundError: sam: weights 'org/tiny' are incomplete: " in line
+    assert line.endswith("run `raypipe weights sam --to DIR` where there is internet and pass --weights DIR")
+
+
 def test_checksums_are_those_of_the_weight_files_only(weights):
     expected = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()
     assert networks.checksums(weights) == {"model.safetensors": expected}
@@ -169,6 +181,25 @@ def test_non_commercial_licences_are_known_by_their_names(licence, restricted):
 def test_the_cpu_computes_in_float32_unless_told_otherwise(dtype, expected):
     with networks.autocast("cpu", dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, expected)
+
+
+@pytest.mark.parametrize(("dtype", "inside"), [("float32", "ieee"), ("auto", "ieee"), ("bfloat16", "tf32")])
+def test_float32_is_float32_in_convolutions_too_and_only_there(dtype, inside):
+    convolutions = torch.backends.cudnn.conv
+    assert convolutions.fp32_precision == "tf32"  # torch's default, which decides on a GPU alone
+    with pytest.raises(KeyError), networks.autocast("cpu", dtype):
+        assert convolutions.fp32_precision == inside
+        raise KeyError
+    assert convolutions.fp32_precision == "tf32"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_convolutions_are_as_exact_as_the_cpus():
+    x, weights = torch.randn(1, 64, 32, 32), torch.randn(64, 64, 3, 3)
+    with networks.autocast("cuda", "float32"):
+        found = torch.nn.functional.conv2d(x.cuda(), weights.cuda()).cpu()
+    torch.testing.assert_close(found, torch.nn.functional.conv2d(x, weights), rtol=0, atol=1e-3)  # TF32: 0.05
 
 
 def test_a_gpu_takes_all_images_at_once_and_the_cpu_each_alone():

@@ -12,7 +12,7 @@ from raypipe import inside, networks
 from raypipe.types import Segmenter, Segments
 
 PATCH = 16  # px: the image encoder is a ViT-B/16
-FLAT = 1e-6  # range of probabilities up to which a map is constant: float32 rounding of a sigmoid
+FLAT = 1e-5  # range of a map, as a part of its highest value, up to which it is constant: float32 rounding of logits
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Clipseg(Segmenter):
 
     threshold: float | None = 0.3  # of the stretched probability (reference); sweep 0.2..0.7; None means 0.5
     weights: str = "CIDAS/clipseg-rd64-refined"  # supplement; a Hugging Face id or a folder
+    # The reference's prompt names the species, which is the name of an image's folder: a method does not see that.
     prompt: str = "pattern of animal"  # supplement; the reference writes "Pattern of <species>"
     size: int = 352  # side of the network's square input in px, a multiple of 16 (reference)
     foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
@@ -81,20 +82,33 @@ class Clipseg(Segmenter):
     def _embed(self, network):
         """The prompt's embedding (1, D). Computed once: it does not depend on the image."""
         import torch
-        from transformers import CLIPTokenizer
 
-        tokens = CLIPTokenizer.from_pretrained(self._place, local_files_only=True)(self.prompt, return_tensors="pt")
+        tokenizer = self._tokenizer(network.config.text_config.vocab_size)
+        tokens = tokenizer(self.prompt, return_tensors="pt")
         count, most = tokens.input_ids.shape[1], network.config.text_config.max_position_embeddings
         if count > most:
             raise ValueError(f"clipseg: prompt must have at most {most} tokens, got {count}; use fewer words")
         with torch.inference_mode():
             return network.get_conditional_embeddings(1, **tokens.to(self._device))
 
+    def _tokenizer(self, words: int):
+        """The tokenizer beside the weights. words: what the network knows. Raises ValueError where files lack."""
+        from transformers import CLIPTokenizer
+
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(self._place, local_files_only=True)
+            if len(tokenizer) < words:  # without any file transformers makes up a vocabulary of two words
+                raise ValueError(f"its vocabulary has {len(tokenizer)} words of {words}")
+        except Exception as error:  # many kinds: one file of two, torn files
+            text = f"{self._place} holds no complete tokenizer ({networks.one_line(error)})"
+            raise ValueError(f"clipseg: {text}; expected vocab.json and merges.txt, or tokenizer.json") from error
+        return tokenizer
+
 
 def stretched(probability: np.ndarray) -> np.ndarray | None:
     """A map (h, w) moved and scaled to 0..1; None when it is constant."""
     low, high = probability.min(), probability.max()
-    return (probability - low) / (high - low) if high - low > FLAT else None
+    return (probability - low) / (high - low) if high - low > FLAT * high else None
 
 
 def masked(found: np.ndarray | None, foreground: np.ndarray) -> Segments:
@@ -105,8 +119,8 @@ def masked(found: np.ndarray | None, foreground: np.ndarray) -> Segments:
     import cv2
 
     height, width = foreground.shape
-    if found is None or not foreground.any():
-        note = "flat_map" if foreground.any() else "empty_foreground"
+    note = inside.unusable(foreground) or ("flat_map" if found is None else "")
+    if note:
         return Segments(np.zeros((1, height, width), np.float32), note=note)
     # Nearest by pixel centres, as Pillow does it; thresholding before or after makes no difference then.
     values = cv2.resize(found, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
