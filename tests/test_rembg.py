@@ -1,6 +1,9 @@
 """The rembg adapter with networks of U2-Net's layout that are made here."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +123,12 @@ def test_cuda_without_a_cuda_runtime_is_an_error(network):
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
         Rembg(model=str(network)).load("cuda")
+
+
+def test_loading_it_leaves_torch_its_threads(tmp_path):
+    network = write_network(tmp_path / "tiny.onnx")
+    code = f"import torch\nfrom raypipe.segmenters.rembg import Rembg\nRembg(model={str(network)!r}).load('cpu')\n"
+    code += "print(torch.get_num_threads())"
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"

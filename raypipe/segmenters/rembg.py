@@ -72,6 +72,9 @@ class Rembg(Segmenter):
 
         Downloads rembg's weights if they are not there yet, unless HF_HUB_OFFLINE or their licence forbids it.
         """
+        # numba, which rembg imports, sets the process to as many threads as there are cores; torch's would crowd out
+        # the other workers. OMP_NUM_THREADS is what Ray gives an actor.
+        os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)))
         kind = self._local_session() if self._is_file() else known_session(self.model)
         self._path = Path(self._weights(kind))
         self._session = kind(self.model, _session_options(), providers=_providers(device))
