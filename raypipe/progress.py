@@ -48,12 +48,17 @@ class Progress:
     def _line(self, rows: int, errors: int) -> None:
         rate = rows / (time.monotonic() - self._start)
         left = f", {duration((self._total - rows) / rate)} left" if rows else ""
-        log.info("%s of %s images, %s errors, %.1f images/s%s", f"{rows:,}", f"{self._total:,}", errors, rate, left)
+        log.info("%s of %s images, %s errors, %s%s", f"{rows:,}", f"{self._total:,}", errors, speed(rate), left)
 
 
 def images(count: int) -> str:
     """A number of images for people: 1 image, 1,234 images."""
     return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def speed(rate: float) -> str:
+    """Images per second for people: 12.3 images/s, or 40 s per image."""
+    return f"{rate:.1f} images/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s per image"
 
 
 def duration(seconds: float) -> str:
