@@ -111,7 +111,9 @@ def probe(work: Work, where: Place) -> dict[str, str]:
     except WorkerCrashedError as error:
         raise RuntimeError(f"{work.segmenter.name}: loading it killed the worker process: {error}") from error
     except RayError as error:
-        raise ValueError(f"{work.segmenter.name}: {_cause(error)}") from error
+        raise ValueError(
+            f"{work.segmenter.name}: {str(_cause(error)).removeprefix(f'{work.segmenter.name}: ')}"
+        ) from error
 
 
 class Asker:
