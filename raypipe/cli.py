@@ -122,8 +122,9 @@ def _sweep(argv: list[str]) -> int:
         return _print_config(job, segmenter, refiner)
     given = {word[2:].partition("=")[0].removeprefix("no-") for word in argv if word.startswith("--")}
     sweep.refuse_given(job, given)
+    given |= {name for name, value in _config(argv).items() if value is not None}
     try:
-        result = sweep.sweep(job, segmenter, refiner)
+        result = sweep.sweep(job, segmenter, refiner, given=given)
     except BaseException as error:
         if sweep.has_begun(job):
             error.add_note(f"{WAY_ON}\n  {_command(argv, 'sweep')}")
@@ -230,24 +231,12 @@ def _config(argv: list[str]) -> dict:
     path = _peek(argv, "--config")
     if path is None:
         return {}
-    import yaml
+    from raypipe import configfile
 
-    class Loader(yaml.SafeLoader):
-        """Reads 1e-3 as a number, which YAML 1.1 takes for text."""
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, Loader) or {}
-    except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
-        raise ValueError(f"--config {path}: expected flat lines such as `batch_size: 8`, one option each")
-    return values
+        return configfile.read(path)
+    except ValueError as error:
+        raise ValueError(f"--config {_without_credentials(path)}: {error}") from error
 
 
 def _checked_config(values: dict, kinds: list[type], path: str) -> dict:
@@ -292,13 +281,13 @@ def _print_config(*parts) -> int:
 
 def _summary_text(summary, retry: str) -> str:
     """What a run did. retry: the command that tries failed images again; "" leaves it out."""
-    from raypipe.progress import images
+    from raypipe.progress import images, speed
 
     failed = sum(summary.errors.values())
-    speed = f"in {summary.seconds:.1f} s ({summary.labelled / summary.seconds:.1f} images/s)"
-    lines = [f"{summary.labelled:,} of {images(summary.images)} labelled {speed}"]
+    time = f"in {summary.seconds:.1f} s ({speed(summary.labelled / summary.seconds)})"
+    lines = [f"{summary.labelled:,} of {images(summary.images)} labelled {time}"]
     if failed:
-        lines = [f"{summary.labelled:,} of {images(summary.images)} done {speed}: "]
+        lines = [f"{summary.labelled:,} of {images(summary.images)} done {time}: "]
         lines[0] += f"{summary.labelled - failed:,} labelled, {failed:,} failed"
     if not summary.labelled:
         lines = [f"nothing to do: all of {images(summary.images)} were done before"]

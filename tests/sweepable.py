@@ -1,4 +1,4 @@
-"""A soft method for the tests of sweeps, and `raypipe sweep` with it: `sweepable.py [OPTIONS]`."""
+"""What tests of sweeps need: a soft method, labelled photographs, and `sweepable.py [OPTIONS]` for `raypipe sweep`."""
 
 import os
 import sys
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from raypipe.types import Segmenter, Segments
+
+SIZE = (40, 48)
 
 
 @dataclass
 class Gamma(Segmenter):
     """A soft mask: the image's brightness to the power of gamma, or its reverse."""
 
-    gamma: float = 1.0  # some values fail: 13 raises, 66 kills the process
+    gamma: float = 1.0  # some values fail: 13 cannot load, 66 kills the process, 7 fails on each image
     is_dark: bool = False  # the reverse
     sleep: float = 0.0  # seconds per image
 
@@ -37,9 +40,24 @@ class Gamma(Segmenter):
 
     def segment(self, images, foregrounds=None) -> Iterator[Segments]:
         for image in images:
+            if self.gamma == 7:
+                raise RuntimeError("no image with 7")
             time.sleep(self.sleep)
             bright = ((image.mean(2) / 255) ** self.gamma)[None].astype(np.float32)
             yield Segments(1 - bright if self.is_dark else bright)
+
+
+def write_labelled(folder: Path, count: int, first: int = 0) -> None:
+    """Photographs of a bright blot on a dark ground with noise, and the blots as labels."""
+    (folder / "photos/wild").mkdir(parents=True, exist_ok=True)
+    (folder / "labels/wild").mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        rng = np.random.default_rng(i)
+        y, x = np.mgrid[: SIZE[0], : SIZE[1] + i % 3]
+        blot = (y - 20) ** 2 + (x - 24) ** 2 < (8 + i % 5) ** 2
+        picture = np.where(blot, 150, 70)[..., None] + rng.normal(0, 30, (*blot.shape, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"photos/wild/cat_{i}.png")
+        Image.fromarray(blot.astype(np.uint8) * 255).save(folder / f"labels/wild/cat_{i}.png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
@@ -23,7 +25,7 @@ from raypipe.pipeline import Label
 from raypipe.progress import images as count_of_images
 from raypipe.runs import OtherConfiguration, new_attempt, parquet_bytes
 from raypipe.sweep import ranking, search
-from raypipe.sweep.trials import Trial, settings, trial_name, with_images, with_labels
+from raypipe.sweep.trials import Trial, has_labelled, settings, trial_name, with_images, with_labels
 from raypipe.sweep.tuning import run_trials
 from raypipe.types import Segmenter
 
@@ -65,6 +67,7 @@ class Swept:
     settings: int  # rows of the table
     metric: str
     value: float | None  # of the best setting; None when no trial succeeded
+    fixed: dict[str, float]  # of the best setting the metric's fixed twin (dice_fixed of dice_best), where it has one
     best: dict  # its swept parameters
     rows: list[dict]  # the best settings: swept parameters, status, the metric, images
     errors: list[str]  # of the failed trials
@@ -82,22 +85,25 @@ class Swept:
         lines += [f"failed: {error}" for error in self.errors]
         if self.config:
             chosen = ", ".join(f"{name} {value}" for name, value in self.best.items())
-            lines.append(f"best: {chosen} ({self.metric} {self.value:.4f})")
-            lines += [f"all trials: {self.table}", f"page: {self.page}", f"to use it: --config {self.config}"]
+            values = {self.metric: self.value} | self.fixed
+            lines.append(f"best: {chosen} ({', '.join(f'{name} {value:.4f}' for name, value in values.items())})")
+            lines += [f"all trials: {self.table}", f"page: {self.page}"]
+            lines.append(f"to use it: --config {shlex.quote(self.config)}")
         return "\n".join(lines)
 
 
-def sweep(job: Sweep, segmenter: Segmenter, refiner: Callable | None = None) -> Swept:
+def sweep(job: Sweep, segmenter: Segmenter, refiner: Callable | None = None, *, given: Iterable[str] = ()) -> Swept:
     """Try all settings, as far as that was not done before, and write the tables, best.yaml and the page.
 
-    Raises ValueError, TypeError or FileNotFoundError for wrong options and missing input before anything starts,
-    runs.OtherConfiguration and lock.Locked when the output belongs to another sweep, and interruption.Interrupted after
-    a signal; then the same call goes on. A trial that fails is listed and stops nothing.
+    given: fields of the method that a swept preset leaves alone, besides those that differ from the method's preset.
+    Raises ValueError, TypeError or FileNotFoundError for wrong options and missing input before anything starts and for
+    a method that cannot load, runs.OtherConfiguration and lock.Locked when the output belongs to another sweep, and
+    interruption.Interrupted after a signal; then the same call goes on. A trial that fails is listed and stops nothing.
     """
     start = time.monotonic()
     space = check(job, segmenter, refiner)
     folder, attempt = Folder(job.output), new_attempt()
-    planned = plan(job, segmenter, refiner, draw(job, space, segmenter, refiner))
+    planned = plan(job, segmenter, refiner, draw(job, space, segmenter, refiner), given)
     images = labelled_images(job)
     planned = [with_images(trial, images) for trial in planned]
     with on_signals(), hold(folder, attempt):
@@ -147,30 +153,53 @@ def later_fields(refiner: Callable | None) -> set[str]:
     return {"threshold", *(field.name for field in (fields(refiner) if refiner else ()))}
 
 
-def plan(job: Sweep, segmenter: Segmenter, refiner: Callable | None, drawn: list[dict]) -> list[Trial]:
+def plan(
+    job: Sweep, segmenter: Segmenter, refiner: Callable | None, drawn: list[dict], given: Iterable[str] = ()
+) -> list[Trial]:
     """One trial per setting inside the model, without images yet. Raises ValueError for values that are refused."""
-    found: dict[str, Trial] = {}
+    outer, given = later_fields(refiner), {name.replace("-", "_") for name in given}
+    options = Label(job.input, job.output, column=job.column, refine=job.refine, device=job.device, actors=job.actors)
+    trials: dict[str, Trial] = {}  # by the part of a setting inside the model
+    laters: dict[str, dict] = {}  # by the rest of it
+    wanted: dict[str, dict[str, dict]] = defaultdict(dict)  # the later settings of each trial, by its folder
     for setting in drawn:
-        method, threshold = _method(segmenter, setting), setting.get("threshold", segmenter.threshold)
-        filter_ = refiner and replace(refiner, **{k: v for k, v in setting.items() if hasattr(refiner, k)})
-        options = Label(
-            job.input, job.output, column=job.column, refine=job.refine, device=job.device, actors=job.actors
-        )
-        pipeline.check(options, replace(method, threshold=threshold), filter_)
-        later = {"threshold": threshold, **(asdict(filter_) if filter_ else {})}
-        trial = found.setdefault(trial_name(method), _trial(job, method, refiner))
-        found[trial_name(method)] = replace(trial, later=(*trial.later, later))
-    return list(found.values())
+        inside = {name: value for name, value in setting.items() if name not in outer}
+        after = {name: value for name, value in setting.items() if name in outer}
+        place, later = search.canonical(inside), search.canonical(after)
+        is_new = place not in trials or later not in laters
+        if place not in trials:
+            trials[place] = _trial(job, _method(segmenter, inside, given), refiner)
+        if later not in laters:
+            filter_ = refiner and replace(refiner, **{k: v for k, v in after.items() if k != "threshold"})
+            threshold = after.get("threshold", segmenter.threshold)
+            laters[later] = {"threshold": threshold, **(asdict(filter_) if filter_ else {})}
+        if is_new:  # each part is checked once, not each of their pairs
+            pipeline.check(options, replace(trials[place].segmenter, threshold=laters[later]["threshold"]), refiner)
+        wanted[trials[place].output][later] = laters[later]
+    found = {trial.output: trial for trial in trials.values()}
+    return [replace(trial, later=tuple(wanted[output].values())) for output, trial in found.items()]
 
 
-def _method(segmenter: Segmenter, setting: dict) -> Segmenter:
-    """The method with a setting's fields and no threshold; what a preset filled in is filled in anew."""
+def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
+    """The method with a setting's fields and no threshold.
+
+    What its preset filled in is filled in anew, by the setting's preset. Fields that are named in `given` or that
+    differ from the method's preset were chosen, and stay.
+    """
     preset = {"preset": segmenter.preset} if hasattr(segmenter, "preset") else {}
     default = type(segmenter)(**preset)
     values = {f.name: getattr(segmenter, f.name) for f in fields(segmenter)}
-    chosen = preset | {key: value for key, value in values.items() if value != getattr(default, key)}
+    chosen = preset | {key: value for key, value in values.items() if key in given or value != getattr(default, key)}
     chosen |= {key: value for key, value in setting.items() if key in values}
     return type(segmenter)(**chosen | {"threshold": None})
+
+
+def trial_of(job: Sweep, segmenter: Segmenter, refiner: Callable | None, setting: ranking.Setting) -> Trial:
+    """The trial of one setting of the folder, without images yet. segmenter: of any parameters, the setting's count."""
+    inside = {key: setting.values[key] for key in settings(segmenter) if key in setting.values}
+    trial = _trial(job, type(segmenter)(**inside), refiner)
+    output = Folder(job.output).location("trials", setting.trial)
+    return replace(trial, output=output, later=(ranking.later_of(setting.values),))
 
 
 def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> Trial:
@@ -222,7 +251,8 @@ def has_begun(job: Sweep) -> bool:
 def merge(folder: Folder, now: dict) -> dict:
     """The configuration with that of the folder. Raises OtherConfiguration with a diff where they disagree.
 
-    A sweep may grow: other values, and fields that were fixed before or are now.
+    A sweep may grow: other values, and fields that were fixed before or are now. One that disagrees with attempts of
+    which none has labelled an image takes their place: deletes their folders.
     """
     content = folder.read("sweep.json")
     if content is None:
@@ -230,6 +260,10 @@ def merge(folder: Folder, now: dict) -> dict:
     there = json.loads(content)
     old, new = (each["common"] | each["fixed"] for each in (there, now))
     changed = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
+    if changed and not has_labelled(folder):
+        for name in {"trials", "foreground"}.intersection(folder.folders()):
+            folder.delete_folder(name)
+        return now
     if changed:
         lines = [f"  {key}: {old[key]!r} there, {new[key]!r} now" for key in changed]
         text = f"{folder} holds another sweep; use the same settings or another --output\n"
@@ -261,6 +295,7 @@ def report(
         config = storage.redact(folder.location("best.yaml"))
         page = write_page(job, segmenter, refiner, found, per_image, images, swept)
     states = {each.trial: each for each in found}
+    twin = ranking.fixed_twin(job.metric, evaluation.find(job.task).MEANS)
     return Swept(
         output=storage.redact(job.output),
         method=segmenter.name,
@@ -269,6 +304,7 @@ def report(
         settings=len(found),
         metric=job.metric,
         value=chosen.means[job.metric] if chosen else None,
+        fixed={twin: chosen.means[twin]} if chosen and twin else {},
         best={key: chosen.values[key] for key in swept} if chosen else {},
         rows=[_row(each, swept, job.metric) for each in found[:SHOWN]],
         errors=sorted({each.error for each in states.values() if each.status == "failed"}),
@@ -282,7 +318,8 @@ def report(
 
 def _row(setting: ranking.Setting, swept: list[str], metric: str) -> dict:
     values = {key: setting.values.get(key) for key in swept}
-    return values | {metric: setting.means[metric], "images": setting.images, "status": setting.status}
+    measured = {name: setting.means[name] for name in (metric, ranking.fixed_twin(metric, setting.means)) if name}
+    return values | measured | {"images": setting.images, "status": setting.status}
 
 
 def _columns(rows: list[dict]) -> list[str]:

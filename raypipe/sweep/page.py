@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from raypipe import masks, pictures, provenance, rows, storage
+from raypipe import masks, pictures, provenance, storage
 from raypipe.folder import Folder
 from raypipe.sheet import overlay
 from raypipe.sweep import trials
-from raypipe.sweep.ranking import Setting, best
+from raypipe.sweep.ranking import Setting, best, fixed_twin
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import Trial
 from raypipe.types import BadImage, Segmenter
@@ -60,15 +63,16 @@ def write_page(
     swept: list[str],
 ) -> str:
     """Write sweep.html into the sweep's folder. found: all settings, best first. Returns the page's place."""
-    from raypipe.sweep import plan
+    from raypipe.sweep import trial_of
 
-    chosen, folder = best(found, job.metric, job.goal), Folder(job.output)
+    chosen, folder, stored = best(found, job.metric, job.goal), Folder(job.output), {}
     lines = {name: along(name, chosen, found, swept) for name in swept}
 
     def sample(setting: Setting) -> dict[str, dict]:
-        values = {name: setting.values.get(name) for name in swept}
-        (trial,) = plan(job, segmenter, refiner, [values])
-        return draw_sample(trials.with_images(trial, images), job.metric)
+        trial = trials.with_images(trial_of(job, segmenter, refiner, setting), images)
+        if setting.trial not in stored:
+            stored[setting.trial] = sampled_rows(trial)
+        return draw_sample(trial, stored[setting.trial], job.metric)
 
     page = render(
         title=f"{segmenter.name}: {', '.join(swept)}",
@@ -79,6 +83,7 @@ def write_page(
         best=chosen,
         swept=swept,
         metric=job.metric,
+        twin=fixed_twin(job.metric, chosen.means),
         statuses=sorted({each.status for each in found}),
         settings=found,
         shown=found[:TABLE_ROWS],
@@ -146,22 +151,25 @@ def planes(found: list[Setting], swept: list[str], metric: str, goal: str) -> li
 
 
 def groups(per_image: pa.Table, swept: list[str], metric: str, goal: str) -> list[dict]:
-    """The best setting of each group of images; [] where there is one group only."""
+    """The best setting of each group of images; [] where there is one group only. Equals as in `ranking.order`."""
+    twin = fixed_twin(metric, per_image.column_names) or metric
     sums: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     values = {}
-    for row in per_image.select([*swept, "group", "status", metric]).to_pylist():
+    for row in per_image.select([*swept, "group", "status", *{metric, twin}]).to_pylist():
         setting = canonical({name: row[name] for name in swept})
         values[setting] = {name: row[name] for name in swept}
         if row["status"] == "ok":
-            sums[row["group"]][setting].append(row[metric])
+            sums[row["group"]][setting].append((row[metric], row[twin]))
     if len(sums) < 2:
         return []
     choose, tables = (max if goal == "max" else min), []
     for group, settings in sorted(sums.items()):
         most = max(map(len, settings.values()))  # a stopped trial has seen fewer images
-        means = {setting: float(np.mean(found)) for setting, found in settings.items() if len(found) == most}
+        full = {setting: zip(*rows, strict=True) for setting, rows in settings.items() if len(rows) == most}
+        means = {setting: [math.fsum(values) / most for values in columns] for setting, columns in full.items()}
         chosen = choose(means, key=means.get)
-        tables.append({"group": group, "images": most, "values": values[chosen], "metric": means[chosen]})
+        measured = dict(zip((metric, twin), means[chosen], strict=True))
+        tables.append({"group": group, "images": most, "values": values[chosen], "means": measured})
     return tables
 
 
@@ -175,15 +183,25 @@ def strip(name: str, line: list[Setting], chosen: Setting, sample: Callable[[Set
     return {"name": name, "values": [each.values.get(name) for each in across], "lines": lines}
 
 
-def draw_sample(trial: Trial, metric: str) -> dict[str, dict]:
+def sampled_rows(trial: Trial) -> list[dict]:
+    """The stored rows of the images in a strip, in the order of their ids. Reads only the parts that hold them."""
+    sample, run = trial.images.slice(0, STRIP_IMAGES)["image_id"].combine_chunks(), trial.run
+    commits = run.commits()
+    parts = sorted(set(commits.filter(pc.is_in(commits["image_id"], value_set=sample))["part"].to_pylist()))
+    paths, is_sampled = [run.folder.path(run.masks, name) for name in parts], pc.field("image_id").isin(sample)
+    tables = [pq.read_table(path, filesystem=run.folder.fs, filters=is_sampled, partitioning=None) for path in paths]
+    found = {row["image_id"]: row for table in tables for row in table.to_pylist()}
+    return [found[image_id] for image_id in sorted(found)]
+
+
+def draw_sample(trial: Trial, stored: list[dict], metric: str) -> dict[str, dict]:
     """Some images with the masks of one setting, by key: `picture` (a data URI) and `value` (the metric or None).
 
-    trial: with one later setting. Images that failed or have changed since have no cell, the same ones in each trial.
+    trial: with one later setting. stored: its `sampled_rows`. The cell of an image that failed or has changed since
+    holds two Nones.
     """
-    scorer, (later,) = trials.Scorer(trial), trial.later
-    sample, cells = set(trial.images.slice(0, STRIP_IMAGES)["image_id"].to_pylist()), {}
-    stored = (row for table in rows.batches(trial.run, leaves=trials.LEAVES) for row in table.to_pylist())
-    for row in sorted((row for row in stored if row["image_id"] in sample), key=lambda row: row["image_id"]):
+    scorer, (later,), cells = trials.Scorer(trial), trial.later, {}
+    for row in stored:
         cells[row["key"]] = {"picture": None, "value": None}
         label, status = scorer.label(row)
         if status != "ok":
@@ -237,7 +255,7 @@ def render(**content) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"shown": shown}
+    environment.filters |= {"shown": shown, "quoted": shlex.quote}
     script, style = (loader.get_source(environment, name)[0] for name in ("sweep.js", "report.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("sweep.html.j2").render(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -52,21 +54,32 @@ def read(output: str, *, task: str, images: pa.Table, by: str) -> tuple[list[Set
 def read_trial(output: str, *, task: str, images: pa.Table) -> tuple[list[Setting], pa.Table]:
     """The settings of one trial's folder and their measures per image; none before anything was labelled."""
     name, state, found = Folder(output).path().rpartition("/")[2], trials.read_state(output), evaluation.find(task)
-    scores = trials.read_scores(output, found.SCHEMA)
-    scores = scores.filter(pc.is_in(scores["image_id"], value_set=images["image_id"].combine_chunks()))
+    scores = trials.current(trials.read_scores(output, found.SCHEMA), images).drop_columns(trials.LABEL)
     known = pa.array([canonical(later) for later in state.get("later", [])], pa.string())
     scores = scores.filter(pc.is_in(scores["later"], value_set=known))
     scores = scores.append_column("trial", pa.array([name] * len(scores), pa.string()))
-    return _settings(name, state, scores, found.MEANS) if state else [], scores
+    return _settings(name, state, scores, found.MEANS, len(images)) if state else [], scores
+
+
+def fixed_twin(metric: str, means: Iterable[str]) -> str | None:
+    """The mean that reads the masks as they are, for one that reads each image's mask or its inverse: whichever fits.
+
+    A method and its inverse are equal in the latter, as dice_best; dice_fixed tells them apart.
+    """
+    twin = f"{metric.removesuffix('_best')}_fixed"
+    return twin if metric.endswith("_best") and twin in means else None
 
 
 def order(settings: list[Setting], metric: str, goal: str) -> list[Setting]:
-    """Best first: full trials before stopped and failed ones, then those that fail on fewer images, then the metric."""
+    """Best first: full trials before stopped and failed ones, then those that fail on fewer images, then the metric.
+
+    Equals are told apart by the metric's fixed twin.
+    """
     sign = 1 if goal == "min" else -1
 
     def rank(setting: Setting) -> tuple:
-        value = setting.means[metric]
-        return STATUSES.index(setting.status), value is None, setting.failed_images, sign * (value or 0.0)
+        value, twin = setting.means[metric], setting.means.get(fixed_twin(metric, setting.means)) or 0.0
+        return STATUSES.index(setting.status), value is None, setting.failed_images, sign * (value or 0.0), sign * twin
 
     return sorted(settings, key=rank)
 
@@ -95,9 +108,9 @@ def table(settings: list[Setting], swept: list[str], output: str) -> pa.Table:
 
 def per_image(measures: pa.Table, settings: list[Setting], swept: list[str]) -> pa.Table:
     """The measures per image with each swept parameter as a column of its own type, for box plots and the like."""
-    values = {(each.trial, canonical(_later(each.values))): each.values for each in settings}
+    values = {(each.trial, canonical(later_of(each.values))): each.values for each in settings}
     pairs = zip(measures["trial"].to_pylist(), measures["later"].to_pylist(), strict=True)
-    rows = [values[trial, canonical(_later(json.loads(later)))] for trial, later in pairs]
+    rows = [values[trial, canonical(later_of(json.loads(later)))] for trial, later in pairs]
     columns = {name: pa.array([row.get(name) for row in rows]) for name in swept}
     rest = {name: measures[name] for name in measures.column_names if name != "later"}
     return pa.table(columns | rest)
@@ -106,18 +119,21 @@ def per_image(measures: pa.Table, settings: list[Setting], swept: list[str]) -> 
 def config(setting: Setting, *, method: str, refine: str | None, metric: str) -> str:
     """The setting as a file for `raypipe label METHOD --config`."""
     values = setting.values | {"refine": refine}
+    names = filter(None, [metric, fixed_twin(metric, setting.means)])
+    measured = ", ".join(f"{name} {setting.means[name]:.4f}" for name in names)
     return (
-        f"# {metric} {setting.means[metric]:.4f}, mean over {setting.images} labelled images\n"
+        f"# {measured}, mean over {setting.images} labelled images\n"
         f"# raypipe label {method} --config THIS_FILE --input PHOTOS --output RUN\n"
     ) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _later(values: dict) -> dict:
+def later_of(values: dict) -> dict:
     """The part of a setting that acts after the model: the threshold and the refiner's fields."""
     return {name: value for name, value in values.items() if name == "threshold" or name.startswith("refine_")}
 
 
-def _settings(name: str, state: dict, scores: pa.Table, means: tuple[str, ...]) -> list[Setting]:
+def _settings(name: str, state: dict, scores: pa.Table, means: tuple[str, ...], images: int) -> list[Setting]:
+    """Each later setting of a trial. One that lacks some of the images, as after labels changed, is left unfinished."""
     measured: dict[str, list[dict]] = {canonical(later): [] for later in state["later"]}
     for row in scores.select(["later", "status", *means]).to_pylist():
         measured.setdefault(row["later"], []).append(row)
@@ -125,8 +141,10 @@ def _settings(name: str, state: dict, scores: pa.Table, means: tuple[str, ...]) 
     for later in state["later"]:
         rows = measured[canonical(later)]
         good = [row for row in rows if row["status"] == "ok"]
-        values = {mean: sum(row[mean] for row in good) / len(good) if good else None for mean in means}
+        # fsum: equal whatever the order of the rows, so that equals are seen as such
+        values = {mean: math.fsum(row[mean] for row in good) / len(good) if good else None for mean in means}
         failed = Counter(row["status"] for row in rows)["failed"]
-        status, seconds, error = state["status"], state["seconds"], state["error"]
+        status = "running" if state["status"] == "done" and len(rows) < images else state["status"]
+        seconds, error = state["seconds"], state["error"]
         found.append(Setting(name, state["settings"] | later, status, values, len(good), failed, seconds, error))
     return found

@@ -19,10 +19,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import evaluation, foregrounds, inputs, maskfiles, masks, pipeline, provenance, rows, stages, storage
 from raypipe.containers import map_ahead
+from raypipe.folder import Folder
 from raypipe.foregrounds import Foreground
 from raypipe.lock import hold
 from raypipe.pipeline import Label
@@ -32,6 +34,7 @@ from raypipe.types import BadImage, Segmenter, Segments
 
 SIXTEENTH = 16  # a trial's parts hold about a quarter of the images: four batches of a sixteenth
 SCORES = "scores.parquet"
+LABEL = "label_sha256"  # column of the images and of their scores: the label file, "" for one that cannot be read
 LEAVES = ("size", "counts", "score", "label", "soft")  # fields of a stored segment that scoring may need
 
 
@@ -102,6 +105,11 @@ def advance(trial: Trial, count: int, *, execute: Callable = pipeline.label_here
     return scores
 
 
+def has_labelled(folder: Folder) -> bool:
+    """Whether any trial of a sweep's folder has a committed row."""
+    return any(folder.files("trials", name, "_commits") for name in folder.folders("trials"))
+
+
 def read_state(output: str) -> dict:
     """The content of trial.json: `settings`, `later`, `status` (running, done, stopped, failed), `seconds`, `error`."""
     content = Run(output).folder.read("trial.json")
@@ -111,19 +119,31 @@ def read_state(output: str) -> dict:
 def write_state(trial: Trial, *, status: str, seconds: float | None = None, error: str = "") -> None:
     """Write trial.json; the later settings of earlier sweeps and, with None, the seconds are kept."""
     before = read_state(trial.output)
-    later = {canonical(setting): setting for setting in (*before.get("later", []), *trial.later)}
     seconds = before.get("seconds", 0.0) if seconds is None else round(seconds, 3)
-    state = {"settings": trial.settings, "later": list(later.values())}
+    state = {"settings": trial.settings, "later": list(_all_later(trial, before).values())}
     state |= {"status": status, "seconds": seconds, "error": error}
     trial.run.folder.write((json.dumps(state, indent=2) + "\n").encode(), "trial.json")
 
 
 def read_scores(output: str, schema: pa.Schema) -> pa.Table:
-    """The scores of a trial, with the column `later` (the setting as JSON); no rows before the first ones."""
+    """The scores of a trial, with the columns `later` (the setting as JSON) and LABEL; no rows before the first."""
+    for name in ("later", LABEL):
+        schema = schema.append(pa.field(name, pa.string()))
     content = Run(output).folder.read(SCORES)
-    if content is None:
-        return schema.append(pa.field("later", pa.string())).remove_metadata().empty_table()
-    return pq.read_table(io.BytesIO(content))
+    found = schema.remove_metadata().empty_table() if content is None else pq.read_table(io.BytesIO(content))
+    return found if found.schema.names == schema.names else schema.remove_metadata().empty_table()  # other columns
+
+
+def current(scores: pa.Table, images: pa.Table) -> pa.Table:
+    """The scores of these images against the labels that they have now. images: `with_labels`."""
+    pairs = (pc.binary_join_element_wise(table["image_id"], table[LABEL], "/") for table in (scores, images))
+    scored, wanted = pairs
+    return scores.filter(pc.is_in(scored, value_set=wanted.combine_chunks()))
+
+
+def _all_later(trial: Trial, state: dict) -> dict[str, dict]:
+    """The later settings of earlier sweeps, from trial.json, and of this one, by their text."""
+    return {canonical(setting): setting for setting in (*state.get("later", []), *trial.later)}
 
 
 def _label(trial: Trial, count: int, execute: Callable) -> None:
@@ -156,9 +176,14 @@ def _label(trial: Trial, count: int, execute: Callable) -> None:
 
 
 def score(trial: Trial, *, threads: int = 1) -> pa.Table:
-    """Score the later settings on the stored masks, as far as they are not scored yet. Returns all scores."""
+    """Score the later settings, those of earlier sweeps too, on the stored masks. Returns all scores.
+
+    What was scored before is kept, unless its label was unusable or has changed.
+    """
     task, run = evaluation.find(trial.task), trial.run
-    known = read_scores(trial.output, task.SCHEMA)
+    trial = replace(trial, later=tuple(_all_later(trial, read_state(trial.output)).values()))
+    known = current(read_scores(trial.output, task.SCHEMA), trial.images)
+    known = known.filter(pc.is_in(known["status"], value_set=pa.array(["ok", "failed"])))
     scored: dict[str, set[str]] = {}
     for image_id, later in zip(known["image_id"].to_pylist(), known["later"].to_pylist(), strict=True):
         scored.setdefault(image_id, set()).add(later)
@@ -191,6 +216,7 @@ class Scorer:
         """Rows of the task's table with the column `later`. row: one of the run, with soft masks."""
         known = {name: row[name] for name in ("image_id", "key", "height", "width")}
         known |= {"method": self._trial.segmenter.name, "reference": storage.redact(self._trial.labels)}
+        known[LABEL] = self._places[row["image_id"]][LABEL]
         label, status = self.label(row)
         if status != "ok":
             return [known | {"status": status, "later": setting} for setting in later]
@@ -271,7 +297,7 @@ def as_stored(threshold: float) -> float:
 
 
 def with_labels(manifest: pa.Table, labels: str) -> pa.Table:
-    """The images that have a label file, in the order of their ids, with the column `label_location`.
+    """The images that have a label file, in the order of their ids, with the columns `label_location` and LABEL.
 
     Ids are hashes: their order is random and always the same. Raises ValueError when no label belongs to an image.
     """
@@ -281,8 +307,16 @@ def with_labels(manifest: pa.Table, labels: str) -> pa.Table:
         example = f"; images are named as {keys[0]!r}, labels as {matches.unused[0]!r}" if matches.unused else ""
         raise ValueError(f"no label in {storage.redact(labels)} has the path or the stem of an image{example}")
     location = pa.array([matches.location.get(key) for key in keys], pa.string())
-    found = manifest.append_column("label_location", location)
-    return found.filter(location.is_valid()).sort_by("image_id")
+    found = manifest.append_column("label_location", location).filter(location.is_valid()).sort_by("image_id")
+    checksums = list(map_ahead(_checksum, found["label_location"].to_pylist()))
+    return found.append_column(LABEL, pa.array(checksums, pa.string()))
+
+
+def _checksum(label: str) -> str:
+    try:
+        return hashlib.sha256(storage.read_bytes(label, max_bytes=Label.max_bytes)).hexdigest()
+    except BadImage:
+        return ""
 
 
 def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = None) -> Trial:

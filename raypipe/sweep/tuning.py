@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from raypipe import cores, pipeline, segmenters
@@ -19,20 +22,24 @@ from raypipe.lock import Locked
 from raypipe.progress import Progress
 from raypipe.progress import images as count_of_images
 from raypipe.sweep import ranking
-from raypipe.sweep.trials import Trial, advance, read_state, score, with_images, write_state
+from raypipe.sweep.trials import Trial, advance, has_labelled, read_state, score, with_images, write_state
 
 if TYPE_CHECKING:
     from raypipe.sweep import Sweep
 
 log = logging.getLogger("raypipe")
-RUNGS = (0.25, 0.5, 1.0)  # shares of the images after which ASHA compares trials
-KEEP = 2  # ASHA lets the better 1 / KEEP of the trials pass a rung
+FIRST = 4  # ASHA compares trials first after one in so many of the images
+KEEP = 2  # ASHA lets the better 1 / KEEP of the trials pass a rung, and the next comes after KEEP times the images
 RECOUNT = 5.0  # seconds between looks at what the trials have committed
 RELEASE = 120.0  # seconds for workers of a killed sweep to let go of their trials
 
 
 def run_trials(job: Sweep, planned: list[Trial]) -> None:
-    """Label what is not labelled yet, on Ray, and score what is not scored yet. How each ended is in its trial.json."""
+    """Label what is not labelled yet, on Ray, and score what is not scored yet. How each ended is in its trial.json.
+
+    Raises ValueError or RuntimeError with the method's message when nothing of the sweep was ever labelled and no trial
+    can load the method: then it is not a swept value that is wrong.
+    """
     over = [_is_over(trial, job.search) for trial in planned]
     todo = [trial for trial, is_over in zip(planned, over, strict=True) if not is_over]
     done = [trial for trial, is_over in zip(planned, over, strict=True) if is_over]
@@ -42,11 +49,10 @@ def run_trials(job: Sweep, planned: list[Trial]) -> None:
     if not todo:
         return
     log.info("%s of %s trials to run on %s", len(todo), len(planned), count_of_images(len(todo[0].images)))
-    if job.search == "asha":  # finished ones report again, so that others are compared with them
-        replayed = [trial for trial in done if read_state(trial.output)["status"] == "done"]
-        run_on_tune(job, [*replayed, *todo])
+    if job.search == "asha":  # earlier ones report again, so that others are compared with them
+        run_on_tune(job, [*done, *todo])
     elif len(todo) == 1:
-        run_alone(todo[0])
+        run_alone(job, todo[0])
     else:
         run_on_tune(job, todo)
 
@@ -58,13 +64,15 @@ def _is_over(trial: Trial, how: str) -> bool:
     return status == "done" and not len(trial.run.plan(trial.images))
 
 
-def run_alone(trial: Trial) -> None:
+def run_alone(job: Sweep, trial: Trial) -> None:
     """One trial on all cores and GPUs, by Ray Data."""
     try:
         _advanced(trial, len(trial.images), execute=pipeline.label_on_ray, threads=cores.count() + 1)
     except Locked:
         raise
     except Exception as error:
+        if trial.run.configuration() is None and not has_labelled(Folder(job.output)):  # loading it failed
+            raise
         write_state(trial, status="failed", error=_text(error))
 
 
@@ -74,17 +82,11 @@ def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
 
     with cluster.connected(stall=1800.0):
         cluster.warn_of_local_paths(input=job.input, labels=job.labels, output=job.output)
-        todo = share_foreground(job, todo)
         place = cluster.place(pipeline.plan_work(todo[0].job, todo[0].segmenter, None), actors=job.actors)
-        runs, last = [trial.run for trial in todo], [0.0, (0, 0)]
-
-        def committed() -> tuple[int, int]:
-            if time.monotonic() - last[0] > RECOUNT:
-                errors = [error for run in runs for error in run.commits()["error"].to_pylist()]
-                last[:] = time.monotonic(), (len(errors), sum(map(bool, errors)))
-            return last[1]
-
-        with tempfile.TemporaryDirectory() as scratch, Progress(sum(len(t.images) for t in todo), committed):
+        if not has_labelled(Folder(job.output)):
+            refuse_unloadable(todo, place)
+        todo, total = share_foreground(job, todo), sum(len(trial.images) for trial in todo)
+        with tempfile.TemporaryDirectory() as scratch, Progress(total, count_commits(todo)):
             try:
                 results = tuner(job, todo, place, scratch).fit()
             except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
@@ -96,6 +98,40 @@ def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
                 write_state(trial, status="failed", error=f"its process died: {_text(result.error)}")
             elif state.get("status") == "running":
                 write_state(trial, status="stopped")
+
+
+def refuse_unloadable(todo: list[Trial], place) -> None:
+    """Load the method with one setting after the other until one succeeds; raise the first one's error if none does."""
+    from raypipe import cluster
+
+    first = None
+    for trial in todo:
+        work = replace(pipeline.plan_work(trial.job, trial.segmenter, None), device=place.device)
+        try:
+            cluster.probe(work, place)
+            return
+        except (ValueError, RuntimeError) as error:
+            first = first or error
+    raise first
+
+
+def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
+    """A function that gives the rows and error rows committed so far; it reads each commit record once."""
+    folders, counts, last = [trial.run.folder for trial in todo], {}, [float("-inf")]
+
+    def committed() -> tuple[int, int]:
+        if time.monotonic() - last[0] > RECOUNT:
+            for folder in folders:
+                for name in folder.files("_commits"):
+                    if name.startswith("_tmp.") or (folder.uri, name) in counts:
+                        continue
+                    if content := folder.read("_commits", name):
+                        errors = pq.read_table(io.BytesIO(content), columns=["error"])["error"].to_pylist()
+                        counts[folder.uri, name] = len(errors), sum(map(bool, errors))
+            last[0] = time.monotonic()
+        return sum(rows for rows, _ in counts.values()), sum(errors for _, errors in counts.values())
+
+    return committed
 
 
 def tuner(job: Sweep, todo: list[Trial], place, scratch: str):
@@ -122,20 +158,27 @@ def tuner(job: Sweep, todo: list[Trial], place, scratch: str):
 
 
 def rungs(count: int) -> list[int]:
-    """After how many of the images ASHA compares trials; the last is all."""
-    return sorted({math.ceil(count * share) for share in RUNGS})
+    """After how many of the images ASHA compares trials: a quarter, twice that, all. The scheduler's own milestones."""
+    first = math.ceil(count / FIRST)
+    return sorted({first, min(count, KEEP * first), count})
 
 
 def run_trial(config: dict, todo: list[Trial], counts: list[int], metric: str, goal: str) -> None:
-    """One trial, in a worker of Ray Tune, which may stop it at each report."""
+    """One trial, in a worker of Ray Tune, which may stop it at each report.
+
+    One that an earlier sweep stopped reports again as far as it came, and no further.
+    """
     from ray import tune
 
     from raypipe import workers
 
     trial = todo[config["index"]]
+    was_stopped = read_state(trial.output).get("status") == "stopped" and len(counts) > 1
     workers.use_threads(1)
     try:
         for count in counts:
+            if was_stopped and len(trial.run.plan(trial.images.slice(0, count))):
+                return
             _advanced(trial, count)
             tune.report({"images": count, "score": partial(trial, count, metric, goal)})
     except Exception as error:
