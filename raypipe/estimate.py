@@ -51,7 +51,8 @@ def estimate(job, work: Work, run: runs.Run, manifest: pa.Table) -> dict:
     log.info("timing up to %s; --no-timing leaves this out", images(len(rows)))
     timed = _timed(work, device, rows, alone=job.local, timeout=job.timeout or work.segmenter.timeout)
     if "missing" in timed:
-        return result | {"timing": f"left out, since a dry run downloads nothing: {timed['missing']}"}
+        reason = "left out, since a dry run sets HF_HUB_OFFLINE and downloads nothing"
+        return result | {"timing": f"{reason}: {timed['missing']}"}
     seconds = timed["load_seconds"] + STARTUP * (not job.local) + timed["seconds_per_image"] * len(pending) / actors
     return result | {
         "seconds_per_image": round(timed["seconds_per_image"], 4),

@@ -81,7 +81,7 @@ def reason(error: BaseException) -> str:
         errors.GatedRepoError: "it is gated: accept its terms on its page and set HF_TOKEN",
         errors.RepositoryNotFoundError: "there is no such repository, or it is private: then set HF_TOKEN",
         errors.RevisionNotFoundError: "there is no such revision",
-        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set; unset it",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set",
     }
     while True:  # huggingface_hub wraps what happened into "not found in the cache"
         for kind, text in known.items():
@@ -98,8 +98,9 @@ def reason(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in 200 characters at most; its kind where it says nothing."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    """What an error says, its start and end where it is long; its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 250 else f"{text[:150]} ... {text[-95:]}"
 
 
 def is_non_commercial(licence: str) -> bool:

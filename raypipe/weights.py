@@ -188,7 +188,7 @@ def _explained(chosen: str) -> Iterator[None]:
         text = f"weights: {chosen} could not be fetched: {networks.reason(error)}"
         if is_wrong:
             raise ValueError(text) from error
-        raise OSError(f"{text}; after that the same command goes on") from error
+        raise OSError(f"{text}; once that is mended the same command goes on") from error
 
 
 @contextmanager

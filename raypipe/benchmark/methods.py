@@ -35,7 +35,7 @@ def measure(name: str, sizes: Sizes, fetch: bool, weights: str | None = None) ->
     try:
         method, device = loaded(kind, weights)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        return [Figure(name, "time per image", note=f"skipped: {' '.join(str(error).split())[:200]}")]
+        return [Figure(name, "time per image", note=f"skipped: {networks.one_line(error)}")]
     return COMPARED.get(name, _method)(method, device, images, sizes.repeats)
 
 

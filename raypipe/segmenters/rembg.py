@@ -109,7 +109,7 @@ class Rembg(Segmenter):
         try:
             return fetch(session)
         except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
-            reason = " ".join(str(error).split())[:200]
+            reason = networks.one_line(error)
             raise FileNotFoundError(
                 f"rembg: no weights for model {self.model!r} and they could not be downloaded ({reason}); "
                 f"run once with internet, or copy {self.model}.onnx to {_home(session)} (U2NET_HOME sets this "
