@@ -122,7 +122,7 @@ def _sweep(argv: list[str]) -> int:
         return _print_config(job, segmenter, refiner)
     given = {word[2:].partition("=")[0].removeprefix("no-") for word in argv if word.startswith("--")}
     sweep.refuse_given(job, given)
-    given |= {name for name, value in _config(argv).items() if value is not None}
+    given |= {name for name, value in _config(argv, type(segmenter)).items() if value is not None}
     try:
         result = sweep.sweep(job, segmenter, refiner, given=given)
     except BaseException as error:
@@ -149,7 +149,8 @@ def _with_method(verb: str, options: type, argv: list[str]) -> tuple:
     """The options of a verb, the method that argv begins with, the refiner or None, and Terminal."""
     from raypipe import refine, segmenters
 
-    method, values = segmenters.find(argv[0]), _config(argv)
+    method = segmenters.find(argv[0])
+    values = _config(argv, method)
     refiner, kinds = _peek(argv, "--refine") or values.get("refine"), [options, method]
     if refiner not in (None, "None"):
         kinds.append(refine.find(refiner))
@@ -226,17 +227,24 @@ def _parse(prog: str, description: str | None, kinds: list[type], argv: list[str
     return [getattr(found, f.name) for f in dataclasses.fields(merged)]
 
 
-def _config(argv: list[str]) -> dict:
-    """The flat content of the --config file; {} without one."""
+def _config(argv: list[str], method: type | None = None) -> dict:
+    """The flat content of the --config file; {} without one.
+
+    A preset of the method on the command line goes before what the file holds of it, for flags win.
+    """
     path = _peek(argv, "--config")
     if path is None:
         return {}
     from raypipe import configfile
 
     try:
-        return configfile.read(path)
+        values = configfile.read(path)
     except ValueError as error:
         raise ValueError(f"--config {_without_credentials(path)}: {error}") from error
+    if method is None or not any(word == "--preset" or word.startswith(("--preset=", "preset=")) for word in argv):
+        return values  # `preset=` is what `--over` takes
+    chosen = {name for preset in method.presets.values() for name in preset}
+    return {name: value for name, value in values.items() if name not in chosen}
 
 
 def _checked_config(values: dict, kinds: list[type], path: str) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,6 +55,7 @@ class Segmenter(ABC):
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # named values for fields that are None, by `preset`
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 
     @property

@@ -127,6 +127,18 @@ def test_the_printed_config_is_a_config(photos, capsys):
     assert capsys.readouterr().out == config.read_text()
 
 
+@pytest.mark.parametrize("words", [["--preset", "fast"], ["--preset=fast"]])
+def test_a_preset_on_the_command_line_goes_before_the_values_of_a_config(words, tmp_path, capsys):
+    place = ["gloper", "--input", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert main(["label", *place, "--tau", "0.5", "--print-config"]) == 0
+    config = tmp_path / "balanced.yaml"
+    config.write_text(capsys.readouterr().out)
+    assert main(["label", "gloper", "--config", str(config), *words, "--steps", "7", "--print-config"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["preset"], found["size"], found["local_sizes"]) == ("fast", 128, [8])
+    assert (found["steps"], found["tau"], found["output"]) == (7, 0.5, str(tmp_path / "run"))
+
+
 def test_an_unknown_key_in_a_config_is_an_error_with_a_suggestion(photos, capsys):
     config = photos.parent / "wrong.yaml"
     config.write_text("atempts: 3\n")

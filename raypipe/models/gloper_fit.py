@@ -179,10 +179,11 @@ class Problems:
         self._optimiser.zero_grad()
         with networks.autocast(self._x.device.type, self._settings.dtype):
             logits, *self._colours = self.networks(self._tiled(), self._sizes)
-        losses = self._rebuild(logits)
+        with networks.autocast(self._x.device.type, "float32"):  # the gradients' convolutions as those above
+            losses = self._rebuild(logits)
+            losses.sum().backward()
         self._losses.index_copy_(0, self._at, losses.detach()[None])
         self._at += 1
-        losses.sum().backward()
         self._optimiser.step()
         self._colours = [[c.detach() for c in colours] for colours in self._colours]
 

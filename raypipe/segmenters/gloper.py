@@ -77,11 +77,12 @@ class Gloper(Segmenter):
     source = "GloPER (Chen, Koh, Dobbie, University of Auckland 2025)"
     licence = "none needed: own code, no weights"
     soft = True
+    presets = PRESETS
     gpus = 1.0
     batch_size = 4
 
     def __post_init__(self):
-        presets.fill(self, PRESETS)
+        presets.fill(self)
         inside.check_options(self, smallest=SMALLEST)
         self._check_numbers()
         if not fitting(self.local_sizes, self.size):

@@ -59,13 +59,14 @@ class Sam(Segmenter):
         "facebook/sam-vit-huge, 2.6 GB: fetched on the first run, or by `raypipe weights sam`; "
         "without a GPU hours per image, and minutes with `--preset library`"
     )
+    presets = PRESETS
     gpus = 1.0
     batch_size = 1  # one image is 86 016 prompts
-    timeout = 3600.0  # 0.4 PFLOP per image, too much for a CPU in this time; 0.01 with preset library
+    timeout = 6 * 3600.0  # 0.4 PFLOP per image: hours on a CPU core; 0.01 with preset library
     size = None  # the network has its own working size
 
     def __post_init__(self):
-        presets.fill(self, PRESETS)
+        presets.fill(self)
         networks.settle_options(self)
         inside.check_options(self, smallest=1)
         if self.result not in RESULTS:
