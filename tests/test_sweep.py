@@ -138,7 +138,8 @@ def test_new_labelled_images_are_added_to_every_trial(folder):
 
 
 def test_one_trial_runs_on_all_cores_and_is_a_run_like_any_other(folder, capsys):
-    assert run(folder, "threshold=0.2:0.8:0.1").trials["done"] == 1
+    swept = run(folder, "threshold=0.1:0.9:0.05")
+    assert swept.trials["done"] == 1 and len(swept.rows) == 15 and "\nand 2 more\nbest: " in swept.text()
     (place,) = (folder / "sweep/trials").iterdir()
     assert len(Run(str(place)).load()) == 6  # of the seven photographs those with a label
     assert main(["verify", str(place), "--deep"]) == 0

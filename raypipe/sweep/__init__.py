@@ -31,7 +31,7 @@ from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
 DRAWS = 16  # of a random search, unless told otherwise
-SHOWN = 12  # settings in the terminal
+SHOWN = 15  # settings in the terminal
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Swept:
         counts = ", ".join(f"{count:,} {status}" for status, count in self.trials.items() if count)
         lines = [f"{self.settings:,} settings of {self.method} on {count_of_images(self.images)}: trials {counts}"]
         lines += _columns(self.rows)
+        if self.settings > len(self.rows):
+            lines.append(f"and {self.settings - len(self.rows):,} more")
         lines += [f"failed: {error}" for error in self.errors]
         if self.config:
             chosen = ", ".join(f"{name} {value}" for name, value in self.best.items())
