@@ -58,7 +58,7 @@ class Gloper(Segmenter):
 
     threshold: float | None = None  # rho (0.5 in the reference): 0.45..0.60 is useful, 0.15 and less is all, 0.85 none
     seed: int = 41  # of initial weights and noise, the same for every image and local size (reference)
-    preset: Literal["paper", "balanced", "fast"] = "balanced"  # values for the options below that are None
+    preset: Literal["paper", "balanced", "fast"] = "balanced"  # what is None below; a core takes days, 105 s, 27 s
     size: int | None = None  # working side in px (reference: 1024, a square)
     local_sizes: tuple[int, ...] | None = None  # sides of the tiles in px (reference: 4 8 16 32 64 128)
     steps: int | None = None  # of the optimiser (reference: 1000)
