@@ -90,7 +90,7 @@ class Segment:
         self._segmenter.load(work.device)
         self._finder = work.finder
         if self._finder:
-            self._finder.load(work.device)
+            self._finder.load(work.device if self._finder.gpus else "cpu")  # rembg often cannot use the method's GPU
 
     def checksums(self) -> dict[str, str]:
         """sha256 of all weight files that were read, by name."""
@@ -135,11 +135,12 @@ class Segment:
         except Exception as error:
             if not rows[done:] or is_device_lost(error):
                 raise
-            rest, failure = rows[done:], error
+            # The error itself is not kept: its frames hold what was computed so far, also on the GPU.
+            rest, failure, is_memory = rows[done:], _failure("segment", error), _is_memory(error)
         if len(rows) == 1:
-            yield rest[0] | {"error": _failure("segment", failure)}
+            yield rest[0] | {"error": failure}
             return
-        size = max(1, len(rows) // 2) if _is_memory(failure) else 1
+        size = max(1, len(rows) // 2) if is_memory else 1
         for first in range(0, len(rest), size):
             yield from self._segmented(rest[first : first + size])
 
@@ -235,8 +236,9 @@ def _failure(stage: str, error: Exception) -> str:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Python's, torch's (OutOfMemoryError) and OpenCV's (-4, StsNoMem) ways to say that memory ran out."""
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or getattr(error, "code", None) == -4
+    """Python's, torch's and CUDA's, and OpenCV's (-4, StsNoMem) ways to say that memory ran out."""
+    is_torchs = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs or getattr(error, "code", None) == -4
 
 
 def is_device_lost(error: Exception) -> bool:

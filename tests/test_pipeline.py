@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +123,30 @@ def test_a_batch_that_runs_out_of_memory_is_halved(tmp_path):
     (tmp_path / "calls").mkdir()
     assert run_job(tmp_path, segmenter=Counted(marks=str(tmp_path / "calls")), local=True).failed == 0
     assert sorted(os.listdir(tmp_path / "calls")) == ["0-4", "1-2", "2-1", "3-1", "4-2"]
+
+
+class Heavy:
+    """What a failed call had computed."""
+
+    alive = weakref.WeakSet()
+
+
+@dataclass
+class Hoarding(Faulty):
+    """Runs out of memory with more than one image, and with anything of an earlier call still there."""
+
+    def segment(self, images, foregrounds=None):
+        assert not Heavy.alive
+        computed = Heavy()
+        Heavy.alive.add(computed)
+        if len(images) > 1:
+            raise MemoryError("too many images at once")
+        yield from super().segment(images, foregrounds)
+
+
+def test_what_a_failed_batch_had_computed_is_gone_before_its_halves_are_tried(tmp_path):
+    write_images(tmp_path / "photos", [GOOD] * 5)
+    assert run_job(tmp_path, segmenter=Hoarding(), local=True).failed == 0
 
 
 def test_all_images_of_the_first_block_may_be_bad(tmp_path):

@@ -1,5 +1,6 @@
 """The rembg adapter with networks of U2-Net's layout that are made here."""
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -9,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from faulty import FaultyOnGpu
 from onnx import TensorProto, helper
 
+from raypipe.pipeline import Label, plan_work
 from raypipe.segmenters.rembg import Rembg
+from raypipe.stages import Segment
 
 
 def write_network(path: Path, *, contrast: float = 1.0) -> Path:
@@ -123,6 +127,18 @@ def test_cuda_without_a_cuda_runtime_is_an_error(network):
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
         Rembg(model=str(network)).load("cuda")
+
+
+def test_without_a_cuda_runtime_it_finds_the_foreground_for_a_method_on_a_gpu(network, image):
+    if Rembg().gpus:
+        pytest.skip("this onnxruntime has CUDA")
+    method = FaultyOnGpu()
+    method.foreground, method.fg_alpha_min = f"rembg:{network}", 1
+    work = dataclasses.replace(plan_work(Label("photos", "run"), method, None), device="cuda")
+    assert work.gpus == 1
+    height, width = image.shape[:2]
+    (row,) = Segment(work)([{"image": image, "error": "", "height": height, "width": width}])
+    assert row["error"] == "" and row["foreground"].shape == (height, width)
 
 
 def test_loading_it_leaves_torch_its_threads(tmp_path):

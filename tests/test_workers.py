@@ -22,6 +22,7 @@ class Lost(Faulty):
     [
         ("CUDA error: an illegal memory access was encountered", True),
         ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", True),
+        ("CUDA error: out of memory", False),
         ("shapes do not match", False),
     ],
 )
