@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -353,8 +354,23 @@ def test_impossible_parameters_are_refused_by_name(options, message):
         Gloper(**TINY | options)
 
 
+def test_a_failed_optimisation_leaves_nothing_behind(x, monkeypatch):
+    fitter, foreground, made = Fitter((1,), SETTINGS), torch.ones(2, 64, 96), weakref.WeakSet()
+
+    def fail(problems):
+        made.add(problems)
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Problems, "_step", fail)
+        fitter(x, foreground, (4, 8))
+    assert len(made) == 0
+    again, fresh = (each(x, foreground, (4, 8)) for each in (fitter, Fitter((1,), SETTINGS)))
+    assert all(torch.equal(a.losses, b.losses) for a, b in zip(again, fresh, strict=True))
+
+
 def test_the_benchmark_gives_steps_of_both_formulations(stripes, monkeypatch):
-    monkeypatch.setattr(plain_gloper, "STEPS", 1)
+    monkeypatch.setitem(plain_gloper.STEPS, "cpu", 1)
     narrow = Gloper(**TINY | {"widths": (2, 2, 2, 2, 2)})  # widths of its own: the benchmark keeps what it made
     figures = methods._gloper(narrow, "cpu", [np.resize(stripes[0], (96, 96, 3))], 1)
     assert len(figures) == 6 and all(min(figure.values) > 0 for figure in figures)
@@ -373,7 +389,7 @@ def test_a_gpu_follows_the_cpu_in_its_first_steps(x, dtype):
     problems = Problems(x.shape, (4, 8), 2, settings, torch.device("cuda"))
     for one, other in zip(on_cpu, problems.fit(x.cuda(), foreground.cuda(), (1, 2)), strict=True):
         torch.testing.assert_close(one.losses, other.losses.cpu(), atol=1e-2, rtol=0.02)
-        torch.testing.assert_close(one.fine, other.fine.cpu(), atol=2e-2, rtol=0)
+        torch.testing.assert_close(one.fine, other.fine.cpu(), atol=5e-2, rtol=0)
 
 
 @pytest.mark.parametrize("seeds", [pytest.param((1, 2), marks=on_gpu)])

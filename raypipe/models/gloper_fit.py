@@ -5,9 +5,11 @@ Only the difference of the two classes' logits matters, so one logistic draw per
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -61,14 +63,22 @@ class Fitter:
     def __call__(self, x: Tensor, foreground: Tensor, sizes: Sequence[int]) -> list[Fitted]:
         """One result per local size. x: (B, 3, H, W) in [0, 1]. foreground: (B, H, W) 0 or 1."""
         if x.shape[1:] != self._shape:
-            self._problems, self._shape = {}, x.shape[1:]
-        parts = [self._fit(x, foreground, *part) for part in self._parts(x, sizes)]
+            self._forget()
+            self._shape = x.shape[1:]
+        try:
+            parts = [self._fit(x, foreground, *part) for part in self._parts(x, sizes)]
+        except BaseException:  # a step that was left half done holds memory and spoils the pool for other captures
+            self._forget()
+            raise
         found = []
         for size in sizes:
             runs = [part[size] for part in parts if size in part]
             fine, coarse = torch.cat([run.fine for run in runs]), torch.cat([run.coarse for run in runs])
             found.append(Fitted(fine, coarse, torch.cat([run.losses for run in runs], 1)))
         return found
+
+    def _forget(self) -> None:
+        self._problems, self._pool = {}, None
 
     def _parts(self, x: Tensor, sizes: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Sizes and seeds to optimise side by side, one part after the other; the seeds of a size in their order."""
@@ -113,11 +123,14 @@ class Problems:
         """Optimise from the seeds' initial weights. One result per size.
 
         x: (B, 3, H, W) in [0, 1]. foreground: (B, H, W) 0 or 1. noise: (steps, R, H, W) logistic noise to use instead
-        of the seeds' own, which all sizes and images share (on a CPU only).
+        of the seeds' own, which all sizes and images share. Raises ValueError for noise on a GPU, whose steps are
+        captured with their own.
         """
+        if x.is_cuda and noise is not None:
+            raise ValueError("gloper: steps on a GPU draw their own noise")
         self._x.copy_(x)
         self._foreground.copy_(foreground)
-        initial = [gloper.initial_weights(self._settings.widths, seed) for seed in seeds]
+        initial = [initial_weights(self._settings.widths, seed, x.device) for seed in seeds]
         self._reset(initial, seeds)
         if x.is_cuda:
             self._replay(initial, seeds)
@@ -156,7 +169,8 @@ class Problems:
     def _capture(self, weights: Sequence[dict[str, Tensor]], seeds: Sequence[int]) -> None:
         side, main = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(main)
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
             for _ in range(WARM_UP):
                 self._draw()
                 self._step()
@@ -203,6 +217,12 @@ class Problems:
             for each, *pair in zip(assignment, *self._colours, strict=True)
         ]
         return torch.stack(found)
+
+
+@lru_cache(maxsize=8)
+def initial_weights(widths: tuple[int, ...], seed: int, device: torch.device) -> dict[str, Tensor]:
+    """`gloper.initial_weights` on a device, drawn once: on a GPU that takes as long as many steps."""
+    return {name: tensor.to(device) for name, tensor in gloper.initial_weights(widths, seed).items()}
 
 
 @contextmanager
