@@ -150,8 +150,7 @@ def autocast(device: str, dtype: str) -> Iterator[None]:
     reduced = dtype == "bfloat16" or (dtype == "auto" and can_reduce)
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision
-    if not reduced:
-        convolutions.fp32_precision = "ieee"  # a GPU's own default is TF32: 11 of the 24 bits
+    convolutions.fp32_precision = "ieee"  # of what is float32; a GPU's own default is TF32: 11 of the 24 bits
     try:
         with torch.autocast(device, torch.bfloat16, enabled=reduced):
             yield

@@ -183,12 +183,12 @@ def test_the_cpu_computes_in_float32_unless_told_otherwise(dtype, expected):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, expected)
 
 
-@pytest.mark.parametrize(("dtype", "inside"), [("float32", "ieee"), ("auto", "ieee"), ("bfloat16", "tf32")])
-def test_float32_is_float32_in_convolutions_too_and_only_there(dtype, inside):
+@pytest.mark.parametrize("dtype", networks.DTYPES)
+def test_float32_is_float32_in_convolutions_too_and_only_there(dtype):
     convolutions = torch.backends.cudnn.conv
     assert convolutions.fp32_precision == "tf32"  # torch's default, which decides on a GPU alone
     with pytest.raises(KeyError), networks.autocast("cpu", dtype):
-        assert convolutions.fp32_precision == inside
+        assert convolutions.fp32_precision == "ieee"
         raise KeyError
     assert convolutions.fp32_precision == "tf32"
 

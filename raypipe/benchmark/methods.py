@@ -183,7 +183,7 @@ def _gloper(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
         ]
         seconds, _ = in_turns(arms, images, repeats)
         against = f"{device}; float32, {len(sizes)} local size(s), one after the other"
-        each = [[total / plain_gloper.STEPS for total in arm] for arm in seconds]
+        each = [[total / plain_gloper.STEPS[device] for total in arm] for arm in seconds]
         for figure in compared("gloper", each, against):
             name = figure.figure.replace("time per image", "time per step")
             figures.append(replace(figure, figure=f"{name}, {side} px, {len(sizes)} size(s)"))

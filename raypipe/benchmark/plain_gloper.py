@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STEPS = 5  # of one measurement
+STEPS = {"cpu": 5, "cuda": 100}  # of one measurement; on a GPU fewer would take no longer than their set-up
 
 
 class Block(nn.Module):
@@ -113,16 +113,17 @@ def fit(
 
 
 def plain(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
-    """STEPS steps of each local size, one after the other. method: a Gloper. image: RGB uint8 (H, W, 3)."""
+    """Steps of each local size, one after the other. method: a Gloper. image: RGB uint8 (H, W, 3)."""
     x = photograph(image, side).to(device)
+    options = {"steps": STEPS[device], "tau": method.tau, "lr": method.lr}
     for size in sizes:
-        fit(made(method.widths, device), x, torch.ones_like(x[:, 0]), size, steps=STEPS, tau=method.tau, lr=method.lr)
+        fit(made(method.widths, device), x, torch.ones_like(x[:, 0]), size, **options)
 
 
 def ours(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
     """The same by `models/gloper_fit.py`."""
     x = photograph(image, side).to(device)
-    for each in fitter(method.widths, method.seed)(x, torch.ones_like(x[:, 0]), sizes):
+    for each in fitter(method.widths, method.seed, STEPS[device])(x, torch.ones_like(x[:, 0]), sizes):
         each.losses.cpu()  # waits for the GPU
 
 
@@ -133,11 +134,11 @@ def made(widths: tuple[int, ...], device: str) -> PlainUnet:
 
 
 @lru_cache
-def fitter(widths: tuple[int, ...], seed: int):
+def fitter(widths: tuple[int, ...], seed: int, steps: int):
     """One for all images, as in a job: it keeps networks and captured steps."""
     from raypipe.models.gloper_fit import Fitter, Settings
 
-    return Fitter((seed,), Settings(widths, STEPS, lr=1e-3, weight_decay=0.01, tau=0.1, dtype="auto"))
+    return Fitter((seed,), Settings(widths, steps, lr=1e-3, weight_decay=0.01, tau=0.1, dtype="auto"))
 
 
 def photograph(image: np.ndarray, side: int) -> Tensor:
