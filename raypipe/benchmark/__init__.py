@@ -23,7 +23,7 @@ class Benchmark:
     """Measure methods against plain formulations, and what the pipeline costs and loses, on this machine."""
 
     output: str = "raypipe-benchmark"  # a folder for benchmark.md and benchmark.parquet: a path or a URI
-    quick: bool = False  # fewer and smaller runs: under two minutes on two idle cores, less exact
+    quick: bool = False  # fewer and smaller runs: about two minutes on two idle cores, less exact
     only: tuple[str, ...] = ()  # methods, refiners, or efficiency scaling overhead memory resume first-row help
     weights: str | None = None  # weights for the methods named by --only, instead of their own
 
