@@ -26,6 +26,7 @@ from raypipe.types import Segmenter
 log = logging.getLogger("raypipe")
 DECODED = 4  # images that a decoding task holds at a time
 BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of lost work
+BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as long as they may
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def label_here(job: Label, work: Work, run: Run, pending: pa.Table, record: dict
     work = replace(work, device=device_here(work))
     decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
     run.freeze(record["settings"], provenance.environment() | {"weights": segment.checksums()})
-    counts, rows_per_block = Counter(), BLOCK_BATCHES * work.batch_size
+    counts, rows_per_block = Counter(), block_size(job, work, on_gpu=work.device == "cuda")
     with Progress(len(pending), lambda: (counts["rows"], counts["errors"])):
         errors = Counter()
         for task, start in enumerate(range(0, len(pending), rows_per_block)):
@@ -241,7 +242,7 @@ def graph(job: Label, work: Work, files, count: int, place, ledger):
 
     fs, paths = files
     few = -(-count // (4 * place.expected_actors))  # of few images each actor still gets some
-    block = min(BLOCK_BATCHES * work.batch_size, few)
+    block = min(block_size(job, work, on_gpu=place.gpus > 0), few)
     batch = {"batch_size": min(work.batch_size, block), "batch_format": "pyarrow"}
     compute = ActorPoolStrategy(min_size=place.min_actors, max_size=place.max_actors, max_tasks_in_flight_per_actor=2)
     guard = (work, ledger, job.timeout or work.segmenter.timeout)
@@ -254,6 +255,15 @@ def graph(job: Label, work: Work, files, count: int, place, ledger):
         workers.SegmentOnGpu, compute=compute, num_gpus=place.gpus, fn_constructor_args=guard, **batch
     )
     return rows.map_batches(workers.encode_on_cpu, num_cpus=1, fn_args=guard, **batch)
+
+
+def block_size(job: Label, work: Work, *, on_gpu: bool) -> int:
+    """Images per block. Without a GPU slow methods get few: an image may take hours, and a batch gains nothing."""
+    batches = BLOCK_BATCHES * work.batch_size
+    if on_gpu:
+        return batches
+    in_time = int(BLOCK_SECONDS / (job.timeout or work.segmenter.timeout))
+    return min(batches, max(in_time, job.batch_size or 1))
 
 
 def device_here(work: Work) -> str:

@@ -47,8 +47,8 @@ class Progress:
 
     def _line(self, rows: int, errors: int) -> None:
         rate = rows / (time.monotonic() - self._start)
-        left = f", {duration((self._total - rows) / rate)} left" if rows else ""
-        log.info("%s of %s images, %s errors, %s%s", f"{rows:,}", f"{self._total:,}", errors, speed(rate), left)
+        left = f", {speed(rate)}, {duration((self._total - rows) / rate)} left" if rows else ""
+        log.info("%s of %s images, %s errors%s", f"{rows:,}", f"{self._total:,}", errors, left)
 
 
 def images(count: int) -> str:

@@ -20,7 +20,7 @@ from raypipe.cli import main
 from raypipe.folder import Folder
 from raypipe.lock import Locked, hold
 from raypipe.options import build
-from raypipe.pipeline import Label, label
+from raypipe.pipeline import Label, block_size, label, plan_work
 from raypipe.refine.guided import Guided
 
 UNSTABLE = ("seconds", "attempt")  # columns that differ between equal runs
@@ -218,6 +218,22 @@ def test_a_soft_mask_is_refined_first_and_thresholded_last(tmp_path):
     soft = decode_soft(half["segments"][0]["soft"])
     np.testing.assert_array_equal(raypipe.decode(half)[0], soft > 0.5)
     assert high["segments"][0]["area"] < half["segments"][0]["area"] and high["segments"][0]["soft"] is None
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "timeout", "on_gpu", "expected"),
+    [
+        (None, 60.0, False, 64),  # four batches of 16
+        (None, 1800.0, False, 2),  # an image may take half an hour
+        (None, 1e6, False, 1),
+        (3, 1e6, False, 3),  # as the user wants it
+        (None, 1e6, True, 64),
+        (200, 60.0, False, 200),
+    ],
+)
+def test_slow_images_are_committed_in_small_blocks_on_a_cpu(batch_size, timeout, on_gpu, expected):
+    job = Label("photos", "run", batch_size=batch_size, timeout=timeout)
+    assert block_size(job, plan_work(job, Faulty(), None), on_gpu=on_gpu) == expected
 
 
 def test_more_actors_than_processors_are_refused(tmp_path):
