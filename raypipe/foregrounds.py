@@ -19,7 +19,10 @@ GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
 
 @dataclass(frozen=True)
 class Foreground:
-    """One parsed `--foreground`. kind: grabcut, rembg, whole, given or run. argument: what follows the colon, or ""."""
+    """One parsed `--foreground`. kind: grabcut, rembg, whole, given or run.
+
+    argument: what follows the colon, or ""; a local path is absolute, for workers may have another current folder.
+    """
 
     kind: str
     argument: str = ""
@@ -55,8 +58,8 @@ def parse(text: str) -> Foreground:
     if kind in ("grabcut", "whole") and argument:
         raise ValueError(f"foreground {text!r}: {kind} takes no argument")
     if argument.endswith(".onnx"):
-        argument = os.path.abspath(os.path.expanduser(argument))  # workers may have another current folder
-    return Foreground(kind, argument)
+        argument = os.path.abspath(os.path.expanduser(argument))
+    return Foreground(kind, storage.absolute(argument) if kind in ("given", "run") else argument)
 
 
 def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:

@@ -86,6 +86,11 @@ def local_path(uri: str) -> str | None:
     return os.path.abspath(os.path.expanduser(uri) if uri.startswith("~") else uri)
 
 
+def absolute(uri: str) -> str:
+    """The same location for processes with another current folder: plain local paths become absolute."""
+    return uri if SCHEME.match(uri) else local_path(uri)
+
+
 def local_uri(path: str) -> str:
     """An absolute path as text that a table can hold: a name that is not valid UTF-8 becomes a quoted file:// URI."""
     return path if is_text(path) else "file://" + quote_from_bytes(os.fsencode(path))

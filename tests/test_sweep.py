@@ -22,6 +22,7 @@ from raypipe.cli import main
 from raypipe.pipeline import Label, label
 from raypipe.refine.guided import Guided
 from raypipe.runs import OtherConfiguration, Run
+from raypipe.segmenters.grabcut import Grabcut
 from raypipe.segmenters.kmeans import Kmeans
 from raypipe.sweep import Sweep, sweep
 from raypipe.sweep.trials import as_stored
@@ -289,6 +290,20 @@ def test_the_best_setting_is_a_config_for_label(folder, capsys):
     assert main(["evaluate", str(folder / "run"), "--labels", str(folder / "labels"), "--json"]) == 0
     means = json.loads(capsys.readouterr().out.splitlines()[-1])["means"]
     assert means["dice_best"] == pytest.approx(result["value"], abs=1e-12)
+
+
+def test_relative_places_mean_the_same_to_every_trial(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    label(Label("photos", "fg", local=True), Grabcut())
+    swept = sweep(Sweep("photos", "labels", "sweep", over=("k=2,3",)), Kmeans(foreground="run:fg"))
+    assert swept.exit_code == 0 and swept.trials["done"] == 2
+    assert {row["reference"] for row in table(folder, "per_image")} == {str(folder / "labels")}
+    for place in (folder / "sweep/trials").iterdir():
+        assert Run(str(place)).configuration()["settings"]["foreground"] == f"run:{folder / 'fg'}"
+        (attempt,) = (json.loads(file.read_text()) for file in place.glob("_runs/2*.json"))
+        assert attempt["options"]["input"] == str(folder / "photos")
+    again = sweep(Sweep("photos", "labels", "sweep", over=("foreground=run:fg,whole",)), Kmeans(k=3))
+    assert again.trials["done"] == 3  # the first one is there already
 
 
 def test_a_sweep_in_use_ends_with_code_4(folder, capsys):

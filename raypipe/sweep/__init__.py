@@ -103,6 +103,8 @@ def sweep(job: Sweep, segmenter: Segmenter, refiner: Callable | None = None, *, 
     interruption.Interrupted after a signal; then the same call goes on. A trial that fails is listed and stops nothing.
     """
     start = time.monotonic()
+    # Ray Tune's workers each have a current folder of their own.
+    job = replace(job, **{name: storage.absolute(getattr(job, name)) for name in ("input", "labels", "output")})
     space = check(job, segmenter, refiner)
     folder, attempt = Folder(job.output), new_attempt()
     planned = plan(job, segmenter, refiner, draw(job, space, segmenter, refiner), given)
@@ -206,6 +208,9 @@ def trial_of(job: Sweep, segmenter: Segmenter, refiner: Callable | None, setting
 
 def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> Trial:
     spec = getattr(segmenter, "foreground", None)
+    foreground = None if spec is None else foregrounds.parse(spec)
+    if foreground and foreground.is_read:  # absolute, as the job's places
+        segmenter = replace(segmenter, foreground=f"{foreground.kind}:{foreground.argument}")
     return Trial(
         input=job.input,
         column=job.column,
@@ -217,7 +222,7 @@ def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> Trial:
         task=job.task,
         labels=job.labels,
         images=pa.table({}),
-        foreground=None if spec is None else foregrounds.parse(spec),
+        foreground=foreground,
     )
 
 
