@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from raypipe.pipeline import Summary
+    from raypipe.pipeline.label import Summary
 
 __all__ = ["decode", "label", "load"]
 
@@ -21,8 +21,8 @@ def label(method: str, input: str, output: str, **options) -> Summary | dict:
     Paths may be pathlib's. Returns a pipeline.Summary (with dry_run the estimate). Raises what `pipeline.label` raises,
     and TypeError, with a suggestion, for an unknown option or a value of another type.
     """
-    from raypipe import pipeline
-    from raypipe.options import build
+    from raypipe.pipeline import label as pipeline
+    from raypipe.pipeline.options import build
 
     return pipeline.label(*build(method, {"input": input, "output": output} | options))
 
@@ -33,7 +33,7 @@ def load(run: str, columns: list[str] | None = None) -> pa.Table:
     run: the output folder of `label`, a path or a URI. columns: read only these. Raises FileNotFoundError when the
     folder is no run. Safe to call while a job writes: only committed rows are read.
     """
-    from raypipe.runs import Run
+    from raypipe.run.run import Run
 
     return Run(str(run)).load(columns)
 

@@ -17,8 +17,8 @@ def suggest(name: object, known: Iterable[str]) -> str:
 
 
 def modules(path: Iterable[str]) -> list[str]:
-    """The modules of a package by its `__path__`, sorted."""
-    return sorted(module.name for module in iter_modules(path))
+    """The modules of a package by its `__path__`, sorted, but for what they share, whose names begin with `_`."""
+    return sorted(module.name for module in iter_modules(path) if not module.name.startswith("_"))
 
 
 def module(package: str, name: object, known: list[str], *, kind: str) -> ModuleType:

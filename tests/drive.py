@@ -6,7 +6,8 @@ from pathlib import Path
 
 import faulty
 
-from raypipe import cli, segmenters
+from raypipe import segmenters
+from raypipe.cli import verbs as cli
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 find = segmenters.find

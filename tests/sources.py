@@ -7,7 +7,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe.inputs import fetch, list_inputs
+from raypipe.inputs.manifest import fetch, list_inputs
 
 
 def write(folder, *names: str) -> None:

@@ -63,7 +63,8 @@ def write_labelled(folder: Path, count: int, first: int = 0) -> None:
 if __name__ == "__main__":
     import sweepable
 
-    from raypipe import cli, segmenters
+    from raypipe import segmenters
+    from raypipe.cli import verbs as cli
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     segmenters.find = lambda name: sweepable.Gamma

@@ -11,10 +11,10 @@ from faulty import GOOD, write_images
 
 import raypipe
 from raypipe import masks, schema
-from raypipe.agree import Agree, agree, best_signs, by_key, compare, overlap, pairwise_iou
-from raypipe.cli import main
-from raypipe.lock import hold
-from raypipe.runs import Run
+from raypipe.cli.verbs import main
+from raypipe.evaluation.agree import Agree, agree, best_signs, by_key, compare, overlap, pairwise_iou
+from raypipe.run.run import Run
+from raypipe.storage.lock import hold
 
 NAMES = ["one", "two", "three", "four"]
 

@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from skimage import data
 
-from raypipe.benchmark import Benchmark, benchmark, jobs, methods, names, plain, processes
+from raypipe.benchmark import methods, processes
+from raypipe.benchmark import pipeline as jobs
+from raypipe.benchmark.benchmark import Benchmark, benchmark, names
 from raypipe.benchmark.figures import QUICK, Figure, Sizes, markdown
-from raypipe.benchmark.jobs import JOBS, Outcome, Session
+from raypipe.benchmark.pipeline import JOBS, Outcome, Session
+from raypipe.benchmark.plain import kmeans as plain
 from raypipe.benchmark.processes import Sample, Used
-from raypipe.cli import main
+from raypipe.cli.verbs import main
 
 TINY = Sizes(side=96, photographs=2, repeats=2, batch=2, steady=0.2, corpus=600, settled=64)
 RATIOS = {"x", "s", "images/s"}  # units of figures that are above zero; growth and added time may be below
@@ -89,7 +92,8 @@ def test_an_unknown_name_ends_with_code_2_and_the_choices(tmp_path, capsys):
 
 def test_methods_are_measured_without_importing_ray():
     code = (
-        "import sys; from raypipe.benchmark import names, methods; from raypipe.benchmark.figures import Sizes;"
+        "import sys; from raypipe.benchmark import methods; from raypipe.benchmark.benchmark import names;"
+        "from raypipe.benchmark.figures import Sizes;"
         "names(); methods.measure('kmeans', Sizes(side=64, photographs=1, repeats=1), False);"
         "assert 'ray' not in sys.modules"
     )
@@ -98,7 +102,7 @@ def test_methods_are_measured_without_importing_ray():
 
 
 def test_importing_the_benchmark_imports_no_heavy_library():
-    code = "import sys, raypipe.benchmark.jobs; assert not {'torch', 'ray', 'cv2'} & set(sys.modules)"
+    code = "import sys, raypipe.benchmark.pipeline; assert not {'torch', 'ray', 'cv2'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -107,7 +111,7 @@ def test_without_ray_whole_jobs_are_rows_that_say_so(tmp_path):
     code = (
         "import importlib.util as util; found = util.find_spec;"
         "util.find_spec = lambda name, *rest: None if name == 'ray' else found(name, *rest);"
-        "from raypipe.benchmark import Benchmark, benchmark;"
+        "from raypipe.benchmark.benchmark import Benchmark, benchmark;"
         f"benchmark(Benchmark({str(tmp_path)!r}, only=('efficiency', 'memory', 'resume')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

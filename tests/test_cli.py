@@ -13,9 +13,11 @@ import tyro
 import yaml
 from faulty import GOOD, write_images
 
-from raypipe import cli, refine, segmenters
-from raypipe.cli import main
-from raypipe.pipeline import Label
+from raypipe import refiners as refine
+from raypipe import segmenters
+from raypipe.cli import verbs as cli
+from raypipe.cli.verbs import main
+from raypipe.pipeline.label import Label
 
 
 @pytest.fixture
@@ -192,18 +194,18 @@ def test_the_command_that_goes_on_is_shown_only_where_a_run_has_begun(photos, ca
     def breaks(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("raypipe.pipeline.list_images", breaks)
+    monkeypatch.setattr("raypipe.pipeline.label.list_images", breaks)
     assert label(photos=photos) == 1
     assert capsys.readouterr().err == "raypipe: No space left on device\n"
     monkeypatch.undo()
     assert label("--limit", "1", photos=photos) == 0
-    monkeypatch.setattr("raypipe.pipeline.list_images", breaks)
+    monkeypatch.setattr("raypipe.pipeline.label.list_images", breaks)
     assert label(photos=photos) == 1
     text = capsys.readouterr().err
     assert "all committed rows are kept; once the cause is gone, this command goes on:\n  raypipe label kmeans" in text
     assert label("--dry-run", photos=photos) == 1
     assert "goes on" not in capsys.readouterr().err
-    monkeypatch.setattr("raypipe.demo.demo", breaks)
+    monkeypatch.setattr("raypipe.cli.demo.demo", breaks)
     assert main(["demo", "--output", str(photos.parent / "demo")]) == 1
     assert "goes on" not in capsys.readouterr().err
 

@@ -13,8 +13,8 @@ from skimage import data
 import raypipe
 from raypipe.benchmark import methods
 from raypipe.benchmark.figures import Sizes
-from raypipe.benchmark.plain_clip_dino import PlainClipseg
-from raypipe.cli import main
+from raypipe.benchmark.plain.clipseg import PlainClipseg
+from raypipe.cli.verbs import main
 from raypipe.segmenters.clipseg import Clipseg, masked, stretched
 
 SIZE = 64  # of the tiny network's input; its positions are for 32 and get interpolated

@@ -48,7 +48,7 @@ nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 nodes.add_node(num_cpus=1)
 os.environ["RAY_ADDRESS"] = nodes.address
 logging.basicConfig(stream=sys.stdout)
-from raypipe import cluster
+from raypipe.runtime import cluster
 
 with cluster.connected(stall=60):
     cluster.warn_of_local_paths(input="photos", output="s3://bucket/run")

@@ -12,13 +12,13 @@ from faulty import write_images
 from test_runs import Killed, attempt_all, kill_at, manifest
 
 import raypipe
-from raypipe import compact as module
 from raypipe import masks, schema
-from raypipe.cli import main
-from raypipe.compact import Compact, compact
-from raypipe.lock import Locked, hold
-from raypipe.runs import Run, new_attempt
-from raypipe.verify import Verify, verify
+from raypipe.cli.verbs import main
+from raypipe.maintenance import compact as module
+from raypipe.maintenance.compact import Compact, compact
+from raypipe.maintenance.verify import Verify, verify
+from raypipe.run.run import Run, new_attempt
+from raypipe.storage.lock import Locked, hold
 
 MASKS = "masks/method=kmeans"
 

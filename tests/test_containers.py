@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sources import contents, huggingface, keys, listed, tar_of, write
 
-from raypipe.inputs import fetch, list_inputs
+from raypipe.inputs.manifest import fetch, list_inputs
 from raypipe.types import BadImage
 
 # Parquet tables

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 import raypipe
-from raypipe import evaluation, maskfiles, schema
-from raypipe.cli import main
-from raypipe.evaluate import Evaluate, evaluate, group
-from raypipe.evaluation import pattern
+from raypipe import schema
+from raypipe.cli.verbs import main
+from raypipe.evaluation import tasks as evaluation
+from raypipe.evaluation.evaluate import Evaluate, evaluate, group
+from raypipe.evaluation.tasks import pattern
+from raypipe.inputs import maskfiles
 
 
 def slow_dice(pred: set, target: set) -> Fraction:

@@ -16,11 +16,12 @@ from written import masks_row, random_masks, write_run
 
 import raypipe
 from raypipe import masks, storage
-from raypipe.cli import main
-from raypipe.export import Export, export, find, names
-from raypipe.originals import portable
-from raypipe.runs import Run
-from raypipe.target import Target, safe_stem
+from raypipe.cli.verbs import main
+from raypipe.export.export import Export, export
+from raypipe.export.formats import find, names
+from raypipe.export.target import Target, safe_stem
+from raypipe.inputs.originals import portable
+from raypipe.run.run import Run
 
 HOSTILE = {  # key of an image -> size of its picture
     "plain.jpg": (20, 31),
@@ -222,7 +223,7 @@ def test_label_studio_brushes_hold_the_masks(made):
 @pytest.mark.parametrize("size", [(1, 1), (1, 16384), (200, 300), (257, 64), (129, 127)])
 def test_label_studios_own_converter_decodes_brushes(size, rng):
     brush = pytest.importorskip("label_studio_converter.brush", reason="needs label-studio-converter")
-    from raypipe.export.labelstudio import brush as encode
+    from raypipe.export.formats.labelstudio import brush as encode
 
     stripes = np.zeros(size, bool)
     stripes[::3] = True
@@ -251,7 +252,7 @@ def test_hugging_face_datasets_loads_images_and_masks(made, tmp_path):
 def test_webdataset_reads_one_sample_per_image(made, tmp_path, monkeypatch):
     webdataset = pytest.importorskip("webdataset", reason="needs webdataset")
     run, by_key = made
-    monkeypatch.setattr("raypipe.export.webdataset.SHARD_BYTES", 1500)
+    monkeypatch.setattr("raypipe.export.formats.webdataset.SHARD_BYTES", 1500)
     export(Export(run, "webdataset", output=str(tmp_path / "out")))
     shards = sorted(map(str, (tmp_path / "out").glob("*.tar")))
     assert len(shards) > 1

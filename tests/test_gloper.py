@@ -9,14 +9,16 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from raypipe.evaluation.pattern import count, dice
+from raypipe.evaluation.tasks.pattern import count, dice
 from raypipe.segmenters.gloper import PRESETS, Gloper, enlarge
 
 torch = pytest.importorskip("torch")
 
-from raypipe.benchmark import methods, plain_gloper  # noqa: E402
-from raypipe.models import gloper, gloper_fit  # noqa: E402
-from raypipe.models.gloper_fit import Fitter, Problems, Settings, distance, margin  # noqa: E402
+from raypipe.benchmark import methods  # noqa: E402
+from raypipe.benchmark.plain import gloper as plain_gloper  # noqa: E402
+from raypipe.segmenters.gloper import fit as gloper_fit  # noqa: E402
+from raypipe.segmenters.gloper import unet as gloper  # noqa: E402
+from raypipe.segmenters.gloper.fit import Fitter, Problems, Settings, distance, margin  # noqa: E402
 
 WIDTHS = (4, 8, 8, 16, 16)
 TINY = {"size": 32, "steps": 3, "widths": WIDTHS, "local_sizes": (4, 8), "seeds": 1, "foreground": "whole"}

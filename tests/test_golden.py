@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raypipe.refine.guided import filter_by_guide, guide_channels
+from raypipe.refiners.guided import filter_by_guide, guide_channels
 from raypipe.segmenters.grabcut import Grabcut
 from raypipe.segmenters.kmeans import Kmeans, lloyd, means, pack, unpack
 from raypipe.segmenters.watershed import Watershed, blurred_grey, dark_regions, flood, markers, sure_regions

@@ -6,9 +6,9 @@ from test_golden import arrays
 
 torch = pytest.importorskip("torch")
 
-from raypipe.benchmark import plain_gloper  # noqa: E402
-from raypipe.models import gloper  # noqa: E402
-from raypipe.models.gloper_fit import Problems, Settings, margin  # noqa: E402
+from raypipe.benchmark.plain import gloper as plain_gloper  # noqa: E402
+from raypipe.segmenters.gloper import unet as gloper  # noqa: E402
+from raypipe.segmenters.gloper.fit import Problems, Settings, margin  # noqa: E402
 
 SIZES = (4, 8)
 GENERATOR = [0.23644638061523438, 0.2266179919242859]  # torch.rand(2) of the generator that drew the full seed, seed 41

@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import SamModel
 
-from raypipe.benchmark.plain_sam import agreement
-from raypipe.models import sam as model
-from raypipe.models import sam_generator as generator
-from raypipe.segmenters.sam import Sam, complementary
+from raypipe.benchmark.plain.sam import agreement
+from raypipe.segmenters.sam import Sam, complementary, generator
+from raypipe.segmenters.sam import network as model
 
 CASES = ("zebra_crops1", "tiger_minarea", "tiger_none")
 pytestmark = pytest.mark.usefixtures("one_thread")

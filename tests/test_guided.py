@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from skimage import data
 
-from raypipe.refine import find, names
-from raypipe.refine.guided import Guided, filter_by_guide, guide_channels, guided_filter
+from raypipe.refiners import find, names
+from raypipe.refiners.guided import Guided, filter_by_guide, guide_channels, guided_filter
 from raypipe.types import BadImage
 
 CHANNELS = {"mean": np.full((3, 1), 1 / 3), "luma": np.array([[0.299], [0.587], [0.114]]), "rgb": np.eye(3)}
@@ -176,7 +176,7 @@ def test_refiners_are_found_by_name():
 
 def test_importing_the_refiners_imports_no_heavy_library():
     code = (
-        "import sys; from raypipe.refine import find, names; [find(name) for name in names()];"
+        "import sys; from raypipe.refiners import find, names; [find(name) for name in names()];"
         "print({'torch', 'ray', 'cv2'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from malformed import malformed
 from sources import contents, huggingface, keys, listed, tar_of, write
 
 from raypipe import schema
-from raypipe.inputs import fetch, list_inputs
+from raypipe.inputs.manifest import fetch, list_inputs
 
 # Folders
 
@@ -50,7 +50,7 @@ def test_hidden_names_and_sidecars_are_left_out_and_counted(tmp_path):
 
 
 def test_chunks_have_the_schema_and_a_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("raypipe.inputs.CHUNK_ROWS", 4)
+    monkeypatch.setattr("raypipe.inputs.manifest.CHUNK_ROWS", 4)
     write(tmp_path, *(f"{i}.jpg" for i in range(10)))
     chunks = list(list_inputs(str(tmp_path)).chunks)
     assert [len(chunk) for chunk in chunks] == [4, 4, 2]
@@ -180,7 +180,7 @@ def test_a_list_may_have_very_long_cells(tmp_path, monkeypatch):
     path = tmp_path / "list.csv"
     path.write_text(f"caption,file_name\n{'x' * 200_000},a.jpg\n")
     assert keys(path) == ["a.jpg"]
-    monkeypatch.setattr("raypipe.inputs.FIELD_CHARACTERS", 1000)
+    monkeypatch.setattr("raypipe.inputs.manifest.FIELD_CHARACTERS", 1000)
     with pytest.raises(ValueError, match=r"list\.csv cannot be read as \.csv: field larger"):
         list_inputs(str(path))
 

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 
-from raypipe import listing
+from raypipe.inputs import folders as listing
 
 
 def test_walking_follows_links_once_and_ends_on_loops(tmp_path):

@@ -16,12 +16,12 @@ from faulty import DIES, DIES_ONCE, GOOD, HANGS, NO_MEMORY, RAISES, Faulty, Faul
 
 import raypipe
 from raypipe import schema
-from raypipe.cli import main
-from raypipe.folder import Folder
-from raypipe.lock import Locked, hold
-from raypipe.options import build
-from raypipe.pipeline import Label, block_size, label, plan_work
-from raypipe.refine.guided import Guided
+from raypipe.cli.verbs import main
+from raypipe.pipeline.label import Label, block_size, label, plan_work
+from raypipe.pipeline.options import build
+from raypipe.refiners.guided import Guided
+from raypipe.storage.folder import Folder
+from raypipe.storage.lock import Locked, hold
 
 UNSTABLE = ("seconds", "attempt")  # columns that differ between equal runs
 
@@ -354,7 +354,7 @@ def test_a_dry_run_names_the_foregrounds_weights_and_downloads_none(tmp_path, mo
 
 def test_a_dry_run_that_takes_too_long_says_so(tmp_path, monkeypatch):
     write_images(tmp_path / "photos", [GOOD])
-    monkeypatch.setattr("raypipe.estimate.LOADING", 0.1)
+    monkeypatch.setattr("raypipe.pipeline.dry_run.LOADING", 0.1)
     with pytest.raises(RuntimeError, match="timing 1 image took longer than 1 s; --no-timing"):
         run_job(tmp_path, segmenter=Faulty(sleep=30), dry_run=True, timeout=0.5)
 
@@ -394,8 +394,8 @@ def test_values_are_taken_as_python_people_write_them():
 
 
 def test_blocks_of_every_kind_cross_between_stages():
+    from raypipe.pipeline.workers import from_columns, to_columns
     from raypipe.types import Segments
-    from raypipe.workers import from_columns, to_columns
 
     rng = np.random.default_rng(0)
     base = {"image_id": "i", "uri": "u", "key": "k", "sha256": "", "height": 4, "width": 5, "error": ""}

@@ -13,9 +13,9 @@ import pytest
 from faulty import FaultyOnGpu
 from onnx import TensorProto, helper
 
-from raypipe.pipeline import Label, plan_work
+from raypipe.pipeline.label import Label, plan_work
+from raypipe.pipeline.stages import Segment
 from raypipe.segmenters.rembg import Rembg
-from raypipe.stages import Segment
 
 
 def write_network(path: Path, *, contrast: float = 1.0) -> Path:

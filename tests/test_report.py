@@ -18,12 +18,15 @@ import pytest
 from PIL import Image
 
 import raypipe
-from raypipe import cli, figures, masks, pictures, schema
-from raypipe.lock import hold
-from raypipe.report import Report, report
-from raypipe.rows import run_names
-from raypipe.runs import Run, new_attempt
-from raypipe.sheet import COLOURS
+from raypipe import masks, schema
+from raypipe.cli import verbs as cli
+from raypipe.pictures import layers as pictures
+from raypipe.pictures.sheet import COLOURS
+from raypipe.report import measures as figures
+from raypipe.report.report import Report, report
+from raypipe.run.rows import run_names
+from raypipe.run.run import Run, new_attempt
+from raypipe.storage.lock import hold
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

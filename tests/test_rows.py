@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from written import masks_row, random_masks, write_run
 
-from raypipe import rows, schema
-from raypipe.cli import main
-from raypipe.lock import hold
-from raypipe.runs import Run, new_attempt
+from raypipe import schema
+from raypipe.cli.verbs import main
+from raypipe.run import rows
+from raypipe.run.run import Run, new_attempt
+from raypipe.storage.lock import hold
 
 
 @pytest.fixture

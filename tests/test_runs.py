@@ -14,10 +14,10 @@ import pytest
 from faulty import GOOD, RAISES, Faulty, write_images
 
 from raypipe import schema, storage
-from raypipe.folder import Folder
-from raypipe.lock import Locked, hold
-from raypipe.pipeline import Label, label
-from raypipe.runs import OtherConfiguration, Run, new_attempt, superseded
+from raypipe.pipeline.label import Label, label
+from raypipe.run.run import OtherConfiguration, Run, new_attempt, superseded
+from raypipe.storage.folder import Folder
+from raypipe.storage.lock import Locked, hold
 
 
 def manifest(count: int) -> pa.Table:
@@ -209,7 +209,7 @@ def test_of_many_contenders_one_gets_the_lock(run):
 
 def test_the_lock_of_a_dead_process_is_taken_at_once_and_its_worker_is_fenced_off(run):
     code = (
-        "import os; from raypipe.folder import Folder; from raypipe.lock import hold\n"
+        "import os; from raypipe.storage.folder import Folder; from raypipe.storage.lock import hold\n"
         f"held = hold(Folder({run.folder.uri!r}), 'dead'); held.__enter__(); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9

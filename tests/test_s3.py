@@ -12,9 +12,9 @@ from pyarrow import fs as pafs
 
 import raypipe
 from raypipe import storage
-from raypipe.folder import Folder
-from raypipe.inputs import fetch, list_inputs
-from raypipe.lock import Locked, hold
+from raypipe.inputs.manifest import fetch, list_inputs
+from raypipe.storage.folder import Folder
+from raypipe.storage.lock import Locked, hold
 from raypipe.types import BadImage
 
 NAMES = ["a b.jpg", "a%20b.jpg", "a#b.jpg", "what?x=1.jpg", "ünï 📷.jpg", "plus+and&.jpg", "deep/er/x.png"]

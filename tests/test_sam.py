@@ -10,11 +10,10 @@ import torch
 from skimage import data
 from transformers import SamConfig, SamModel
 
-from raypipe.benchmark import plain_sam
-from raypipe.models import sam as model
-from raypipe.models import sam_generator as generator
-from raypipe.models.sam_generator import Crop, Record
-from raypipe.segmenters.sam import LABELS, Sam, complementary, inside_foreground
+from raypipe.benchmark.plain import sam as plain_sam
+from raypipe.segmenters.sam import LABELS, Sam, complementary, generator, inside_foreground
+from raypipe.segmenters.sam import network as model
+from raypipe.segmenters.sam.generator import Crop, Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Options with which a random network finds masks; a box IoU above 1 is none, so that nothing is suppressed.

@@ -8,9 +8,9 @@ import torch
 from test_sam import record
 from torchvision.ops import box_iou
 
-from raypipe.benchmark import plain_sam
-from raypipe.models import sam_generator as generator
-from raypipe.models.sam_generator import Crop
+from raypipe.benchmark.plain import sam as plain_sam
+from raypipe.segmenters.sam import generator
+from raypipe.segmenters.sam.generator import Crop
 
 
 @pytest.fixture

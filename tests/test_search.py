@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from raypipe.refine.guided import Guided
+from raypipe.refiners.guided import Guided
 from raypipe.segmenters.kmeans import Kmeans
 from raypipe.sweep.search import Interval, canonical, draw, grid, parse
 

@@ -5,8 +5,8 @@ import pytest
 from faulty import GOOD, Faulty, write_images
 from PIL import Image
 
-from raypipe import sheet
-from raypipe.pipeline import Label, label
+from raypipe.pictures import sheet
+from raypipe.pipeline.label import Label, label
 
 
 @pytest.fixture

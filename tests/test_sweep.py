@@ -17,14 +17,15 @@ import yaml
 from PIL import Image
 from sweepable import SIZE, Gamma, write_labelled
 
-from raypipe import masks, pipeline
-from raypipe.cli import main
-from raypipe.pipeline import Label, label
-from raypipe.refine.guided import Guided
-from raypipe.runs import OtherConfiguration, Run
+from raypipe import masks
+from raypipe.cli.verbs import main
+from raypipe.pipeline import label as pipeline
+from raypipe.pipeline.label import Label, label
+from raypipe.refiners.guided import Guided
+from raypipe.run.run import OtherConfiguration, Run
 from raypipe.segmenters.grabcut import Grabcut
 from raypipe.segmenters.kmeans import Kmeans
-from raypipe.sweep import Sweep, sweep
+from raypipe.sweep.sweep import Sweep, sweep
 from raypipe.sweep.trials import as_stored
 
 TESTS = Path(__file__).parent
@@ -307,8 +308,8 @@ def test_relative_places_mean_the_same_to_every_trial(folder, monkeypatch):
 
 
 def test_a_sweep_in_use_ends_with_code_4(folder, capsys):
-    from raypipe.folder import Folder
-    from raypipe.lock import hold
+    from raypipe.storage.folder import Folder
+    from raypipe.storage.lock import hold
 
     with hold(Folder(str(folder / "sweep")), "another"):
         assert command(folder, "--over", "k=2,3") == 4

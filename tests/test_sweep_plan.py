@@ -12,11 +12,12 @@ from PIL import Image
 from sweepable import SIZE, Gamma, write_labelled
 
 from raypipe import segmenters
-from raypipe.cli import main
-from raypipe.refine.guided import Guided
+from raypipe.cli.verbs import main
+from raypipe.refiners.guided import Guided
 from raypipe.segmenters.gloper import Gloper
-from raypipe.sweep import Sweep, check, draw, labelled_images, page, plan
+from raypipe.sweep import page
 from raypipe.sweep.ranking import Setting, best, order
+from raypipe.sweep.sweep import Sweep, check, draw, labelled_images, plan
 from raypipe.sweep.trials import advance, with_images, write_state
 from raypipe.sweep.tuning import count_commits, run_trial, rungs
 
@@ -146,14 +147,14 @@ def test_the_command_knows_which_options_were_given(folder, monkeypatch):
         found["given"] = given
         raise ValueError("enough")
 
-    monkeypatch.setattr("raypipe.sweep.sweep", sweep)
+    monkeypatch.setattr("raypipe.sweep.sweep.sweep", sweep)
     (folder / "some.yaml").write_text("eps: 2\nthreshold: null\n")
     assert command(folder, "--over", "k=2,3", "--seed=0", "--config", str(folder / "some.yaml")) == 2
     assert {"foreground", "seed", "eps"} <= found["given"] and "threshold" not in found["given"]
 
 
 def test_every_later_value_is_planned_with_every_trial_and_each_checked_once(folder, monkeypatch):
-    from raypipe import pipeline
+    from raypipe.pipeline import label as pipeline
 
     calls, right = [], pipeline.check
     monkeypatch.setattr(pipeline, "check", lambda *given: calls.append(given) or right(*given))

@@ -16,11 +16,11 @@ from test_runs import Killed, attempt_all, finished, kill_at, manifest
 
 import raypipe
 from raypipe import masks, schema
-from raypipe.cli import main
-from raypipe.integrity import check_masks, run_lengths
-from raypipe.lock import Locked, hold
-from raypipe.runs import Run, is_sealed, new_attempt, parquet_bytes, seal
-from raypipe.verify import Verify, verify
+from raypipe.cli.verbs import main
+from raypipe.maintenance.integrity import check_masks, run_lengths
+from raypipe.maintenance.verify import Verify, verify
+from raypipe.run.run import Run, is_sealed, new_attempt, parquet_bytes, seal
+from raypipe.storage.lock import Locked, hold
 
 MASKS = "masks/method=kmeans"
 

@@ -18,11 +18,11 @@ from test_clipseg import write_model
 from test_rembg import write_network
 
 from raypipe import networks, segmenters
-from raypipe.cli import main
+from raypipe.cli.verbs import main
+from raypipe.cli.weights import LICENCES, Weights, weights
 from raypipe.segmenters import rembg
 from raypipe.segmenters.clipseg import Clipseg
 from raypipe.segmenters.rembg import Rembg
-from raypipe.weights import LICENCES, Weights, weights
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ import pytest
 from faulty import GOOD, Faulty, write_images
 
 import raypipe
-from raypipe import foregrounds, provenance, stages
-from raypipe.pipeline import Label, label
+from raypipe.pipeline import foregrounds, stages
+from raypipe.pipeline.label import Label, label
+from raypipe.run import provenance
 from raypipe.types import BadImage
 
 
@@ -68,7 +69,7 @@ def test_a_vanished_part_of_another_run_is_an_error_of_the_image(tmp_path):
 
 
 def test_a_ledger_counts_starts_and_remembers_what_took_too_long():
-    from raypipe.workers import Ledger
+    from raypipe.pipeline.workers import Ledger
 
     ledger = Ledger.__ray_metadata__.modified_class()
     assert ledger.begin("a") == (1, "segment", False)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe import masks, schema
-from raypipe.lock import hold
-from raypipe.runs import Run, new_attempt
+from raypipe.run.run import Run, new_attempt
+from raypipe.storage.lock import hold
 
 
 def random_masks(rng, size: tuple[int, int], count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from raypipe import provenance
+from raypipe.run import provenance
 
 FAILED = "failed"  # how the note of a figure begins whose measurement broke
 SCHEMA = pa.schema(

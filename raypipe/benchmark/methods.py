@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from raypipe import networks, refine, segmenters
-from raypipe.benchmark import plain
+from raypipe import networks, segmenters
+from raypipe import refiners as refine
 from raypipe.benchmark.figures import Figure, Sizes
+from raypipe.benchmark.plain import kmeans as plain
 
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
 THUMBNAIL = 96  # px a side of the image that warms up every arm
@@ -122,7 +123,7 @@ def _kmeans(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
 
 
 def _clipseg(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    from raypipe.benchmark.plain_clip_dino import PlainClipseg
+    from raypipe.benchmark.plain.clipseg import PlainClipseg
 
     plain_one = PlainClipseg(networks.locate(method.weights, method=method.name), device)
     settings = {name: getattr(method, name) for name in ("prompt", "size", "threshold")}
@@ -131,7 +132,7 @@ def _clipseg(method, device: str, images: Sequence[np.ndarray], repeats: int) ->
 
 
 def _dino_pca(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    from raypipe.benchmark.plain_clip_dino import PlainDinoPca
+    from raypipe.benchmark.plain.clipseg import PlainDinoPca
 
     plain_one = PlainDinoPca(networks.locate(method.weights, method=method.name), device)
     settings = {name: getattr(method, name) for name in ("size", "layers", "normalize")}
@@ -156,7 +157,7 @@ def _with_network(
 
 def _sam(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
     """The official generator's own points, without crops: a point of GloPER's 21 crops costs the same."""
-    from raypipe.benchmark import plain_sam
+    from raypipe.benchmark.plain import sam as plain_sam
 
     method = copy(method)
     method.points_per_side, method.crop_n_layers, method.result = 32, 0, "masks"
@@ -173,7 +174,7 @@ def _sam(method, device: str, images: Sequence[np.ndarray], repeats: int) -> lis
 
 def _gloper(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
     """Steps of the optimisation: of one local size where that fills the device, and of four sizes side by side."""
-    from raypipe.benchmark import plain_gloper
+    from raypipe.benchmark.plain import gloper as plain_gloper
 
     figures = []
     for side, sizes in ((1024 if device == "cuda" else 128, (8,)), (64, (4, 8, 16, 32))):
@@ -199,7 +200,7 @@ def _refiner(name: str, images: Sequence[np.ndarray], repeats: int) -> list[Figu
 
 def _guided(name: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
     """The filter itself: the refiner would keep a mask that vanishes, which the plain formulation does not."""
-    from raypipe.refine.guided import guided_filter
+    from raypipe.refiners.guided import guided_filter
 
     filters = (guided_filter, plain.cumulative_guided_filter)
     arms = [lambda image, run=run: run(halves(image), image, radius=RADIUS, eps=EPS) for run in filters]

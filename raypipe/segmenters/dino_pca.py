@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from raypipe import inside, networks
+from raypipe import networks
+from raypipe.segmenters import _inside as inside
 from raypipe.types import Segmenter, Segments
 
 PATCH = 14  # px, of every DINOv2

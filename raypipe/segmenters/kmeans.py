@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raypipe import inside
+from raypipe.segmenters import _inside as inside
 from raypipe.types import Segmenter, Segments
 
 COLOURS = 1 << 24

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raypipe import inside
+from raypipe.segmenters import _inside as inside
 from raypipe.types import Segmenter, Segments
 
 BOX = np.ones((3, 3), np.uint8)  # structuring element of all morphology (reference)

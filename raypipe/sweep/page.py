@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe import masks, pictures, provenance, storage
-from raypipe.folder import Folder
-from raypipe.sheet import overlay
+from raypipe import masks, storage
+from raypipe.pictures import layers as pictures
+from raypipe.pictures.sheet import overlay
+from raypipe.run import provenance
+from raypipe.storage.folder import Folder
 from raypipe.sweep import trials
 from raypipe.sweep.ranking import Setting, best, fixed_twin
 from raypipe.sweep.search import canonical
@@ -26,7 +28,7 @@ from raypipe.sweep.trials import Trial
 from raypipe.types import BadImage, Segmenter
 
 if TYPE_CHECKING:
-    from raypipe.sweep import Sweep
+    from raypipe.sweep.sweep import Sweep
 
 STRIP_IMAGES = 6  # images in a strip
 STRIP_VALUES = 13  # values across, evenly chosen where there are more
@@ -63,7 +65,7 @@ def write_page(
     swept: list[str],
 ) -> str:
     """Write sweep.html into the sweep's folder. found: all settings, best first. Returns the page's place."""
-    from raypipe.sweep import trial_of
+    from raypipe.sweep.sweep import trial_of
 
     chosen, folder, stored = best(found, job.metric, job.goal), Folder(job.output), {}
     lines = {name: along(name, chosen, found, swept) for name in swept}
@@ -249,9 +251,9 @@ def render(**content) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    from raypipe.sweep import shown
+    from raypipe.sweep.sweep import shown
 
-    loader = PackageLoader("raypipe", "templates")
+    loader = PackageLoader("raypipe.report", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from raypipe import evaluation
-from raypipe.evaluate import group
-from raypipe.folder import Folder
+from raypipe.evaluation import tasks as evaluation
+from raypipe.evaluation.evaluate import group
+from raypipe.storage.folder import Folder
 from raypipe.sweep import trials
 from raypipe.sweep.search import canonical
 

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from raypipe.options import checked
+from raypipe.pipeline.options import checked
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER}):({NUMBER}):({NUMBER})")

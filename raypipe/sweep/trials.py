@@ -22,13 +22,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe import evaluation, foregrounds, inputs, maskfiles, masks, pipeline, provenance, rows, stages, storage
-from raypipe.containers import map_ahead
-from raypipe.folder import Folder
-from raypipe.foregrounds import Foreground
-from raypipe.lock import hold
-from raypipe.pipeline import Label
-from raypipe.runs import Run, parquet_bytes
+from raypipe import masks, storage
+from raypipe.evaluation import tasks as evaluation
+from raypipe.inputs import manifest as inputs
+from raypipe.inputs import maskfiles
+from raypipe.inputs.containers import map_ahead
+from raypipe.pipeline import foregrounds, stages
+from raypipe.pipeline import label as pipeline
+from raypipe.pipeline.foregrounds import Foreground
+from raypipe.pipeline.label import Label
+from raypipe.run import provenance, rows
+from raypipe.run.run import Run, parquet_bytes
+from raypipe.storage.folder import Folder
+from raypipe.storage.lock import hold
 from raypipe.sweep.search import canonical
 from raypipe.types import BadImage, Segmenter, Segments
 

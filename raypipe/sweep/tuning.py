@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from raypipe import cores, pipeline, segmenters
-from raypipe.folder import Folder
-from raypipe.foregrounds import Foreground
-from raypipe.lock import Locked
-from raypipe.progress import Progress
-from raypipe.progress import images as count_of_images
+from raypipe import segmenters
+from raypipe.pipeline import label as pipeline
+from raypipe.pipeline.foregrounds import Foreground
+from raypipe.runtime import cores
+from raypipe.runtime.progress import Progress
+from raypipe.runtime.progress import images as count_of_images
+from raypipe.storage.folder import Folder
+from raypipe.storage.lock import Locked
 from raypipe.sweep import ranking
 from raypipe.sweep.trials import Trial, advance, has_labelled, read_state, score, with_images, write_state
 
 if TYPE_CHECKING:
-    from raypipe.sweep import Sweep
+    from raypipe.sweep.sweep import Sweep
 
 log = logging.getLogger("raypipe")
 FIRST = 4  # ASHA compares trials first after one in so many of the images
@@ -78,7 +80,7 @@ def run_alone(job: Sweep, trial: Trial) -> None:
 
 def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
     """Several trials at a time, each in a process of its own, by Ray Tune. Leaves how each ended in its trial.json."""
-    from raypipe import cluster
+    from raypipe.runtime import cluster
 
     with cluster.connected(stall=1800.0):
         cluster.warn_of_local_paths(input=job.input, labels=job.labels, output=job.output)
@@ -102,7 +104,7 @@ def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
 
 def refuse_unloadable(todo: list[Trial], place) -> None:
     """Load the method with one setting after the other until one succeeds; raise the first one's error if none does."""
-    from raypipe import cluster
+    from raypipe.runtime import cluster
 
     first = None
     for trial in todo:
@@ -170,7 +172,7 @@ def run_trial(config: dict, todo: list[Trial], counts: list[int], metric: str, g
     """
     from ray import tune
 
-    from raypipe import workers
+    from raypipe.pipeline import workers
 
     trial = todo[config["index"]]
     was_stopped = read_state(trial.output).get("status") == "stopped" and len(counts) > 1

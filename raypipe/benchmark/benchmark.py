@@ -1,0 +1,126 @@
+"""`raypipe benchmark`: ratios measured in one run on this machine, as a table in Markdown and Parquet."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raypipe import lookup
+from raypipe.benchmark.figures import FAILED, QUICK, Figure, Sizes
+
+log = logging.getLogger("raypipe")
+FILES = ("benchmark.md", "benchmark.parquet")
+HELP_STARTS = 5  # starts of `raypipe --help` per round
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure methods against plain formulations, and what the pipeline costs and loses, on this machine."""
+
+    output: str = "raypipe-benchmark"  # a folder for benchmark.md and benchmark.parquet: a path or a URI
+    quick: bool = False  # fewer and smaller runs: about two minutes on two idle cores, less exact
+    only: tuple[str, ...] = ()  # methods, refiners, or efficiency scaling overhead memory resume first-row help
+    weights: str | None = None  # weights for the methods named by --only, instead of their own
+
+
+@dataclass(frozen=True)
+class Result:
+    """All figures and what they were measured on."""
+
+    figures: tuple[Figure, ...]
+    environment: dict
+    markdown: str  # where the tables are
+    parquet: str
+    exit_code: int  # 1 when a measurement broke
+
+    def text(self) -> str:
+        """The table, and where it is."""
+        from raypipe.benchmark.figures import markdown
+
+        return f"{markdown(self.figures, self.environment)}\nwritten to {self.markdown} and {self.parquet}"
+
+
+def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
+    """Measure, write both files, and return the figures. sizes: how much; by default what `quick` says.
+
+    Benchmarks that cannot run here (no Ray, no weights) are rows that say why. Raises ValueError for an unknown name,
+    RuntimeError when a measuring process fails.
+    """
+    from raypipe.benchmark.figures import environment, load, markdown, table
+    from raypipe.run.run import parquet_bytes
+    from raypipe.runtime.interruption import on_signals
+    from raypipe.storage.folder import Folder
+
+    chosen = _chosen(options.only)
+    _check_weights(options)
+    folder, found = Folder(options.output), environment()
+    folder.write(b"being measured\n", FILES[0])  # a place that cannot be written to should say so now
+    with on_signals():  # a signal ends the measuring processes too
+        figures = _measured(chosen, sizes or (QUICK if options.quick else Sizes()), options)
+    found["load_after"] = load()
+    tables = markdown(figures, found).encode(), parquet_bytes(table(figures, found))
+    for content, name in zip(tables, FILES, strict=True):
+        folder.write(content, name)
+    places = (folder.path(name) if folder.is_local else folder.location(name) for name in FILES)
+    return Result(tuple(figures), found, *places, int(any(figure.note.startswith(FAILED) for figure in figures)))
+
+
+def names() -> list[str]:
+    """All benchmarks: every method and refiner, then those of whole jobs."""
+    from raypipe import refiners as refine
+    from raypipe import segmenters
+    from raypipe.benchmark.pipeline import JOBS
+
+    return [*segmenters.names(), *refine.names(), *JOBS, "help"]
+
+
+def _chosen(only: Sequence[str]) -> list[str]:
+    """The named benchmarks in the usual order; all without a name."""
+    known = names()
+    for name in only:
+        if name not in known:
+            raise ValueError(f"unknown benchmark {name!r}; {lookup.suggest(name, known)}")
+    return [name for name in known if not only or name in only]
+
+
+def _check_weights(options: Benchmark) -> None:
+    """Raise ValueError where `weights` would have no effect."""
+    from raypipe import segmenters
+
+    named = [segmenters.find(name) for name in options.only if name in segmenters.names()]
+    if options.weights and not any("weights" in kind.__dataclass_fields__ for kind in named):
+        raise ValueError("--weights has no effect without --only METHOD of a method that has the option --weights")
+
+
+def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[Figure]:
+    from raypipe.benchmark import methods, processes
+    from raypipe.benchmark import pipeline as jobs
+
+    figures: list[Figure] = []
+    of_jobs = [name for name in chosen if name in jobs.JOBS]
+    for name in chosen:
+        if name not in of_jobs and name != "help":
+            log.info("measuring %s", name)
+            figures += processes.call(methods.measure, name, sizes, bool(options.only), options.weights)
+    if of_jobs:
+        log.info("measuring %s", ", ".join(of_jobs))
+        with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:
+            figures += jobs.measure(of_jobs, sizes, folder)
+    if "help" in chosen:
+        figures.append(_help(HELP_STARTS * sizes.repeats))
+    return figures
+
+
+def _help(starts: int) -> Figure:
+    """How long a command takes that does nothing."""
+    seconds = []
+    for _ in range(starts):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "raypipe", "--help"], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return Figure("help", "raypipe --help", "s", seconds, "with the start of Python")

@@ -1,0 +1,375 @@
+"""Whole jobs on small images: what the pipeline adds to a method's own work. Needs Ray, on this machine.
+
+All jobs of one measurement run in one child process on one local Ray, while this process watches CPU time and memory of
+the child and everything below it. Rates are taken between commits, so that starting up does not count.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from raypipe.benchmark import processes
+from raypipe.benchmark.figures import FAILED, Figure, Sizes
+from raypipe.benchmark.processes import Sample
+
+SHORT, LONG = 0.005, 0.02  # seconds per image of the sleeping methods
+HEIGHT, WIDTH = 120, 160  # px of the small images
+BATCH = 32  # images per call of the empty method
+FIRST = 64  # images of the job whose first row is waited for
+STALL = 300.0  # seconds without any finished task after which a job is given up
+ACTOR = "LabelOnCpu"  # in the command line of Ray's processes that run the method
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run of the sleeping method, on Ray or as bare loops over the same stages."""
+
+    images: int
+    sleep: float = 0.0
+    workers: int = 2
+    batch: int = BATCH
+    bare: bool = False
+
+
+class Outcome(NamedTuple):
+    """How a run went. Times in seconds since the epoch."""
+
+    start: float
+    end: float
+    output: str  # the run's folder; "" for bare loops
+    commits: tuple[tuple[float, int], ...]  # (time, rows) of each, in order; () for bare loops
+    rate: float  # images per second of all workers, start-up excluded
+    cpu: float | None  # seconds per image of bare loops
+
+
+class Session(NamedTuple):
+    """All runs of one measurement, and what the processes used meanwhile."""
+
+    outcomes: dict[Spec, list[Outcome]]
+    samples: list[Sample]
+    driver: int  # pid of the child
+
+
+def measure(names: Sequence[str], sizes: Sizes, folder: str) -> list[Figure]:
+    """The figures of the named benchmarks. folder: an empty one for images and runs."""
+    if find_spec("ray") is None:
+        return [Figure(name, JOBS[name].title, note="needs Ray: pip install 'ray[data]'") for name in names]
+    photos = os.path.join(folder, "photos")
+    specs = _schedule(names, sizes)
+    assert max([FIRST, *(spec.images for spec in specs)]) <= sizes.corpus
+    write_photographs(photos, sizes.corpus)
+    session = run_session(specs, photos, folder) if specs else Session({}, [], 0)
+    return [figure for name in names for figure in _figures(name, session, sizes, photos, folder)]
+
+
+def _figures(name: str, *arguments) -> list[Figure]:
+    """Those of one benchmark; a failure is a row, since the others took minutes."""
+    try:
+        return JOBS[name].figures(*arguments)
+    except RuntimeError as error:
+        return [Figure(name, JOBS[name].title, note=f"{FAILED}: {error}")]
+
+
+def write_photographs(folder: str, count: int) -> None:
+    """JPEG files of 160 x 120 px, a thousand to a folder: crops of one photograph, 200 different ones in turns."""
+    import cv2
+    import skimage.data
+
+    photograph = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, [len(photograph) - HEIGHT, photograph.shape[1] - WIDTH], (min(count, 200), 2))
+    crops = [cv2.imencode(".jpg", photograph[y : y + HEIGHT, x : x + WIDTH])[1].tobytes() for y, x in corners]
+    for i in range(count):
+        place = Path(folder, f"{i // 1000:03d}", f"{i:06d}.jpg")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(crops[i % len(crops)])
+
+
+# Running
+
+
+def run_session(specs: Sequence[Spec], photos: str, folder: str) -> Session:
+    """Run the specs in order in a child with its own Ray, and watch it."""
+    with processes.Child(run_all, list(specs), photos, folder) as child:
+        samples = child.watched()
+        outcomes = defaultdict(list)
+        for spec, outcome in zip(specs, child.result(), strict=True):
+            outcomes[spec].append(outcome)
+        return Session(dict(outcomes), samples, child.process.pid)
+
+
+def run_all(specs: Sequence[Spec], photos: str, folder: str) -> list[Outcome]:
+    """In the child: every run on one Ray."""
+    from raypipe.runtime import cluster
+
+    with cluster.connected(stall=STALL):
+        on_ray(Spec(BATCH), photos, os.path.join(folder, "warm-up"))
+        return [
+            bare_loops(spec, photos) if spec.bare else on_ray(spec, photos, os.path.join(folder, f"run-{i}"))
+            for i, spec in enumerate(specs)
+        ]
+
+
+def on_ray(spec: Spec, photos: str, output: str) -> Outcome:
+    """`raypipe label` as a user has it."""
+    from raypipe.benchmark.sleeper import Sleeper
+    from raypipe.pipeline import label as pipeline
+
+    job = pipeline.Label(photos, output, limit=spec.images, actors=spec.workers, batch_size=spec.batch)
+    start = time.time()
+    pipeline.label(job, Sleeper(sleep=spec.sleep))
+    times = commit_times(output)
+    return Outcome(start, time.time(), output, times, steady_rate(times, spec.workers), None)
+
+
+def bare_loops(spec: Spec, photos: str) -> Outcome:
+    """The same stages in plain loops, one process per worker, side by side."""
+    start = time.time()
+    with ThreadPoolExecutor(spec.workers) as pool:
+        loops = [pool.submit(processes.call, bare_loop, spec, photos, i) for i in range(spec.workers)]
+    results = [loop.result() for loop in loops]
+    rate = sum(rate for rate, _ in results)
+    return Outcome(start, time.time(), "", (), rate, float(np.mean([cpu for _, cpu in results])))
+
+
+def bare_loop(spec: Spec, photos: str, worker: int) -> tuple[float, float]:
+    """In a child of its own: images per second and CPU seconds per image, after the first batch."""
+    import cv2
+
+    from raypipe.benchmark.sleeper import Sleeper
+    from raypipe.pipeline import label as pipeline
+    from raypipe.pipeline import stages
+
+    cv2.setNumThreads(1)
+    job = pipeline.Label(photos, "unused", batch_size=spec.batch)
+    work = pipeline.plan_work(job, Sleeper(sleep=spec.sleep), None)
+    share = -(-spec.images // spec.workers)
+    rows = pipeline.list_images(job, work).slice(worker * share, share)
+    decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
+    for first in range(0, len(rows), spec.batch):
+        if first == spec.batch:
+            wall, cpu = time.perf_counter(), time.process_time()
+        stages.table(encode(segment(decode(rows.slice(first, spec.batch).to_pylist()))))
+    count = len(rows) - spec.batch
+    return count / (time.perf_counter() - wall), (time.process_time() - cpu) / count
+
+
+def commit_times(output: str) -> tuple[tuple[float, int], ...]:
+    """When each part of a run was committed, and its rows."""
+    files = sorted(Path(output, "_commits").glob("part-*.parquet"), key=lambda file: file.stat().st_mtime_ns)
+    return tuple((file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in files)
+
+
+def steady_rate(commits: Sequence[tuple[float, int]], workers: int) -> float:
+    """Images per second while all workers are busy: the slope of the rows over time, first and last commits left out.
+
+    Workers that began together commit in rounds, so only whole rounds count: between two single commits lie up to half
+    a round more or less rows than the time between them stands for. A run of too few commits counts all of them.
+    """
+    middle = commits[workers:-workers]
+    middle = middle[: len(middle) // workers * workers]
+    if len(middle) < 2 * workers or middle[0][0] == middle[-1][0]:
+        middle = commits
+    times = np.array([moment for moment, _ in middle])
+    return float(np.polyfit(times - times[0], np.cumsum([rows for _, rows in middle]), 1)[0])
+
+
+# Figures
+
+
+def _efficiency(session: Session, sizes: Sizes, *_) -> list[Figure]:
+    figures = []
+    for sleep in (SHORT, LONG):
+        on_ray_spec, bare_spec = _sleeping(sizes, sleep)
+        on_ray, bare = (rates(session, spec) for spec in (on_ray_spec, bare_spec))
+        method = f"method of {sleep * 1000:g} ms"
+        note = f"{on_ray_spec.workers} workers, batches of {sizes.batch}"
+        figures += [
+            Figure("efficiency", f"{method}: rate", "images/s", on_ray, note),
+            Figure("efficiency", f"{method}: rate / bare loops", "x", _ratios(on_ray, bare), "1 is no loss"),
+        ]
+    return figures
+
+
+def _scaling(session: Session, sizes: Sizes, *_) -> list[Figure]:
+    one, two = (rates(session, spec) for spec in _one_and_two(sizes))
+    return [Figure("scaling", "rate of 2 workers / 1 worker", "x", _ratios(two, one), "method of 20 ms; 2 is ideal")]
+
+
+def _overhead(session: Session, sizes: Sizes, *_) -> list[Figure]:
+    whole_spec, bare_spec = _empty(sizes)
+    alone = [outcome.cpu * 1000 for outcome in session.outcomes[bare_spec]]
+    figures = [Figure("overhead", "CPU per image, bare loop", "ms", alone, "decode, empty method, encode")]
+    if not session.samples:
+        return [*figures, Figure("overhead", JOBS["overhead"].title, note="needs /proc (Linux)")]
+    whole = [cpu_per_image(session, outcome, sizes) * 1000 for outcome in session.outcomes[whole_spec]]
+    added = [a - b for a, b in zip(whole, alone, strict=True)]
+    note = f"all processes of the job while it ran; images of {WIDTH} x {HEIGHT}"
+    return [
+        *figures,
+        Figure("overhead", "CPU per image, pipeline", "ms", whole, note),
+        Figure("overhead", JOBS["overhead"].title, "ms", added, f"empty method, batches of {BATCH}"),
+    ]
+
+
+def cpu_per_image(session: Session, outcome: Outcome, sizes: Sizes) -> float:
+    """Seconds that all processes of a job use per image: a straight line through CPU time over committed rows."""
+    return steady_slope(session, outcome, processes.cpu_seconds(session.samples), sizes)
+
+
+def _memory(session: Session, sizes: Sizes, *_) -> list[Figure]:
+    title, note = JOBS["memory"].title, f"{sizes.corpus:,} images, the first {sizes.settled:,} left out"
+    if not session.samples:
+        return [Figure("memory", title, note="needs /proc (Linux)")]
+    series = {
+        "driver": memory_of(session.samples, lambda pid, _: pid == session.driver),
+        "2 actors": memory_of(session.samples, lambda _, used: ACTOR in used.command, number=2),
+    }
+    runs = session.outcomes[_corpus(sizes)]
+    return [
+        Figure(
+            "memory", f"{title}, {who}", "MB", [1000 * steady_slope(session, run, used, sizes) for run in runs], note
+        )
+        for who, used in series.items()
+    ]
+
+
+def _resume(session: Session, sizes: Sizes, photos: str, folder: str) -> list[Figure]:
+    outcome = session.outcomes[_corpus(sizes)][-1]
+    again = [_timed(start_again, photos, outcome.output) for _ in range(sizes.repeats)]
+    imported = any(ray_imported for _, ray_imported in again)
+    note = f"{sizes.corpus:,} images, all done; with the start of Python; Ray {'IS' if imported else 'is not'} imported"
+    return [Figure("resume", "second start of a finished run", "s", [seconds for seconds, _ in again], note)]
+
+
+def start_again(photos: str, output: str) -> bool:
+    """In a child: the same job once more. Returns whether that imported Ray. Raises RuntimeError if it did anything."""
+    from raypipe.benchmark.sleeper import Sleeper
+    from raypipe.pipeline import label as pipeline
+
+    summary = pipeline.label(pipeline.Label(photos, output), Sleeper())
+    if summary.labelled or summary.pending:
+        raise RuntimeError(f"{summary.labelled} images of a finished run were labelled again")
+    return "ray" in sys.modules
+
+
+def _first_row(session: Session, sizes: Sizes, photos: str, folder: str) -> list[Figure]:
+    seconds = {"Ray": [], "--local": []}
+    for i in range(sizes.repeats):
+        for arm, options in (("Ray", ()), ("--local", ("--local",))):
+            output = os.path.join(folder, f"first-{i}{arm}")
+            seconds[arm].append(processes.call(wait_for_first_row, photos, output, options))
+    note = "`raypipe label kmeans`, from the start of the process"
+    return [Figure("first-row", f"to the first committed row, {arm}", "s", seconds[arm], note) for arm in seconds]
+
+
+def wait_for_first_row(photos: str, output: str, options: Sequence[str]) -> float:
+    """In a child: seconds from the start of the command to its first commit."""
+    import subprocess
+
+    command = [sys.executable, "-m", "raypipe", "label", "kmeans", "--foreground", "whole", "--limit", str(FIRST)]
+    start = time.time()
+    subprocess.run([*command, "--input", photos, "--output", output, *options], check=True)
+    return commit_times(output)[0][0] - start
+
+
+def rates(session: Session, spec: Spec) -> list[float]:
+    """Images per second of each run of a spec."""
+    return [outcome.rate for outcome in session.outcomes[spec]]
+
+
+def _ratios(ours: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, other, strict=True)]
+
+
+def _timed(function: Callable, *arguments) -> tuple[float, object]:
+    """Seconds of a call in a child, the child's start included, and its result."""
+    start = time.perf_counter()
+    result = processes.call(function, *arguments)
+    return time.perf_counter() - start, result
+
+
+def memory_of(samples: Sequence[Sample], counts: Callable, *, number: int = 1) -> list[float]:
+    """MB of the processes that count, at each sample; not a number while fewer than `number` of them live.
+
+    counts: whether (pid, Used) does. Actors end before their work is committed, and that is no gain in memory.
+    """
+    found = [[used.memory for (pid, _), used in sample.used.items() if counts(pid, used)] for sample in samples]
+    return [sum(memory) if len(memory) >= number else float("nan") for memory in found]
+
+
+def steady_slope(session: Session, outcome: Outcome, values: Sequence[float], sizes: Sizes) -> float:
+    """How much a value, given at each sample, grows per committed image of a run: the straight line that fits best.
+
+    The first `settled` images do not count, nor the last fifth, where no new work begins, nor samples without a number.
+    Raises RuntimeError for a run that is too short.
+    """
+    times = np.array([moment for moment, _ in outcome.commits])
+    total = np.concatenate([[0], np.cumsum([rows for _, rows in outcome.commits])])
+    moments = np.array([sample.time for sample in session.samples])
+    rows = total[np.searchsorted(times, moments)]  # committed before each sample
+    values = np.array(values)
+    steady = (moments >= outcome.start) & (rows >= sizes.settled) & (rows <= 0.8 * total[-1]) & np.isfinite(values)
+    if len(np.unique(rows[steady])) < 2:
+        raise RuntimeError(f"{total[-1]:,} images are too few to see what one more costs")
+    return float(np.polyfit(rows[steady], values[steady], 1)[0])
+
+
+# What runs
+
+
+def _sleeping(sizes: Sizes, sleep: float) -> tuple[Spec, Spec]:
+    """The same work on Ray and in bare loops; the loops need no long run."""
+    images = round(sizes.steady * 2 / sleep)
+    return Spec(images, sleep, 2, sizes.batch), Spec(max(images // 4, 4 * sizes.batch), sleep, 2, sizes.batch, True)
+
+
+def _one_and_two(sizes: Sizes) -> tuple[Spec, Spec]:
+    two, _ = _sleeping(sizes, LONG)
+    return Spec(two.images // 2, LONG, 1, sizes.batch), two
+
+
+def _empty(sizes: Sizes) -> tuple[Spec, Spec]:
+    return _corpus(sizes), Spec(sizes.corpus // 4, workers=1, bare=True)
+
+
+def _corpus(sizes: Sizes) -> Spec:
+    return Spec(sizes.corpus)
+
+
+class Job(NamedTuple):
+    """A benchmark: its main figure, what makes its figures, and the runs it needs in each round."""
+
+    title: str
+    figures: Callable
+    runs: Callable[[Sizes], Sequence[Spec]] = lambda sizes: ()
+
+
+def _schedule(names: Sequence[str], sizes: Sizes) -> list[Spec]:
+    """Every round in the same order; a run that two benchmarks want comes once a round."""
+    one_round = dict.fromkeys(spec for name in names for spec in JOBS[name].runs(sizes))
+    return [*one_round] * sizes.repeats
+
+
+JOBS = {
+    "efficiency": Job(
+        "rate / bare loops", _efficiency, lambda sizes: [*_sleeping(sizes, SHORT), *_sleeping(sizes, LONG)]
+    ),
+    "scaling": Job("rate of 2 workers / 1 worker", _scaling, _one_and_two),
+    "overhead": Job("CPU per image added", _overhead, _empty),
+    "memory": Job("growth per 1,000 images", _memory, lambda sizes: [_corpus(sizes)]),
+    "resume": Job("second start of a finished run", _resume, lambda sizes: [_corpus(sizes)]),
+    "first-row": Job("to the first committed row", _first_row),
+}

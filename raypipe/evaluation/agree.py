@@ -1,0 +1,288 @@
+"""`raypipe agree`: runs over the same images against each other. Where methods agree, their masks can be trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import io
+import itertools
+import json
+import os
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tyro
+
+from raypipe import schema, storage
+from raypipe.run import rows
+from raypipe.run.run import Run
+from raypipe.storage.folder import Folder
+
+LEAST = 10  # images named in the terminal
+BATCH_ROWS = 1000  # images of the table written at once
+BUCKET_ROWS = 20_000  # masks in memory at a time
+BUCKET_BYTES = 64 << 20  # of them, as they are stored
+MAX_BUCKETS = 256  # files open at a time
+FIRST = pa.schema(  # what is compared: the first mask of an image in one run
+    [
+        ("key", pa.string()),
+        ("run", pa.int32()),  # index
+        ("image_id", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("mask", pa.string()),  # counts of a COCO RLE of the image's size; null when nothing was found
+        ("foreground", pa.string()),  # the same; null = the whole image
+        ("failed", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Agree:
+    """Compare the first masks of several runs over the same images."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]  # two or more run folders, of images with the same keys
+    output: str | None = None  # folder for agreement.parquet; None = metrics/agreement in the first run
+    polarity: Literal["fixed", "best"] = "fixed"  # best: a mask may stand for the rest of the foreground instead
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the runs agree."""
+
+    table: str  # where the rows per image are
+    runs: list[str]
+    images: int
+    compared: int  # images that have a mask in every run
+    mean: float  # agreement over the compared images, 0..1
+    nearest: dict[str, int]  # run -> images for which it is nearest to the consensus; {} for two runs, which are even
+    least: list[tuple[str, float]]  # the images that the runs agree least on: key, agreement
+    left_out: dict[str, int]  # images that were not compared, by reason and run
+
+    def text(self) -> str:
+        """The mean, who is nearest, and which images to look at first."""
+        lines = [f"{self.compared:,} of {self.images:,} images compared, mean agreement {self.mean:.3f}"]
+        lines += [f"{count:>9,}  {reason}" for reason, count in self.left_out.items()]
+        if self.nearest:
+            lines.append("nearest to the consensus")
+            lines += [f"{count:>9,}  {count / self.compared:4.0%}  {name}" for name, count in self.nearest.items()]
+        lines.append("least agreed on")
+        lines += [f"{agreement:>9.3f}  {key}" for key, agreement in self.least]
+        return "\n".join([*lines, f"per image: {self.table}"])
+
+
+def agree(options: Agree) -> Agreement:
+    """Compare the runs image by image and write schema.AGREEMENT; an earlier table is replaced at once.
+
+    Streams: the first masks go through temporary files, which take about their size. The table is held compressed,
+    about 100 MB for a million images. Raises ValueError for fewer than two runs, the same one twice, or runs without a
+    common image, and FileNotFoundError for a folder that is no run.
+    """
+    names = [storage.redact(place).rstrip("/") for place in options.runs]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"agree needs two or more different runs, got {', '.join(names) or 'none'}")
+    runs = [Run(place) for place in options.runs]
+    for run in runs:
+        if not run.parts():
+            raise ValueError(f"{run} has no rows")
+    tally, buffer = Tally(names), io.BytesIO()
+    columns = schema.AGREEMENT.with_metadata(schema.AGREEMENT.metadata | {b"raypipe.runs": json.dumps(names).encode()})
+    with pq.ParquetWriter(buffer, columns, compression="zstd") as writer:
+        compared = (tally.counted(compare(images, names, polarity=options.polarity)) for images in by_key(runs))
+        while batch := list(itertools.islice(compared, BATCH_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=columns))
+    if not tally.compared:
+        raise ValueError(f"no image has a mask in all of {', '.join(names)}: {tally.reasons()}; are the keys the same?")
+    folder = Folder(options.output or Folder(options.runs[0]).location("metrics", "agreement"))
+    folder.write(buffer.getvalue(), "agreement.parquet")
+    return tally.summary(storage.redact(folder.location("agreement.parquet")))
+
+
+class Tally:
+    """What the terminal shows, summed over images."""
+
+    def __init__(self, names: list[str]):
+        self._names, self._sum, self._images, self.compared = names, 0.0, 0, 0
+        self._nearest, self._left_out = Counter(), Counter()
+        self._least: list[tuple[float, int, str]] = []  # a heap with the most agreed image on top
+
+    def counted(self, row: dict) -> dict:
+        """Count one row of the table and return it."""
+        self._images += 1
+        if row["status"] != "ok":
+            self._left_out[row["status"]] += 1
+            return row
+        self.compared += 1
+        self._sum += row["agreement"]
+        if row["nearest"] is not None:
+            self._nearest[row["nearest"]] += 1
+        change = heapq.heappush if len(self._least) < LEAST else heapq.heappushpop
+        change(self._least, (-row["agreement"], -self._images, row["key"]))
+        return row
+
+    def reasons(self) -> str:
+        """Why images were left out, most frequent first."""
+        return "; ".join(f"{count:,} x {reason}" for reason, count in self._left_out.most_common()) or "no images"
+
+    def summary(self, table: str) -> Agreement:
+        """The result."""
+        return Agreement(
+            table=table,
+            runs=self._names,
+            images=self._images,
+            compared=self.compared,
+            mean=self._sum / self.compared,
+            nearest={name: self._nearest[name] for name in self._names} if len(self._names) > 2 else {},
+            least=[(key, -agreement) for agreement, _, key in sorted(self._least, reverse=True)],
+            left_out=dict(self._left_out.most_common()),
+        )
+
+
+def by_key(
+    runs: Sequence[Run], *, bucket_rows: int = BUCKET_ROWS, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[list[dict]]:
+    """For each key the rows of FIRST that the runs have for it, in the order of the runs.
+
+    The rows are parted by a hash of their key into temporary files, so that all of a key are in one, of at most about
+    bucket_rows rows and bucket_bytes stored bytes. One of these is in memory at a time, sorted by key.
+    """
+    stored = sum(info.size for run in runs for info in run.folder.files(run.masks).values())
+    count = min(MAX_BUCKETS, 1 + max(stored // bucket_bytes, sum(len(run.commits()) for run in runs) // bucket_rows))
+    with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
+        paths = [os.path.join(folder, f"{i}.arrow") for i in range(count)]
+        write_buckets(runs, paths, at_once=bucket_bytes)
+        for path in paths:
+            with pa.OSFile(path) as file:
+                table = pa.ipc.open_stream(file).read_all()
+            table = table.sort_by([("key", "ascending"), ("run", "ascending")])
+            found = (row for batch in table.to_batches(BATCH_ROWS) for row in batch.to_pylist())
+            for _, images in itertools.groupby(found, key=itemgetter("key")):
+                yield list(images)
+
+
+def write_buckets(runs: Sequence[Run], paths: Sequence[str], *, at_once: int) -> None:
+    """Write the rows of FIRST of all runs to Arrow streams by a hash of their key. at_once: bytes to hold before."""
+    held, size = [], 0
+    with contextlib.ExitStack() as stack:
+        compressed = pa.ipc.IpcWriteOptions(compression="zstd")
+        writers = [stack.enter_context(pa.ipc.new_stream(path, FIRST, options=compressed)) for path in paths]
+
+        def flush() -> None:
+            table = pa.concat_tables([FIRST.empty_table(), *held])
+            buckets = np.array([zlib.crc32(key.encode()) % len(paths) for key in table["key"].to_pylist()], np.int64)
+            for i, writer in enumerate(writers):
+                writer.write_table(table.take(np.flatnonzero(buckets == i)))
+
+        for index, run in enumerate(runs):
+            for table in rows.batches(run, leaves=("counts",)):
+                held.append(first_masks(table, index))
+                size += held[-1].nbytes
+                if size >= at_once:
+                    flush()
+                    held, size = [], 0
+        flush()
+
+
+def first_masks(table: pa.Table, run: int) -> pa.Table:
+    """Rows of FIRST for rows of the masks table. run: the index to write."""
+    segments = table["segments"].combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False)
+    starts = np.cumsum(lengths) - lengths
+    first = pc.struct_field(pc.list_flatten(segments), "counts").take(pa.array(starts, mask=lengths == 0))
+    kept = {name: table[name] for name in ("key", "image_id", "height", "width")}
+    kept |= {
+        "run": pa.array(np.full(len(table), run)),
+        "mask": first,
+        "foreground": pc.struct_field(table["foreground"], "counts"),
+        "failed": pc.not_equal(table["error"], ""),
+    }
+    return pa.table(kept).select(FIRST.names).cast(FIRST)
+
+
+def compare(images: list[dict], names: Sequence[str], *, polarity: str = "fixed") -> dict:
+    """A row of schema.AGREEMENT for one image. images: its rows of FIRST, in the order of the runs."""
+    known = next((row for row in images if not row["failed"]), images[0])
+    row = {name: known[name] for name in ("image_id", "key", "height", "width")}
+    if status := _incomparable(images, names):
+        return row | {"status": status}
+    overlaps, union = overlap(images)
+    signs = best_signs(overlaps, union) if polarity == "best" else [1] * len(images)
+    ious = pairwise_iou(overlaps, union, signs)
+    means = (ious.sum(1) - 1) / (len(images) - 1)  # without the diagonal, which is 1
+    first = int(np.argmax(np.round(means, 12)))  # rounded, so that ties do not hang on the order of a sum
+    return row | {
+        "agreement": float(means.mean()),
+        "nearest": names[first] if len(images) > 2 else None,
+        "ious": means.tolist(),
+        "signs": list(signs),
+        "status": "ok",
+    }
+
+
+def overlap(images: Sequence[dict]) -> tuple[np.ndarray, int]:
+    """Pixels that each pair of masks shares, (N, N) int64 with the areas on the diagonal, and those of all foregrounds.
+
+    images: rows of FIRST of one size. Works on the run lengths: no mask is decoded.
+    """
+    from pycocotools import mask as coco
+
+    size = [images[0]["height"], images[0]["width"]]
+    pixels = size[0] * size[1]
+    masks = [None if row["mask"] is None else {"size": size, "counts": row["mask"].encode()} for row in images]
+    shared = np.zeros((len(images), len(images)), np.int64)
+    for (i, one), (j, other) in itertools.combinations_with_replacement(enumerate(masks), 2):
+        if one and other:
+            both = one if i == j else coco.merge([one, other], intersect=True)
+            shared[i, j] = shared[j, i] = coco.area(both)
+    foregrounds = [row["foreground"] for row in images]
+    if None in foregrounds:
+        return shared, pixels
+    distinct = [{"size": size, "counts": counts.encode()} for counts in dict.fromkeys(foregrounds)]
+    return shared, int(coco.area(coco.merge(distinct)))
+
+
+def pairwise_iou(overlaps: np.ndarray, union: int, signs: Sequence[int]) -> np.ndarray:
+    """IoU of each pair of masks, (N, N) float64; 1 where both are empty. Arguments as `overlap` returns them.
+
+    A mask of sign -1 stands for what it leaves of the union of all foregrounds, in which all masks lie. So its overlaps
+    follow from the counts.
+    """
+    inverted = np.asarray(signs) < 0  # (N,)
+    areas = np.diagonal(overlaps)
+    shared = np.where(inverted[:, None], areas[None, :] - overlaps, overlaps)  # of (not) i with j
+    areas_signed = np.where(inverted, union - areas, areas)
+    shared = np.where(inverted[None, :], areas_signed[:, None] - shared, shared)  # of (not) i with (not) j
+    together = areas_signed[:, None] + areas_signed[None, :] - shared
+    return np.where(together > 0, shared / np.maximum(together, 1), 1.0)
+
+
+def best_signs(overlaps: np.ndarray, union: int) -> tuple[int, ...]:
+    """The polarities with the highest mean IoU; the first run keeps its own, among equals the fewest are inverted."""
+    choices = ((1, *signs) for signs in itertools.product((1, -1), repeat=len(overlaps) - 1))
+    by_inverted = sorted(choices, key=lambda signs: signs.count(-1))
+    return max(by_inverted, key=lambda signs: round(pairwise_iou(overlaps, union, signs).sum(), 12))
+
+
+def _incomparable(images: Iterable[dict], names: Sequence[str]) -> str:
+    """What keeps an image from being compared in all runs; "" if nothing does."""
+    counts = Counter(row["run"] for row in images)
+    failed = {row["run"] for row in images if row["failed"]}
+    good = [row for row in images if not row["failed"]]
+    sizes = [(row["height"], row["width"]) for row in good]
+    other = {row["run"] for row, size in zip(good, sizes, strict=True) if size != sizes[0]}
+    reasons = []
+    for i, name in enumerate(names):
+        if counts[i] != 1:
+            reasons.append(f"{'several of this key' if counts[i] else 'missing'}: {name}")
+        elif i in failed or i in other:
+            reasons.append(f"{'failed' if i in failed else 'another size'}: {name}")
+    return ", ".join(reasons)

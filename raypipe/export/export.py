@@ -1,0 +1,245 @@
+"""`raypipe export`: a run's masks in one format, streamed into a new folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from csv import writer as csv_writer  # this package's `csv` is a format
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from types import ModuleType
+from typing import BinaryIO, Literal
+
+import pyarrow.compute as pc
+import tyro
+
+from raypipe import storage
+from raypipe.export import formats
+from raypipe.export.target import RECORD, Target
+from raypipe.inputs.originals import Originals
+from raypipe.run import provenance, rows
+from raypipe.run.run import Run
+from raypipe.types import BadImage
+
+LEFT_OUT = "_left_out.csv"
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how a spreadsheet recognises a formula
+
+
+@dataclass(frozen=True)
+class Export:
+    """Hand a run's masks to another tool, in a new folder."""
+
+    run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
+    format: Literal["coco", "csv", "cutout", "hf", "labelstudio", "png", "webdataset", "yolo"]  # what the tool reads
+    output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
+    where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
+    join: str | None = None  # Parquet table of one row per image (key or image_id) with more columns for --where
+    category: str | None = None  # name of segments without a label; None = pattern, or else the method's name
+    input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
+    column: str | None = None  # as for `label`: the column of --input that holds URIs or images
+    overwrite: bool = False  # replace an earlier export in the output
+
+
+@dataclass(frozen=True)
+class About:
+    """What every format may tell of the run."""
+
+    method: str
+    settings: dict  # the method's parameters
+    provenance: dict  # time, versions, weights with sha256
+    licence: str  # of the weights or the method; "" when it is not known here
+    where: str | None
+    labels: tuple[str, ...]  # those of the run's segments, sorted; of the whole run, so that numbers do not change
+    most: int  # segments of the image that has the most of them
+    category: str  # name of segments without a label
+    unlabelled: bool  # there are segments without a label
+
+    @cached_property
+    def categories(self) -> list[str]:
+        """Names of what segments show; the number of a category is its place from 1."""
+        return [*self.labels, *([self.category] if self.unlabelled and self.category not in self.labels else [])]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.categories, 1)}
+
+    def name(self, segment: dict) -> str:
+        """The category's name of a segment."""
+        return self.category if segment["label"] is None else segment["label"]
+
+    def number(self, segment: dict) -> int:
+        """The category's number of a segment, from 1."""
+        return self._numbers[self.name(segment)]
+
+    def text(self) -> str:
+        """One sentence on where the masks come from."""
+        version = (self.provenance["packages"] or {}).get("raypipe", "")
+        return f"masks by raypipe {version}, method {self.method}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an export ended."""
+
+    output: str
+    format: str
+    images: int  # exported
+    segments: int
+    seconds: float
+    left_out: dict[str, int] = field(default_factory=dict)  # images that match but are not in the export, by reason
+    remarks: dict[str, int] = field(default_factory=dict)  # what the user should know -> how often
+    exit_code: int = 0  # 3 when originals are gone or changed
+
+    def text(self) -> str:
+        """What was written, and what was not."""
+        lines = [f"{self.images:,} images with {self.segments:,} segments in {self.seconds:.1f} s: {self.output}"]
+        lines += [f"{count:>9,}  {remark}" for remark, count in self.remarks.items()]
+        if self.left_out:
+            lines.append(f"{sum(self.left_out.values()):,} images left out, see {self.output}/{LEFT_OUT}")
+            lines += [f"{count:>9,}  {reason}" for reason, count in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def export(options: Export) -> Result:
+    """Write a run's masks in a format. Memory does not grow with the run but for some bytes per image.
+
+    Raises ValueError or FileNotFoundError for wrong options, before anything is written. `_export.json` in the output
+    says what it holds; its `finished` is null until all is written.
+    """
+    start, run, form = time.monotonic(), Run(options.run), formats.find(options.format)
+    check(options, form)
+    about = describe(run, options)
+    joined = None if options.join is None else rows.read_joined(options.join)
+    images = rows.select(run, where=options.where, joined=joined)
+    originals = Originals(options.input, column=options.column) if form.ORIGINALS else None
+    place = options.output or run.folder.location("export", options.format)
+    target = Target(place)
+    target.clear(overwrite=options.overwrite)
+    record = {"run": str(run), "format": options.format, "where": options.where, "started": provenance.now()}
+    target.folder.write(_json(record | {"finished": None}), RECORD)
+    counts, left_out = Counter(), Counter()
+    with target, target.stream(LEFT_OUT) as file:
+        kept = _exportable(images, form, originals, LeftOut(file, left_out))
+        remarks = form.write(_counted(kept, counts), target, about)
+    if target.renamed:
+        remarks["files have their image's id in the name: another image has that name"] = target.renamed
+    result = Result(
+        output=storage.redact(place),
+        format=options.format,
+        images=counts["images"],
+        segments=counts["segments"],
+        seconds=round(time.monotonic() - start, 3),
+        left_out=dict(left_out.most_common()),
+        remarks={remark: count for remark, count in remarks.items() if count},
+        exit_code=3 if any(not reason.startswith("labelling failed") for reason in left_out) else 0,
+    )
+    target.folder.write(_json(record | asdict(result) | {"finished": provenance.now()}), RECORD)
+    return result
+
+
+def check(options: Export, form: ModuleType) -> None:
+    """Raise ValueError for options that have no effect or cannot work."""
+    if not form.ORIGINALS and (options.input or options.column):
+        raise ValueError(f"--input and --column have no effect: {options.format} needs no originals")
+    if options.column and not options.input:
+        raise ValueError("--column has no effect without --input")
+    if not form.CATEGORIES and options.category:
+        raise ValueError(f"--category has no effect: {options.format} does not name what segments show")
+    if options.join and not options.where:
+        raise ValueError("--join has no effect without --where, which may use its columns")
+    places = [storage.normalise(place or "").rstrip("/") + "/" for place in (options.input, options.output)]
+    if options.input and options.output and places[1].startswith(places[0]):
+        raise ValueError(f"the output {options.output!r} lies inside the input: the next run would label its files")
+
+
+def describe(run: Run, options: Export) -> About:
+    """What formats tell of a run; reads its labels. Raises FileNotFoundError when the folder is no run."""
+    method = run.masks.rpartition("=")[2]
+    configuration = run.configuration()
+    labels, most, unlabelled = set(), 0, False
+    for batch in rows.batches(run, leaves=("label",)):
+        lengths = pc.max(pc.list_value_length(batch["segments"])).as_py()
+        found = pc.struct_field(pc.list_flatten(batch["segments"]), "label")
+        most, unlabelled = max(most, lengths or 0), unlabelled or found.null_count > 0
+        labels.update(label for label in pc.unique(found).to_pylist() if label is not None)
+    licence, is_pattern = _known(method)
+    return About(
+        method=method,
+        settings=configuration["settings"],
+        provenance={name: configuration["provenance"].get(name) for name in ("time", "packages", "weights")},
+        licence=licence,
+        where=options.where,
+        labels=tuple(sorted(labels)),
+        most=most,
+        category=options.category or ("pattern" if is_pattern else method),
+        unlabelled=unlabelled or not labels,
+    )
+
+
+class LeftOut:
+    """The list of images that match but could not be exported: key, uri, reason."""
+
+    def __init__(self, file: BinaryIO, counts: Counter):
+        self._counts = counts
+        self._file = file
+        self._write("key", "uri", "reason")
+
+    def add(self, row: dict, reason: str, text: str) -> None:
+        """List one image. reason: what is counted. text: the whole story."""
+        self._counts[reason] += 1
+        self._write(row["key"], row["uri"], text)
+
+    def _write(self, *cells: str) -> None:
+        self._file.write(csv_line(cells))
+
+
+def csv_line(cells: Iterable) -> bytes:
+    """One line of a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    buffer = io.StringIO(newline="")
+    csv_writer(buffer).writerow(
+        f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA) else cell for cell in cells
+    )
+    return buffer.getvalue().encode()
+
+
+def _known(method: str) -> tuple[str, bool]:
+    """Licence of a method, and whether it looks for patterns in a foreground; of one not installed here ("", False)."""
+    from raypipe import segmenters
+
+    if method not in segmenters.names():
+        return "", False
+    kind = segmenters.find(method)
+    return kind.licence, any(each.name == "foreground" for each in fields(kind))
+
+
+def _exportable(images: Iterator[dict], form: ModuleType, originals: Originals | None, left_out: LeftOut) -> Iterator:
+    """The rows that the format can write; with originals their `content`. All others are listed."""
+    if form.ORIGINALS:
+        for row, content in originals.fetch(_labelled(images, left_out)):
+            if isinstance(content, BadImage):
+                left_out.add(row, f"original {content.kind}", str(content))
+            else:
+                yield row | {"content": content}
+        return
+    yield from images if getattr(form, "FAILED", False) else _labelled(images, left_out)
+
+
+def _labelled(images: Iterator[dict], left_out: LeftOut) -> Iterator[dict]:
+    for row in images:
+        if row["error"]:
+            left_out.add(row, f"labelling failed: {': '.join(row['error'].split(': ', 2)[:2])}", row["error"])
+        else:
+            yield row
+
+
+def _counted(images: Iterator[dict], counts: Counter) -> Iterator[dict]:
+    for row in images:
+        counts.update(images=1, segments=len(row["segments"]))
+        yield row
+
+
+def _json(content: dict) -> bytes:
+    return (json.dumps(content, indent=2, default=str) + "\n").encode()

@@ -1,0 +1,67 @@
+"""COCO: `annotations.json` with run-length masks, as pycocotools, CVAT and FiftyOne read it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+
+from raypipe.export.export import About
+from raypipe.export.target import Target
+
+ORIGINALS, CATEGORIES = False, True
+
+
+def write(images: Iterator[dict], target: Target, about: About) -> Counter:
+    """Write one JSON file, streamed: annotations at once, the shorter image entries by way of a temporary file.
+
+    `iscrowd` is 1, as COCO has it for masks in run lengths, which are exact where polygons are not. `file_name` is the
+    image's key; `segment` the index of the segment in its row. Areas and boxes are those of the masks.
+    """
+    annotation_id, separator = 0, b"\n"
+    with target.stream("annotations.json") as file, tempfile.TemporaryFile() as entries:
+        file.write(b'{"info": ' + _json(_info(about)) + b',\n"licenses": [],\n"categories": ')
+        file.write(_json([{"id": i, "name": name} for i, name in enumerate(about.categories, 1)]))
+        file.write(b',\n"annotations": [')
+        for image_id, row in enumerate(images, 1):
+            entries.write((b",\n" if image_id > 1 else b"\n") + _json(_image(row, image_id)))
+            for segment in row["segments"]:
+                annotation_id += 1
+                file.write(separator + _json(_annotation(segment, annotation_id, image_id, about)))
+                separator = b",\n"
+        file.write(b'\n],\n"images": [')
+        entries.seek(0)
+        while chunk := entries.read(1 << 20):
+            file.write(chunk)
+        file.write(b"\n]}\n")
+    return Counter()
+
+
+def _info(about: About) -> dict:
+    names = ("method", "settings", "provenance", "licence", "where")
+    return {"description": about.text(), "date_created": about.provenance["time"]} | {
+        name: getattr(about, name) for name in names
+    }
+
+
+def _image(row: dict, image_id: int) -> dict:
+    return {"id": image_id, "file_name": row["key"], "width": row["width"], "height": row["height"]}
+
+
+def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) -> dict:
+    scored = {} if segment["score"] is None else {"score": segment["score"]}
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": about.number(segment),
+        "segmentation": {"size": segment["size"], "counts": segment["counts"]},
+        "area": segment["area"],
+        "bbox": segment["bbox"],
+        "iscrowd": 1,
+        "segment": segment["segment"],
+    } | scored
+
+
+def _json(content) -> bytes:
+    return json.dumps(content, default=str).encode()

@@ -1,0 +1,97 @@
+"""Label Studio: `tasks.json` with brush masks as predictions, and `config.xml`, the labelling interface for them."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections import Counter
+from collections.abc import Iterator
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from raypipe import masks
+from raypipe.export.export import About
+from raypipe.export.target import Target
+
+ORIGINALS, CATEGORIES = False, True
+RUN_BITS = (8, 16)  # the two sizes of a run's length that are written
+LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of LOCAL_FILES_DOCUMENT_ROOT
+
+
+def write(images: Iterator[dict], target: Target, about: About) -> Counter:
+    """Write the tasks, streamed. Local images are named by key: the document root is then the input's folder."""
+    separator = b"\n"
+    with target.stream("tasks.json") as file:
+        file.write(b"[")
+        for row in images:
+            file.write(separator + json.dumps(_task(row, about)).encode())
+            separator = b",\n"
+        file.write(b"\n]\n")
+    target.put(_config(about).encode(), "config.xml")
+    return Counter()
+
+
+def brush(mask: np.ndarray) -> list[int]:
+    """Label Studio's run lengths of a mask: the RGBA picture of it in the format of @thi.ng/rle-pack, as bytes.
+
+    mask: bool (H, W). Stored: number of values (32 bits), word size - 1 (5), four length sizes - 1 (4 each), then per
+    run 1 (a run), which size (2), length - 1, value (8). Only runs are written, with 8 or 16 bits of length.
+    """
+    flat = mask.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    lengths, longest = 4 * np.diff(starts, append=flat.size), 1 << RUN_BITS[1]
+    pieces = -(-lengths // longest)  # (runs,): of at most 65,536 values
+    piece_of = np.repeat(np.arange(len(lengths)), pieces)
+    last = np.cumsum(pieces) - 1
+    sizes = np.full(len(piece_of), longest)
+    sizes[last] = lengths - (pieces - 1) * longest
+    long = sizes > 1 << RUN_BITS[0]
+    word = ((0b100 | np.where(long, 3, 2)) << np.where(long, 16, 8) | (sizes - 1)) << 8  # 19 or 27 bits
+    word = word | flat[starts][piece_of] * 255
+    bits = np.unpackbits(word.astype(">u4").view(np.uint8)).reshape(-1, 32)
+    kept = bits[np.arange(32) >= np.where(long, 32 - 27, 32 - 19)[:, None]]
+    head = np.array([(7 << 16) | (2 << 12) | (3 << 8) | ((RUN_BITS[0] - 1) << 4) | (RUN_BITS[1] - 1)], ">u4")
+    head_bits = np.unpackbits(np.array([4 * flat.size], ">u4").view(np.uint8)), np.unpackbits(head.view(np.uint8))[11:]
+    return np.packbits(np.concatenate([*head_bits, kept])).tolist()
+
+
+def _task(row: dict, about: About) -> dict:
+    where = row["uri"] if "://" in row["uri"] else LOCAL_FILES + quote(row["key"])
+    scores = [segment["score"] for segment in row["segments"] if segment["score"] is not None]
+    scored = {"score": sum(scores) / len(scores)} if scores else {}
+    prediction = {
+        "model_version": about.method,
+        "result": [_region(row, segment, about) for segment in row["segments"]],
+    }
+    return {
+        "data": {"image": where, "image_id": row["image_id"], "key": row["key"]},
+        "predictions": [prediction | scored],
+    }
+
+
+def _region(row: dict, segment: dict, about: About) -> dict:
+    return {
+        "id": f"{row['image_id'][:12]}-{segment['segment']}",
+        "type": "brushlabels",
+        "from_name": "label",
+        "to_name": "image",
+        "original_width": row["width"],
+        "original_height": row["height"],
+        "image_rotation": 0,
+        "value": {"format": "rle", "rle": brush(masks.decode_rle(segment)), "brushlabels": [about.name(segment)]},
+    }
+
+
+def _config(about: About) -> str:
+    count = len(about.categories)
+    colours = [[round(255 * c) for c in colorsys.hsv_to_rgb(i / count, 0.9, 0.9)] for i in range(count)]
+    labels = "".join(
+        f'    <Label value={quoteattr(name)} background="#{r:02x}{g:02x}{b:02x}"/>\n'
+        for name, (r, g, b) in zip(about.categories, colours, strict=True)
+    )
+    return (
+        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+        f'  <BrushLabels name="label" toName="image">\n{labels}  </BrushLabels>\n</View>\n'
+    )

@@ -1,0 +1,63 @@
+"""PNG label maps: one grey picture per image, whose values are categories or segments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from raypipe import masks
+from raypipe.export.export import About, csv_line
+from raypipe.export.target import Target
+from raypipe.inputs.originals import encode_png
+
+ORIGINALS, CATEGORIES = False, False
+IGNORE = 255  # by custom the value of pixels that do not count; never a segment
+
+
+def write(images: Iterator[dict], target: Target, about: About) -> Counter:
+    """Write KEY.png per image, in the folders of the keys, and `values.csv` with the meaning of the values.
+
+    Grey and without palette: Pillow, OpenCV and torchvision then read the same numbers.
+    """
+    remarks = Counter()
+    for row in images:
+        values, hidden = label_map(row, about)
+        target.put(encode_png(values), target.name(row, ".png"))
+        remarks[OVERLAP] += hidden > 0
+    lines = [("value", "name"), (0, "background")]
+    lines += [(_value(number), name) for number, name in enumerate(value_names(about), 1)]
+    target.put(b"".join(map(csv_line, lines)), "values.csv")
+    return remarks
+
+
+OVERLAP = "images have overlapping masks: the smaller one lies on top"
+
+
+def label_map(row: dict, about: About) -> tuple[np.ndarray, int]:
+    """A row's masks as (H, W) uint8, or uint16 if the run needs values above 254, and how many pixels are hidden.
+
+    0 is background. In a run with labels the value is the number of the category, else that of the segment (its index
+    in the row + 1). 255 is left out. Where masks of different values overlap, the smaller mask lies on top.
+    """
+    values = np.zeros((row["height"], row["width"]), np.uint16 if len(value_names(about)) >= IGNORE else np.uint8)
+    hidden = np.zeros(values.shape, bool)
+    for segment in sorted(row["segments"], key=lambda segment: (-segment["area"], segment["segment"])):
+        mask = masks.decode_rle(segment)
+        value = _value(about.number(segment) if about.labels else segment["segment"] + 1)
+        hidden |= mask & (values != 0) & (values != value)
+        values[mask] = value
+    return values, int(hidden.sum())
+
+
+def value_names(about: About) -> list[str]:
+    """What the values 1, 2, ... stand for (255 is skipped). Raises ValueError for more than 16 bits can hold."""
+    found = about.categories if about.labels else [f"segment {i}" for i in range(about.most)]
+    if len(found) > 65534:
+        raise ValueError(f"a PNG label map holds 65,534 values, the run needs {len(found):,}; choose --format coco")
+    return found
+
+
+def _value(number: int) -> int:
+    return number if number < IGNORE else number + 1

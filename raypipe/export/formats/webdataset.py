@@ -1,0 +1,64 @@
+"""WebDataset: tars of samples, each an image, its label map and its masks as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from raypipe.export.export import About
+from raypipe.export.formats.png import OVERLAP, label_map
+from raypipe.export.target import Target
+from raypipe.inputs.originals import encode_png, portable
+
+ORIGINALS, CATEGORIES = True, True
+SHARD_BYTES = 500_000_000  # a shard is closed once it has this size
+
+
+def write(images: Iterator[dict], target: Target, about: About) -> Counter:
+    """Write shard-000000.tar, ...: per image KEY.jpg or .png, KEY.mask.png (see `png.label_map`), KEY.json.
+
+    A key's dots become underscores, since the first one ends the key; the JSON has the original.
+    """
+    remarks, shard, size = Counter(), 0, SHARD_BYTES
+    with ExitStack() as stack:
+        for row in images:
+            if size >= SHARD_BYTES:
+                stack.close()
+                file = stack.enter_context(target.stream(f"shard-{shard:06d}.tar"))
+                archive = stack.enter_context(tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT))
+                shard, size = shard + 1, 0
+            values, hidden = label_map(row, about)
+            remarks[OVERLAP] += hidden > 0
+            content, suffix = portable(row, row["content"])
+            key = _key(row, target)
+            members = {suffix: content, ".mask.png": encode_png(values), ".json": _json(row, about)}
+            for ending, member in members.items():
+                _add(archive, key + ending, member)
+                size += len(member)
+    return remarks
+
+
+def _key(row: dict, target: Target) -> str:
+    """A sample's key: without dots, and no other sample's."""
+    stem = posixpath.splitext(row["key"])[0].replace(".", "_")
+    return target.name(row | {"key": f"{stem}.x"}, "")
+
+
+def _json(row: dict, about: About) -> bytes:
+    names = ("size", "counts", "bbox", "area", "score", "segment")
+    found = [{name: each[name] for name in names} | {"category": about.name(each)} for each in row["segments"]]
+    image = {
+        name: row[name] for name in ("key", "image_id", "sha256", "height", "width", "note", "method", "foreground")
+    }
+    return json.dumps(image | {"segments": found}).encode()
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # time and owner stay 0: the same export gives the same bytes
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))

@@ -1,0 +1,142 @@
+"""Where an export goes: a new folder on any file system, with file names made of keys that nobody has checked."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from pyarrow import fs as pafs
+
+from raypipe.storage.folder import Folder
+
+RECORD = "_export.json"  # what was exported; the mark of a folder that may be replaced
+WRITES_AHEAD = 16  # remote files written at the same time
+NAME_BYTES = 200  # of one part of a path; file systems take 255, and a suffix is added
+PATH_BYTES = 900  # of a whole relative path; object stores take 1,024
+UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")  # control characters, and what Windows takes for a separator
+
+
+class Target:
+    """An export's folder. Use as a context manager: leaving it waits for the writes that still run."""
+
+    def __init__(self, uri: str):
+        self.folder = Folder(uri)
+        self.renamed = 0  # files that could not have their image's name, because another has it
+        self._files: set[int] = set()  # hashes: smaller than the names; two names of one hash only cost a suffix
+        self._folders: set[int] = set()
+        self._made: set[str] = set()
+        self._pool = ThreadPoolExecutor(WRITES_AHEAD)
+        self._running: deque = deque()
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, kind, *rest) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        while kind is None and self._running:
+            self._running.popleft().result()
+
+    def clear(self, *, overwrite: bool) -> None:
+        """Make sure that the folder holds no files. Deletes an earlier export where `overwrite` allows it.
+
+        Raises ValueError when something else is there: mixing two exports would give images to the wrong one.
+        """
+        place = self.folder.path()
+        if not self.folder.fs.get_file_info(pafs.FileSelector(place, allow_not_found=True)):
+            return
+        if self.folder.read(RECORD) is None:
+            raise ValueError(f"{self.folder} holds other files; choose a new folder with --output")
+        if not overwrite:
+            raise ValueError(f"{self.folder} holds an export; choose another --output, or replace it with --overwrite")
+        self.folder.fs.delete_dir_contents(place)
+
+    def name(self, row: dict, suffix: str, *, folder: str = "") -> str:
+        """A relative path inside `folder` for an image's file, which no other file has: its key with another suffix.
+
+        row: with `key` and `image_id`. Where two keys differ only in extension or case, the second gets its id behind.
+        """
+        stem, short = safe_stem(row["key"], row["image_id"]), row["image_id"][:8]
+        for i, path in enumerate((stem + suffix, f"{stem}-{short}{suffix}", f"{row['image_id']}{suffix}")):
+            path = posixpath.join(folder, path)
+            if self._claim(path):
+                self.renamed += i > 0
+                return path
+        raise AssertionError(f"{row['image_id']} has a file with the suffix {suffix!r} already")
+
+    def put(self, content: bytes, name: str) -> None:
+        """Write a small file. Remote ones are written in the background; their errors come with a later call."""
+        if self.folder.is_local:
+            self._write(content, name)
+            return
+        self._running.append(self._pool.submit(self._write, content, name))
+        if len(self._running) >= WRITES_AHEAD:
+            self._running.popleft().result()
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """A large file to write piece by piece; on a local disk it gets its name when it is complete."""
+        path = self.folder.path(name)
+        if not self.folder.is_local:
+            with self.folder.fs.open_output_stream(path, compression=None, buffer_size=1 << 20) as file:
+                yield file
+            return
+        self._make_folder(posixpath.dirname(path))
+        temporary = posixpath.join(posixpath.dirname(path), f"_tmp.{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "xb", buffering=1 << 20) as file:
+                yield file
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+    def _write(self, content: bytes, name: str) -> None:
+        path = self.folder.path(name)
+        if self.folder.is_local:
+            self._make_folder(posixpath.dirname(path))
+            with open(path, "xb") as file:  # not synchronised: an export can be made again
+                file.write(content)
+            return
+        with self.folder.fs.open_output_stream(path, compression=None) as file:
+            file.write(content)
+
+    def _make_folder(self, path: str) -> None:
+        if path not in self._made:
+            os.makedirs(path, exist_ok=True)
+            self._made.add(path)
+
+    def _claim(self, path: str) -> bool:
+        """Take a path unless a file or a folder has it, or a file stands where it needs a folder. Case is ignored."""
+        if len(path.encode()) > PATH_BYTES:
+            return False
+        names = path.casefold().split("/")
+        parents = {hash("/".join(names[:i])) for i in range(1, len(names))}
+        whole = hash("/".join(names))
+        if whole in self._files or whole in self._folders or parents & self._files:
+            return False
+        self._files.add(whole)
+        self._folders |= parents
+        return True
+
+
+def safe_stem(key: str, image_id: str) -> str:
+    """A key without extension as a relative path that stays inside its folder on every system."""
+    parts = [UNSAFE.sub("_", part) for part in posixpath.splitext(key)[0].split("/") if part not in ("", ".", "..")]
+    parts = [_shortened(part, image_id) for part in parts]
+    if parts and re.fullmatch(r"[A-Za-z]:.*", parts[0]):
+        parts[0] = parts[0].replace(":", "_", 1)  # a drive
+    return "/".join(parts) or image_id
+
+
+def _shortened(part: str, image_id: str) -> str:
+    content = part.encode()
+    if len(content) <= NAME_BYTES:
+        return part
+    return f"{content[: NAME_BYTES - 9].decode(errors='ignore')}-{image_id[:8]}"

@@ -1,0 +1,272 @@
+"""What to label: folders, globs, lists, tables and tars -> manifest rows, and the encoded bytes of each row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+
+import pyarrow as pa
+
+from raypipe import schema, storage
+from raypipe.inputs import containers
+from raypipe.inputs import folders as listing
+from raypipe.inputs.containers import Item
+from raypipe.types import BadImage
+
+CHUNK_ROWS = 50_000  # rows of a manifest chunk
+FIELD_CHARACTERS = 1 << 30  # of a CSV field: a column beside the URIs may hold whole documents or encoded images
+LISTS = {".txt", ".csv", ".tsv", ".jsonl"}
+PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
+# What lies beside images and is none; everything else is tried, whatever its name.
+SIDECARS = set(
+    ".txt .csv .tsv .json .jsonl .ndjson .geojson .xml .yaml .yml .toml .md .rst .html .htm .css .js .xmp .aae .ini "
+    ".cfg .db .sqlite .log .py .ipynb .sh .zip .gz .tgz .bz2 .xz .zst .7z .rar .npy .npz .pkl .pickle .pt .pth "
+    ".safetensors .mat .h5 .hdf5 .arrow .feather .tfrecord .lst .idx .rec .sha256 .md5 .sig .part .tmp .lock .bak .doc "
+    ".docx .xls .xlsx".split()
+)
+SIDECAR_NAMES = {"license", "licence", "copying", "notice", "readme", "authors", "changelog", "makefile"}
+
+
+class Listing:
+    """What a source holds. Iterate `chunks` once; the counts are complete afterwards."""
+
+    def __init__(self, source: str, items: Iterable[Item], skipped: Counter):
+        self.chunks: Iterator[pa.Table] = self._chunks(items)  # tables of schema.MANIFEST, up to 50,000 rows each
+        self.skipped = skipped  # what was left out: extension or reason -> how many
+        self.duplicates = 0  # entries dropped because their image had come before
+        self._source = storage.redact(source)
+
+    def remarks(self) -> list[str]:
+        """Sentences for the log about what was left out."""
+        remarks = []
+        if self.skipped:
+            remarks.append(f"{self._source}: left out {_count(self.skipped)}")
+        if self.duplicates:
+            remarks.append(f"{self._source}: {self.duplicates:,} entries are listed twice and labelled once")
+        return remarks
+
+    def _chunks(self, items: Iterable[Item]) -> Iterator[pa.Table]:
+        ids, keys, items = set(), set(), iter(items)
+        while batch := list(itertools.islice(items, CHUNK_ROWS)):
+            rows = []
+            for item in batch:
+                digest = blake2b((storage.normalise(item.location) + item.part).encode(), digest_size=16)
+                if digest.digest() in ids:
+                    self.duplicates += 1
+                    continue
+                ids.add(digest.digest())
+                image_id, uri = digest.hexdigest(), storage.redact(item.location) + item.part
+                rows.append((image_id, uri, _unique(item.key, image_id, keys), item.location, *item[3:]))
+            columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema.MANIFEST, strict=True)]
+            yield pa.Table.from_arrays(arrays, schema=schema.MANIFEST)
+
+
+def _unique(key: str, image_id: str, keys: set[int]) -> str:
+    """A key that no other row has and that, used as a path, stays inside its folder. Changes `keys`."""
+    if "//" in key or "./" in key or key.startswith("/") or key.endswith("."):
+        key = "/".join(part for part in key.split("/") if part not in ("", ".", "..")) or image_id
+    if hash(key) in keys:
+        stem, suffix = posixpath.splitext(key)
+        key = f"{stem}-{image_id[:8]}{suffix}"
+    keys.add(hash(key))  # a number is smaller than the text; two texts of one number only cost a needless suffix
+    return key
+
+
+def _count(skipped: Counter) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in skipped.most_common())
+
+
+def list_inputs(source: str, *, column: str | None = None) -> Listing:
+    """List the images of a source without reading any pixel.
+
+    source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl),
+    a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column: the column
+    of a list or table with URIs or images; None finds it. Rows come in the order of the names, or of the list. An
+    image has the same key however the rest of the source changes.
+    Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError at once.
+    """
+    skipped: Counter = Counter()
+    try:
+        items = _items(source, column, skipped)
+        first = next(items, None)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{storage.redact(source)} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"{storage.fetch_error(error, source).message}") from error
+    if first is None:
+        left_out = f"; left out: {_count(skipped)}" if skipped else ""
+        raise ValueError(f"no images, .tar or .parquet files in {storage.redact(source)}{left_out}")
+    return Listing(source, itertools.chain([first], items), skipped)
+
+
+def _items(source: str, column: str | None, skipped: Counter) -> Iterator[Item]:
+    kind = listing.kind(source)
+    if kind == "file":
+        return _of_file(source, column, skipped)
+    if kind == "folder":
+        names = listing.walk(source, skipped)
+        return _of_files(((storage.join(source, name), name) for name in names), column, skipped, sidecars=SIDECARS)
+    if kind == "other":
+        raise ValueError(f"{storage.redact(source)} is neither a file nor a folder")
+    parts = storage.split(source)
+    if not listing.WILDCARD.search(parts.key if parts else source):
+        raise FileNotFoundError(source)
+    folder, names = listing.glob(source, skipped)
+    return _of_files(((storage.join(folder, name), name) for name in names), column, skipped, sidecars=set())
+
+
+def _of_file(source: str, column: str | None, skipped: Counter) -> Iterator[Item]:
+    location = source if storage.split(source) else storage.local_uri(storage.local_path(source))
+    name = storage.as_text(posixpath.basename(storage.as_path(location)))
+    suffix = _suffix(name)
+    if suffix in LISTS:
+        return _of_list(location, suffix, column)
+    if PACKED_TAR.search(name):
+        raise ValueError(f"{name}: a compressed tar cannot be read in parallel; unpack it to .tar first")
+    if suffix in SIDECARS:
+        raise ValueError(f"{name} is no image; lists end in .txt, .csv, .tsv or .jsonl, tables in .parquet")
+    return _of_files(iter([(location, name)]), column, skipped, sidecars=set())
+
+
+def _of_files(
+    files: Iterator[tuple[str, str]], column: str | None, skipped: Counter, *, sidecars: set[str]
+) -> Iterator[Item]:
+    """Images, or the contents of tars or tables where no name among the (location, relative name) pairs is a picture's.
+
+    So one stray file beside tables is left out, and files without extension are tried where there is nothing else.
+    """
+    files = (file for file in files if not _is_sidecar(file[1], sidecars, skipped))
+    seen = []
+    for file in files:
+        seen.append(file)
+        if _suffix(file[1]) in containers.PICTURES:
+            break
+    tars, tables = ([file for file in seen if _suffix(file[1]) == suffix] for suffix in (".tar", ".parquet"))
+    packed = bool(tars or tables) and _suffix(seen[-1][1]) not in containers.PICTURES
+    if column is not None and not (packed and tables):
+        raise ValueError(f"--column {column!r} has no effect: the input has no columns")
+    if not packed:
+        yield from _images(itertools.chain(seen, files), skipped if sidecars else None)
+        return
+    if tars and tables:
+        raise ValueError("both .tar and .parquet files and no images; choose with a glob such as 'folder/**/*.tar'")
+    beside = ".parquet" if tables else ".tar"
+    strays = (_suffix(name) or "without extension" for _, name in seen if _suffix(name) not in (".tar", ".parquet"))
+    skipped.update(f"{stray} (beside {beside})" for stray in strays)
+    yield from containers.list_tables(tables, column) if tables else containers.list_tars(tars, skipped)
+
+
+def _images(files: Iterable[tuple[str, str]], skipped: Counter | None) -> Iterator[Item]:
+    """A row per file. skipped: counts tars and tables, which are left out; None takes every file for an image."""
+    for location, name in files:
+        if skipped is not None and _suffix(name) in (".tar", ".parquet"):
+            skipped[f"{_suffix(name)} (beside images)"] += 1
+        else:
+            yield Item(location, storage.as_text(name))
+
+
+def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
+    suffix = _suffix(name)
+    if sidecars and (suffix in sidecars or posixpath.basename(name).lower() in SIDECAR_NAMES):
+        skipped[suffix or posixpath.basename(name)] += 1
+        return True
+    return False
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+# Lists
+
+
+def _of_list(source: str, suffix: str, column: str | None) -> Iterator[Item]:
+    if suffix == ".txt" and column is not None:
+        raise ValueError(f"--column {column!r} has no effect: a .txt list has no columns")
+    try:
+        content = storage.read_bytes(source, max_bytes=1 << 34)
+    except BadImage as error:
+        raise (FileNotFoundError if error.kind == "missing" else ValueError)(error.message) from error
+
+    def entries() -> Iterator[str]:
+        lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="surrogateescape", newline=None)
+        try:
+            yield from READ_LIST[suffix](lines, column)
+        except csv.Error as error:
+            raise ValueError(f"{storage.redact(source)} cannot be read as {suffix}: {error}") from error
+
+    return (containers.uri_item(source, entry) for entry in entries() if entry)
+
+
+def _lines(lines: Iterable[str], column: None) -> Iterator[str]:
+    return (line for line in map(str.strip, lines) if not line.startswith("#"))
+
+
+def _separated(separator: str) -> Callable[[Iterable[str], str | None], Iterator[str]]:
+    def entries(lines: Iterable[str], column: str | None) -> Iterator[str]:
+        csv.field_size_limit(FIELD_CHARACTERS)
+        rows = csv.reader(lines, delimiter=separator)
+        names = next(rows, [])
+        index = names.index(containers.find_uri_column(names, column))
+        return (row[index].strip() for row in rows if len(row) > index)
+
+    return entries
+
+
+def _json_lines(lines: Iterable[str], column: str | None) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            column = column if column in entry else containers.find_uri_column(list(entry), column)
+            yield str(entry[column] or "")
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"line {number} is not a JSON object: {error}") from None
+
+
+READ_LIST = {".txt": _lines, ".csv": _separated(","), ".tsv": _separated("\t"), ".jsonl": _json_lines}
+
+
+# Bytes
+
+
+def fetch(rows: list[dict], *, max_bytes: int) -> Iterator[bytes | BadImage]:
+    """The encoded bytes of manifest rows, in order; a BadImage where they cannot be had (yielded, never raised).
+
+    Local files are read one at a time as they are asked for, remote ones up to 16 ahead. Of a table, the last row
+    group's image column stays in memory. max_bytes: limit per image, checked before it is read.
+    """
+
+    def read(row: dict) -> bytes | BadImage:
+        return _bytes_or_error(row, max_bytes)
+
+    remote = [row["row"] is None and storage.split(row["location"]) is not None for row in rows]
+    ahead = containers.map_ahead(read, [row for row, is_remote in zip(rows, remote, strict=True) if is_remote])
+    for row, is_remote in zip(rows, remote, strict=True):
+        yield next(ahead) if is_remote else read(row)
+
+
+def _bytes_or_error(row: dict, max_bytes: int) -> bytes | BadImage:
+    location, start, length = row["location"], row["start"], row["length"]
+    try:
+        if row["row"] is not None:
+            return containers.read_cell(location, row["column"], row=row["row"], max_bytes=max_bytes)
+        if start is not None and length is None:
+            text = f"{storage.redact(location)} is damaged from byte {start} on: what follows is not listed; repair it"
+            return BadImage("fetch", "damaged", text)
+        return storage.read_bytes(location, start=start, length=length, max_bytes=max_bytes)
+    except BadImage as error:
+        return error
+    except MemoryError:
+        return BadImage("fetch", "memory", "not enough memory to read it")
+    except Exception as error:  # a damaged table, a library of a file system
+        return storage.fetch_error(error, location)

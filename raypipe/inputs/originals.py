@@ -1,0 +1,109 @@
+"""The encoded images behind a run's rows: found again, and proven to be those that were labelled."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe import images
+from raypipe.inputs import manifest as inputs
+from raypipe.types import BadImage
+
+log = logging.getLogger("raypipe")
+MAX_BYTES = 1 << 34  # of one file; `label` had its own limit, which the file passed
+ROWS_AT_ONCE = 64
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 274  # the EXIF tag
+
+
+class Originals:
+    """Finds the originals of rows: by `uri`, or by a new listing of the input.
+
+    A row's `uri` holds no credentials, query or byte range. So images in tars and tables, behind signed addresses, or
+    moved since need the input. Of a listing, `image_id` counts first, then `key`.
+    """
+
+    def __init__(self, source: str | None = None, *, column: str | None = None):
+        """source, column: as `inputs.list_inputs` takes them. Raises what it raises."""
+        self._places: pa.Table | None = None
+        if source is not None:
+            listing = inputs.list_inputs(source, column=column)
+            self._places = pa.concat_tables(listing.chunks)
+            for remark in listing.remarks():
+                log.warning("%s", remark)
+
+    def fetch(self, rows: Iterable[dict]) -> Iterator[tuple[dict, bytes | BadImage]]:
+        """Each row with its original's bytes, whose sha256 is the row's, or with a BadImage.
+
+        Its kind is `missing`, `changed`, or another of `inputs.fetch`. Remote files are read up to 16 ahead.
+        """
+        rows = iter(rows)
+        while group := list(itertools.islice(rows, ROWS_AT_ONCE)):
+            places = [self._place(row) for row in group]
+            contents = inputs.fetch([place for place in places if place], max_bytes=MAX_BYTES)
+            for row, place in zip(group, places, strict=True):
+                yield row, self._proven(row, next(contents)) if place else _unlisted(row)
+
+    def _place(self, row: dict) -> dict | None:
+        """The manifest row of an image; None when the listing does not hold it."""
+        if self._places is None:
+            return dict.fromkeys(("start", "length", "row", "column")) | {"location": row["uri"]}
+        place = self._by_id.get(row["image_id"], self._by_key.get(row["key"]))
+        return None if place is None else self._places.slice(place, 1).to_pylist()[0]
+
+    @cached_property
+    def _by_id(self) -> dict[str, int]:
+        return {image_id: i for i, image_id in enumerate(self._places["image_id"].to_pylist())}
+
+    @cached_property
+    def _by_key(self) -> dict[str, int]:
+        return {key: i for i, key in enumerate(self._places["key"].to_pylist())}
+
+    def _proven(self, row: dict, content: bytes | BadImage) -> bytes | BadImage:
+        if isinstance(content, BadImage):
+            if self._places is None and content.kind not in ("io", "memory"):
+                return BadImage(content.stage, content.kind, f"{content.message}; give the label job's --input")
+            return content
+        if hashlib.sha256(content).hexdigest() != row["sha256"]:
+            return BadImage("fetch", "changed", f"{row['uri']} is not the file that was labelled: its sha256 differs")
+        return content
+
+
+def decode(row: dict, content: bytes) -> np.ndarray:
+    """The original of a row as upright RGB uint8 (H, W, 3), at the size of its masks."""
+    return images.decode(content, max_pixels=row["height"] * row["width"])
+
+
+def portable(row: dict, content: bytes) -> tuple[bytes, str]:
+    """The original as a file that every reader shows upright: (content, ".jpg" or ".png").
+
+    JPEG and PNG without a rotation in EXIF stay as they are. All else becomes an RGB PNG, since many readers ignore
+    EXIF, and masks fit the upright picture.
+    """
+    if content.startswith(JPEG):
+        orientation = images.READERS["JPEG"](io.BytesIO(content)).getexif().get(ORIENTATION, 1)
+        if orientation not in range(2, 9):
+            return content, ".jpg"
+    if content.startswith(PNG) and b"exif" not in content.lower():
+        return content, ".png"
+    return encode_png(decode(row, content)), ".png"
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """An image as PNG. pixels: RGB or RGBA uint8 (H, W, C), or grey uint8 or uint16 (H, W)."""
+    import cv2
+
+    turned = {3: "COLOR_RGB2BGR", 4: "COLOR_RGBA2BGRA"}.get(pixels.shape[2]) if pixels.ndim == 3 else None
+    stored = pixels if turned is None else cv2.cvtColor(pixels, getattr(cv2, turned))
+    return cv2.imencode(".png", stored)[1].tobytes()
+
+
+def _unlisted(row: dict) -> BadImage:
+    return BadImage("fetch", "missing", f"{row['key']!r} is not in the --input, by id or by key")

@@ -1,0 +1,5 @@
+"""Whether a run still is what was committed (`verify`), and few large files instead of many parts (`compact`).
+
+Knows the commit protocol from the reader's side and what a damage means. Labels again through `pipeline`, never by
+itself. Never imports Ray, a method, or `cli`.
+"""

@@ -1,0 +1,255 @@
+"""`raypipe compact`: a run's many small parts as few large files, sorted by image_id.
+
+An external merge in bounded memory: the parts are read once, sorted chunks go to a temporary folder, cut into ranges of
+ids, and range by range into the new files. The same rows give the same files, whatever parts they came from. The new
+records are written when all new files are there, and the old parts go after that, so a kill at any moment leaves either
+files that do not count or rows twice, which `runs.superseded` settles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tyro
+
+from raypipe import schema
+from raypipe.inputs.containers import map_ahead
+from raypipe.maintenance.integrity import Damage, read_record
+from raypipe.run.run import GROUP_ROWS, Run, new_attempt, parquet_bytes, superseded
+from raypipe.runtime.interruption import on_signals
+from raypipe.storage.lock import fence, hold
+
+MEGABYTE = 1_000_000
+CHUNK_BYTES = 256 << 20  # of decoded rows sorted at a time
+RANGE_BYTES = 64 << 20  # of decoded rows merged at a time
+CHUNKS = 500  # at most, since all their files are open at once; a larger run has larger chunks
+EXPANSION = 3  # decoded bytes per byte of a part, about
+READS_AHEAD = 16  # parts read at a time, fewer when they are large
+
+
+@dataclass(frozen=True)
+class Compact:
+    """Rewrite a run's parts as few large files, sorted by image_id. Needs free temporary space of the run's size."""
+
+    run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
+    megabytes: int = 256  # size of the new files, about
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What `compact` did."""
+
+    run: str
+    rows: int
+    parts_before: int
+    parts_after: int
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+
+    def text(self) -> str:
+        """One line."""
+        return (
+            f"{self.rows:,} rows: {self.parts_before:,} parts of {self.bytes_before / 1e6:,.1f} MB are now "
+            f"{self.parts_after:,} of {self.bytes_after / 1e6:,.1f} MB ({self.seconds:.1f} s)"
+        )
+
+
+def compact(options: Compact) -> Compacted:
+    """Rewrite a run's parts, sorted, into files of about `megabytes`. A run that is already so is left alone.
+
+    Readers that go by the commit records (raypipe.load) see every row once at any time; plain ones may see rows twice
+    while it works. Raises FileNotFoundError when the folder is no run, lock.Locked when a job writes to it, and
+    RuntimeError, with all old parts in place, when a part is damaged.
+    """
+    if options.megabytes <= 0:
+        raise ValueError(f"--megabytes must be positive, got {options.megabytes}")
+    start, run, attempt = time.monotonic(), Run(options.run), new_attempt()
+    run.parts()  # raises when it is no run, before the lock makes a folder
+    with on_signals(), hold(run.folder, attempt):
+        run.clean()
+        old, before = run.parts(), _sizes(run)
+        if not _is_compact(old, options.megabytes):
+            new = _rewrite(run, attempt, options.megabytes)
+            _replace(run, attempt, old, new)
+        parts, after = run.parts(), _sizes(run)
+        rows = len(run.commits())
+    seconds = round(time.monotonic() - start, 3)
+    return Compacted(options.run, rows, len(old), len(parts), sum(before.values()), sum(after.values()), seconds)
+
+
+def _is_compact(parts: list[str], megabytes: int) -> bool:
+    """Whether all parts are of one earlier compaction to this size: named `part-<attempt>-compact<megabytes>_<i>`."""
+    begins = {name.rpartition("_")[0] for name in parts}
+    return not parts or (len(begins) == 1 and begins.pop().endswith(f"-compact{megabytes}"))
+
+
+def _sizes(run: Run) -> dict[str, int]:
+    files = run.folder.files(run.masks)
+    return {name: files[name].size for name in run.parts()}
+
+
+def _rewrite(run: Run, attempt: str, megabytes: int) -> dict[str, pa.Table]:
+    """Write the new data files; returns their commit records by name."""
+    commits, sizes = run.commits(), _sizes(run)
+    lost = defaultdict(list)
+    for image_id, part in superseded(commits):
+        lost[part].append(image_id)
+    ids = commits["image_id"].unique().sort()
+    decoded = EXPANSION * sum(sizes.values())
+    step = max(1, RANGE_BYTES * len(ids) // max(decoded, 1) // GROUP_ROWS) * GROUP_ROWS  # rows of a range
+    bounds = ids.take(pa.array(range(step, len(ids), step), pa.int64()))  # first ids of all ranges but the first
+    del commits
+    with tempfile.TemporaryDirectory(prefix="raypipe-compact-") as scratch, ExitStack() as stack:
+        depth = min(READS_AHEAD, 1 + CHUNK_BYTES // max(sizes.values(), default=1))
+        contents = zip(sizes, map_ahead(partial(_read_part, run), sizes, depth=depth), strict=True)
+        tables = (table for name, content in contents for table in _rows(content, lost[name]))
+        chunks = _gathered(tables, max(CHUNK_BYTES, decoded // CHUNKS))
+        spills = [_spill(chunk, bounds, Path(scratch, f"{i}.arrow")) for i, chunk in enumerate(chunks)]
+        readers = [pa.ipc.open_file(stack.enter_context(pa.OSFile(str(path)))) for path in spills]
+        groups = _merged(readers, len(bounds) + 1)
+        records = dict(_write(run, attempt, megabytes, groups))
+    written = sum(map(len, records.values()))
+    if written != len(ids):
+        raise RuntimeError(f"{run}: {written} rows were written for {len(ids)} images; the old parts are kept")
+    return records
+
+
+def _replace(run: Run, attempt: str, old: list[str], records: dict[str, pa.Table]) -> None:
+    """Let the new files count, then delete the old parts, oldest first."""
+    for name, record in records.items():
+        run.write_record(attempt, name, record)
+    fence(run.folder, attempt)
+    if not records.keys() <= set(run.parts()):  # another attempt took the lock over and cleaned
+        raise RuntimeError(f"{run}: new files have disappeared; the old parts are kept")
+    for name in old:
+        run.drop(name)
+    run.finish(attempt)
+
+
+def _read_part(run: Run, name: str) -> bytes:
+    """A part's data file. Raises RuntimeError when it is not what its record says."""
+    content = run.folder.read(run.masks, name) or b""
+    try:
+        record, expected = read_record(run.folder.read("_commits", name) or b"")
+        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            raise Damage("altered", "it is not what was committed")
+        if not pq.read_table(io.BytesIO(content), columns=schema.COMMIT.names).equals(record):
+            raise Damage("ids", "it does not hold the images of its record")
+    except Damage as damage:
+        text = f"part {name} is damaged ({damage.text}); first: raypipe verify {run} --repair"
+        raise RuntimeError(f"{run}: {text}") from None
+    return content
+
+
+def _rows(content: bytes, lost: list[str]) -> Iterator[pa.Table]:
+    """A part's row groups, without the superseded ids."""
+    file = pq.ParquetFile(io.BytesIO(content))
+    for i in range(file.num_row_groups):
+        rows = file.read_row_group(i).cast(schema.MASKS)
+        yield rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=pa.array(lost, pa.string()))))
+
+
+def _gathered(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Tables joined to about `size` bytes."""
+    held, weight = [], 0
+    for table in tables:
+        held.append(table)
+        weight += table.nbytes
+        if weight >= size:
+            yield pa.concat_tables(held)
+            held, weight = [], 0
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _spill(chunk: pa.Table, bounds: pa.Array, path: Path) -> Path:
+    """Write a chunk, sorted, as an Arrow file with one record batch per range of ids."""
+    chunk = _sorted(chunk)
+    cuts = np.searchsorted(chunk["image_id"].to_numpy(), bounds.to_numpy(zero_copy_only=False), side="left")
+    edges = [0, *cuts.tolist(), len(chunk)]
+    with pa.ipc.new_file(str(path), schema.MASKS, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        for first, last in zip(edges, edges[1:], strict=False):
+            writer.write_batch(_batch(chunk.slice(first, last - first)))
+    return path
+
+
+def _batch(rows: pa.Table) -> pa.RecordBatch:
+    """A table as one record batch, also an empty one."""
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+            for column in rows.columns
+        ],
+        schema=schema.MASKS,
+    )
+
+
+def _sorted(rows: pa.Table) -> pa.Table:
+    return rows.replace_schema_metadata(schema.MASKS.metadata).sort_by("image_id")
+
+
+def _merged(readers: list[pa.ipc.RecordBatchFileReader], ranges: int) -> Iterator[pa.Table]:
+    """All rows in the order of their ids, GROUP_ROWS at a time: a range holds a multiple of that, but for the last."""
+    for i in range(ranges):
+        rows = _sorted(pa.Table.from_batches([reader.get_batch(i) for reader in readers], schema.MASKS))
+        for start in range(0, len(rows), GROUP_ROWS):
+            yield rows.slice(start, GROUP_ROWS)
+
+
+def _write(run: Run, attempt: str, megabytes: int, groups: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
+    """Write row groups into files of about `megabytes`; yields (name, commit record)."""
+    for i, held in enumerate(_files(groups, megabytes * MEGABYTE)):
+        name, ids, sink = f"part-{attempt}-compact{megabytes}_{i:05d}.parquet", [], pa.BufferOutputStream()
+        columns = schema.MASKS.with_metadata(run.part_metadata())
+        with pq.ParquetWriter(sink, columns, compression="zstd") as writer:
+            for group in held:
+                writer.write_table(group.replace_schema_metadata(run.part_metadata()), row_group_size=GROUP_ROWS)
+                ids.append(group.select(schema.COMMIT.names))
+        yield name, run.write_part(name, memoryview(sink.getvalue()), pa.concat_tables(ids))
+
+
+def _files(groups: Iterator[pa.Table], size: int) -> Iterator[Iterator[pa.Table]]:
+    """Row groups file by file, each to be used up before the next.
+
+    What belongs into a file is decided by the rows alone, not by bytes written, which differ with the attempts' names:
+    by their text, with the compression of the first group, a random sample because ids are hashes.
+    """
+    first = next(groups, None)
+    if first is None:
+        return
+    limit = size * _weight(first) / len(parquet_bytes(first.drop_columns("attempt")))
+    following = [first]
+
+    def one_file() -> Iterator[pa.Table]:
+        weight = 0.0
+        while following and weight < limit:
+            group = following.pop()
+            weight += _weight(group)
+            if (after := next(groups, None)) is not None:
+                following.append(after)
+            yield group
+
+    while following:
+        yield one_file()
+
+
+def _weight(rows: pa.Table) -> int:
+    """Bytes of a row group's masks and names, decoded."""
+    segments = pc.list_flatten(rows["segments"])
+    texts = [rows["uri"], rows["key"], rows["image_id"], pc.struct_field(rows["foreground"], "counts")]
+    texts += [pc.struct_field(segments, "counts"), pc.struct_field(segments, "soft")]
+    return sum(pc.sum(pc.binary_length(text)).as_py() or 0 for text in texts)

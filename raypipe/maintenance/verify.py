@@ -1,0 +1,281 @@
+"""`raypipe verify`: whether a run still holds what was committed, and what to do where it does not.
+
+Every data file is read once and compared with its commit record, which has a checksum of its own. Repair removes what
+is damaged, so that `raypipe label` with the same options does those images again; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tyro
+
+from raypipe import schema
+from raypipe.maintenance import redo
+from raypipe.maintenance.integrity import Part, Problem, check_part
+from raypipe.run.run import OURS, Run, new_attempt, superseded
+from raypipe.runtime.interruption import on_signals
+from raypipe.storage.lock import hold, live_attempt
+
+READERS = 16  # parts read at a time
+LEFTOVER_AGE = 3600  # seconds after which a temporary file belongs to no live writer
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read a whole run and tell what is torn, altered, missing, doubled or left over."""
+
+    run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
+    deep: bool = False  # also decode every mask and compare it with its area, box and size
+    repair: bool = False  # remove what is damaged; good parts are not touched
+    redo: bool = False  # after a repair, label what has no row any more, with the recorded options
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found and did."""
+
+    run: str
+    parts: int
+    rows: int  # as the readable commit records tell
+    bytes: int  # of the data files
+    seconds: float
+    problems: list[Problem]
+    repaired: bool
+    removed: int  # parts that repair removed
+    left: list[Problem]  # what is wrong now
+    commands: list[str]  # what labels the removed images again
+    exit_code: int  # 0 when nothing is wrong (any more), else 1
+
+    def text(self) -> str:
+        """One line per problem, what was done, and what to do."""
+        lines = [f"{self.parts:,} parts, {self.rows:,} rows, {self.bytes / 1e6:,.1f} MB read in {self.seconds:.1f} s"]
+        lines += [f"{problem.kind:<14}{problem.file}  {problem.text}" for problem in self.problems]
+        if not self.problems:
+            return "\n".join([*lines, "clean: every committed row is there, once and unchanged"])
+        counts = Counter(problem.kind for problem in self.problems)
+        lines.append("problems: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+        if self.repaired:
+            lines.append(f"repaired: {self.removed:,} damaged parts removed, the others are untouched")
+            lines += [f"still wrong: {problem.kind}  {problem.file}  {problem.text}" for problem in self.left]
+        elif any(problem.kind not in ("unlabelled", "foreign") for problem in self.problems):
+            lines.append(f"to repair: raypipe verify {self.run} --repair")
+        if self.commands:
+            lines += ["to label the images that have no row any more:", *(f"  {line}" for line in self.commands)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is wrong with a run, and the parts that were read."""
+
+    problems: list[Problem]
+    parts: list[Part]
+    rows: int
+    configuration: dict | None  # what run.json should hold, where it does not; None when it is right or unknown
+
+
+def verify(options: Verify) -> Verified:
+    """Check a run, and repair it if asked to. Reads everything once, in threads; safe beside a job that writes.
+
+    Raises FileNotFoundError when the folder is no run, lock.Locked when a repair finds a job at work, ValueError for
+    redo without repair and for a run of a newer raypipe, and with redo whatever `pipeline.label` raises.
+    """
+    if options.redo and not options.repair:
+        raise ValueError("--redo has no effect without --repair")
+    start, run = time.monotonic(), _open(options.run)
+    found = mend(run, deep=options.deep) if options.repair else find(run, deep=options.deep)
+    removed = [part for part in found.parts if part.is_condemned] if options.repair else []
+    left = _left(run, found, removed) if options.repair else found.problems
+    if options.redo and any(problem.kind == "unlabelled" for problem in left):
+        redo.label_again(run)
+        left = _left(run, found, [part for part in removed if part.record is not None])
+    commands = redo.commands(run) if any(problem.kind == "unlabelled" for problem in left) else []
+    return Verified(
+        run=options.run,
+        parts=len(found.parts),
+        rows=found.rows,
+        bytes=sum(part.bytes for part in found.parts),
+        seconds=round(time.monotonic() - start, 3),
+        problems=found.problems,
+        repaired=options.repair,
+        removed=len(removed),
+        left=left,
+        commands=commands,
+        exit_code=1 if left else 0,
+    )
+
+
+def find(run: Run, *, deep: bool = False, own: str | None = None) -> Findings:
+    """Everything that is wrong with a run. own: the caller's attempt, if it holds the lock."""
+    live = live_attempt(run.folder)
+    live = None if live == own else live
+    records, files = _names(run, "_commits"), _names(run, run.masks)  # in this order: a part is there before its record
+    strays = {name for name in records ^ files if not OURS.fullmatch(name)}
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(partial(check_part, run, deep=deep), sorted(records - strays)))
+    problems = [part.problem for part in parts if part.problem]
+    for name in sorted(strays):
+        place = run.masks if name in files else "_commits"
+        problems.append(Problem(f"{place}/{name}", "foreign", "no file of raypipe's; move it away"))
+    for name in sorted(files - records - strays):
+        if live is None or live not in name:
+            problems.append(Problem(f"{run.masks}/{name}", "orphan", "a data file without commit record"))
+    problems += _leftovers(run, live)
+    remarks, configuration = _check_configuration(run, parts)
+    problems += remarks
+    tables = [part.record.select(schema.COMMIT.names) for part in parts if part.record is not None]
+    commits = pa.concat_tables([schema.COMMIT.empty_table(), *tables])
+    rows = pc.count_distinct(commits["image_id"]).as_py()
+    if live is None and len(tables) == len(parts):  # else the records do not tell all ids
+        problems += _check_ids(run, parts, commits)
+        problems += _unlabelled(run, rows)
+    return Findings(problems, parts, rows, configuration)
+
+
+def mend(run: Run, *, deep: bool = False) -> Findings:
+    """Find what is wrong and remove or restore it, under the lock. Returns what was wrong. A kill at any time is safe.
+
+    Raises RuntimeError, having deleted nothing, when run.json is lost and the parts do not tell it either, and when a
+    finished run has no commit record at all: it was copied without them.
+    """
+    attempt = new_attempt()
+    with on_signals(), hold(run.folder, attempt):
+        found = find(run, deep=deep, own=attempt)
+        if found.configuration:
+            content = json.dumps(found.configuration, indent=2) + "\n"
+            run.folder.write(content.encode(), "run.json")
+        elif _configuration(run) is None:
+            raise RuntimeError(f"{run}: run.json is lost and no good part repeats it; label into another --output")
+        run.clean()  # orphans, leftovers
+        if any(part.is_condemned for part in found.parts):
+            run.mark_complete(None)
+        for part in found.parts:
+            if part.is_condemned:
+                run.drop(part.name)
+            elif part.problem:
+                run.write_record(attempt, part.name, part.record)
+        for problem in found.problems:
+            if problem.kind == "attempt":
+                run.folder.delete(problem.file)
+        run.finish(attempt)  # doubled ids, errors.parquet
+    return found
+
+
+def _open(uri: str) -> Run:
+    """The run in a folder, also when run.json is damaged. Raises FileNotFoundError when it is no run."""
+    found = _configuration(Run(uri))
+    if found and found["schema"] > schema.VERSION:
+        raise ValueError(f"{Run(uri)}: made by a newer raypipe (schema {found['schema']}, known is {schema.VERSION})")
+    if found:
+        return Run(uri, found["method"])
+    methods = [name for name in Run(uri).folder.folders("masks") if name.startswith("method=")]
+    if len(methods) != 1:
+        raise FileNotFoundError(f"{Run(uri)}: no run.json and no masks of one method in it, so it is not a raypipe run")
+    return Run(uri, methods[0].removeprefix("method="))
+
+
+def _configuration(run: Run) -> dict | None:
+    """The content of run.json; None when it is missing or unreadable."""
+    try:
+        found = run.configuration()
+        return found if found and {"schema", "method", "settings", "provenance"} <= found.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def _names(run: Run, *place: str) -> set[str]:
+    return {name for name in run.folder.files(*place) if not name.startswith("_tmp.")}
+
+
+# The rest of the folder
+
+
+def _leftovers(run: Run, live: str | None) -> Iterator[Problem]:
+    """Work lists and temporary files of ended attempts, unreadable attempt records, folders that are not the run's."""
+    for name in run.folder.folders("_runs"):
+        if name != live:
+            yield Problem(f"_runs/{name}/", "leftover", "the work list of an attempt that ended")
+    for place in ((), (run.masks,), ("_commits",), ("_runs",)):
+        for name, info in run.folder.files(*place).items():
+            if name.startswith("_tmp.") and (datetime.now(UTC) - info.mtime).total_seconds() > LEFTOVER_AGE:
+                yield Problem("/".join((*place, name)), "leftover", "a temporary file that no process writes")
+    for name in sorted(run.folder.files("_runs")):
+        if name.endswith(".json") and redo.read_attempt(run, name) is None:
+            yield Problem(f"_runs/{name}", "attempt", "the attempt's record is not JSON")
+    for name in run.folder.folders("masks"):
+        if f"masks/{name}" != run.masks:
+            yield Problem(f"masks/{name}/", "foreign", "not of this run, but plain readers find it; move it away")
+
+
+def _check_configuration(run: Run, parts: list[Part]) -> tuple[list[Problem], dict | None]:
+    """Compare run.json with what the good parts repeat of it. Returns problems, and what it should hold instead."""
+    found, stamps = _configuration(run), {part.stamp for part in parts if part.stamp}
+    repeated = [json.loads(stamp) for stamp in stamps]
+    if len(repeated) > 1:
+        text = f"the parts repeat {len(repeated)} different configurations"
+        return [Problem("run.json", "configuration", text)], None
+    if found and (not repeated or found == repeated[0]):
+        return [], None
+    text = "differs from what the parts repeat of it" if found else "missing or not readable"
+    return [Problem("run.json", "configuration", text)], repeated[0] if repeated else None
+
+
+def _check_ids(run: Run, parts: list[Part], commits: pa.Table) -> Iterator[Problem]:
+    """Ids that stand in several parts, and errors.parquet. commits: the ids and errors of all parts, in order."""
+    names = [pa.repeat(pa.scalar(part.name), len(part.record)) for part in parts]
+    commits = commits.append_column("part", pa.chunked_array(names, pa.string()))
+    lost = superseded(commits)
+    for name, count in sorted(Counter(name for _, name in lost).items()):
+        yield Problem(
+            f"{run.masks}/{name}", "doubled", f"{count} of its images also stand in another part, which counts"
+        )
+    failed = {(row["image_id"], row["part"]) for row in commits.filter(pc.not_equal(commits["error"], "")).to_pylist()}
+    if parts and _listed_errors(run) != {image_id for image_id, _ in failed - lost}:
+        yield Problem("errors.parquet", "errors", "missing, unreadable, or does not list exactly the failed images")
+
+
+def _listed_errors(run: Run) -> set[str] | None:
+    """The image ids in errors.parquet; None when it cannot be read."""
+    content = run.folder.read("errors.parquet")
+    try:
+        return None if content is None else set(pq.read_table(io.BytesIO(content))["image_id"].to_pylist())
+    except (ValueError, KeyError, OSError):
+        return None
+
+
+# Images without a row
+
+
+def _unlabelled(run: Run, rows: int) -> list[Problem]:
+    """Images that an ended attempt had rows for and that have none now. rows: how many have one."""
+    ended = [job for job in redo.jobs(run) if job.labelled is not None]
+    worst = max(ended, key=lambda job: job.labelled, default=None)
+    if worst is None or worst.labelled <= rows:
+        return []
+    text = f"{worst.labelled - rows:,} images have no row any more: {worst.labelled:,} had one when this attempt ended"
+    return [Problem(f"_runs/{worst.attempt}.json", "unlabelled", text)]
+
+
+def _left(run: Run, found: Findings, removed: list[Part]) -> list[Problem]:
+    """What is still wrong after a repair: images without a row, folders of others, parts of several configurations."""
+    left, _ = _check_configuration(run, [part for part in found.parts if not part.is_condemned])
+    left += [problem for problem in found.problems if problem.kind == "foreign"]
+    now = set(run.commits()["image_id"].to_pylist())
+    records = [part.record for part in removed if part.record is not None]
+    lost = {image_id for record in records for image_id in record["image_id"].to_pylist()} - now
+    if lost or len(records) < len(removed):
+        text = f"{len(lost):,} images" if len(records) == len(removed) else "the images"
+        return [*left, Problem(f"{run.masks}/", "unlabelled", f"{text} of removed parts have no row any more")]
+    return left + _unlabelled(run, len(now))

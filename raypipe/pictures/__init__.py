@@ -1,0 +1,5 @@
+"""Masks over photographs: overlays, layers for a page, the picture sheet.
+
+Knows colours and sizes of what people look at. Reads rows and originals, never labels anything. Never imports Ray, a
+method, or `pipeline`.
+"""

@@ -1,0 +1,136 @@
+"""Small pictures for a page: an image as JPEG, its masks and their contours as transparent PNGs to lay over it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import NamedTuple
+
+import numpy as np
+
+from raypipe import masks
+from raypipe.inputs import originals
+from raypipe.pictures.sheet import COLOURS, draw_order
+from raypipe.types import BadImage
+
+OUTSIDE, HALO = len(COLOURS) + 1, len(COLOURS) + 2  # palette entries after 0 = transparent and the masks' colours
+QUALITIES = ((1.0, 80), (1.0, 60), (0.75, 60), (0.5, 50), (0.25, 40))  # (scale, JPEG quality) until it is small enough
+
+
+class Layers(NamedTuple):
+    """One run's masks of an image, as data URIs of the size of the picture."""
+
+    mask: str
+    contour: str
+
+
+class Picture(NamedTuple):
+    """An image and what each run found in it."""
+
+    original: str | None  # data URI; None where the file cannot be read
+    remark: str  # why not; "" when it can
+    width: int
+    height: int
+    layers: list[Layers | None]  # per run; None where the run has no masks of it
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the data URIs."""
+        texts = [self.original or "", *(text for layers in self.layers if layers for text in layers)]
+        return sum(map(len, texts))
+
+
+def draw(content: bytes | BadImage, rows: list[dict | None], *, side: int, max_bytes: int) -> Picture:
+    """The picture of one image. content: its file, as `originals.Originals` finds it, or what is wrong with that.
+
+    rows: the masks row of each run, None where it has none.
+
+    side: length of the longer side in pixels. Quality and side go down until the data URIs fit into max_bytes together;
+    at a quarter of the side they are taken as they are.
+    """
+    row = next(row for row in rows if row)
+    image, remark = _decoded(content, row)
+    size = (row["height"], row["width"])
+    for scale, quality in QUALITIES:
+        height, width = _scaled(size, side * scale)
+        original = None if image is None else jpeg(_resized(image, (height, width)), quality)
+        layers = [None if row is None else draw_layers(row, (height, width)) for row in rows]
+        picture = Picture(original, remark, width, height, layers)
+        if picture.nbytes <= max_bytes:
+            break
+    return picture
+
+
+def draw_layers(row: dict, size: tuple[int, int]) -> Layers:
+    """Masks and contours of one row. row: `segments`, `foreground`. size: (height, width) of the picture.
+
+    Masks are opaque: who lays them over an image chooses the opacity. What lies outside the foreground is black. Large
+    masks are drawn first, so that small ones stay visible.
+    """
+    import cv2
+
+    fill, lines = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    cross = np.ones((3, 3), np.uint8)
+    if row["foreground"]:
+        fill[~_shrunk(row["foreground"], size)] = OUTSIDE
+    for i in draw_order([segment["area"] for segment in row["segments"]]):
+        mask = _shrunk(row["segments"][i], size)
+        colour = i % len(COLOURS) + 1
+        fill[mask] = colour
+        inner = cv2.erode(mask.astype(np.uint8), cross, iterations=2).astype(bool)
+        outer = cv2.dilate(mask.astype(np.uint8), cross).astype(bool)
+        lines[outer & ~mask & (lines == 0)] = HALO
+        lines[mask & ~inner] = colour
+    return Layers(png(fill), png(lines))
+
+
+def jpeg(image: np.ndarray, quality: int) -> str:
+    """A data URI. image: RGB uint8 (H, W, 3)."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, optimize=True)
+    return _data_uri("image/jpeg", buffer)
+
+
+def png(indices: np.ndarray) -> str:
+    """A data URI of a palette image. indices: uint8 (H, W), 0 = transparent, then COLOURS, OUTSIDE, HALO."""
+    from PIL import Image
+
+    buffer, picture = io.BytesIO(), Image.frombytes("P", indices.shape[::-1], indices.tobytes())
+    picture.putpalette([0, 0, 0, *COLOURS.ravel().tolist(), 0, 0, 0, 0, 0, 0])
+    picture.save(buffer, "PNG", compress_level=6, transparency=bytes([0, *[255] * (len(COLOURS) + 1), 150]))
+    return _data_uri("image/png", buffer)
+
+
+def _decoded(content: bytes | BadImage, row: dict) -> tuple[np.ndarray | None, str]:
+    try:
+        if isinstance(content, BadImage):
+            raise content
+        image = originals.decode(row, content)
+    except BadImage as error:
+        return None, error.message
+    return image, ""
+
+
+def _shrunk(rle: dict, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another size: bool (H, W), true where most of the pixel is."""
+    return _resized(masks.decode_rle(rle).astype(np.uint8) * 255, size) > 127
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    import cv2
+
+    if image.shape[:2] == tuple(size):
+        return image
+    shrinks = image.shape[0] >= size[0]
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _scaled(size: tuple[int, int], side: float) -> tuple[int, int]:
+    factor = min(1.0, side / max(*size, 1))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _data_uri(kind: str, buffer: io.BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

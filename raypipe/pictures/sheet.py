@@ -1,0 +1,146 @@
+"""The picture sheet: a sample of a run's originals beside their masks, as one PNG."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raypipe import images, masks
+from raypipe.inputs import manifest as inputs
+from raypipe.run.run import Run
+from raypipe.types import BadImage
+
+log = logging.getLogger("raypipe")
+SAMPLE = 12  # images on a sheet
+COLUMNS = 3
+TILE = 260  # pixels a side of one picture
+CAPTION = 22  # pixels of text below
+GAP = 10
+# Okabe & Ito's palette, readable by colour-blind people (https://jfly.uni-koeln.de/color/), vermilion first.
+COLOURS = np.array(
+    [(213, 94, 0), (0, 114, 178), (240, 228, 66), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0)],
+    np.uint8,
+)
+
+
+def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int) -> str | None:
+    """Write sheet.png into a run's folder: up to 12 good rows, the same ones each time. Returns its place.
+
+    manifest: the input's listing, which tells where the originals are. None when there is no good row.
+    """
+    from PIL import Image
+
+    rows = {row["image_id"]: row for row in _sample(run, manifest)}
+    places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(rows, pa.string()))).to_pylist()
+    tiles = []
+    for place, content in zip(places, inputs.fetch(places, max_bytes=max_bytes), strict=True):
+        try:
+            tiles.append(_tile(content, rows[place["image_id"]], max_pixels))
+        except BadImage as error:  # it was readable when it was labelled
+            log.warning("sheet: %s is left out: %s", place["key"], error)
+    if not tiles:
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(draw_sheet(tiles)).save(buffer, "PNG", optimize=True)
+    run.folder.write(buffer.getvalue(), "sheet.png")
+    return run.folder.location("sheet.png")
+
+
+def overlay(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None = None) -> np.ndarray:
+    """An image with its masks in colour and what lies outside the foreground darkened.
+
+    image: RGB uint8 (H, W, 3). found: bool (N, H, W). foreground: bool (H, W). Returns RGB uint8 (H, W, 3).
+    """
+    import cv2
+
+    picture = image.astype(np.float32)
+    if foreground is not None:
+        picture[~foreground] *= 0.35
+    outlines = []
+    for i in draw_order([mask.sum() for mask in found]):
+        colour = COLOURS[i % len(COLOURS)]
+        picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * colour
+        outlines.append((cv2.findContours(found[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], colour))
+    picture = np.ascontiguousarray(picture.round().astype(np.uint8))
+    for contours, colour in outlines:
+        cv2.drawContours(picture, contours, -1, [int(c) for c in colour], 1)
+    return picture
+
+
+def draw_order(areas: Sequence[int]) -> list[int]:
+    """Indices of masks by area: large ones first, so that small ones drawn later stay visible."""
+    return sorted(range(len(areas)), key=lambda i: -areas[i])
+
+
+def draw_sheet(tiles: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
+    """Pairs (original, overlay, caption) in a grid: RGB uint8. The pictures have at most TILE pixels a side."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns = min(COLUMNS, len(tiles))
+    lines = -(-len(tiles) // columns)
+    cell = (2 * TILE + GAP // 2 + 2 * GAP, TILE + CAPTION + GAP)
+    sheet = Image.new("RGB", (columns * cell[0], lines * cell[1] + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for i, (original, drawn, caption) in enumerate(tiles):
+        x, y = (i % columns) * cell[0] + GAP, (i // columns) * cell[1] + GAP
+        for j, picture in enumerate((original, drawn)):
+            height, width = picture.shape[:2]
+            left = x + j * (TILE + GAP // 2) + (TILE - width) // 2
+            sheet.paste(Image.fromarray(picture), (left, y + TILE - height))
+        draw.text((x, y + TILE + 2), _shortened(caption, draw, font, 2 * TILE), fill=(70, 70, 70), font=font)
+    return np.asarray(sheet)
+
+
+def _tile(content: bytes | BadImage, row: dict, max_pixels: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """One (original, overlay, caption), drawn at the size it is shown in. Raises BadImage if the original changed."""
+    import cv2
+
+    if isinstance(content, BadImage):
+        raise content
+    if hashlib.sha256(content).hexdigest() != row["sha256"]:
+        raise BadImage("fetch", "changed", "the file is another one than when it was labelled")
+    image = images.decode(content, max_pixels=max_pixels)
+    scale = min(1.0, TILE / max(image.shape[:2]))
+    size = [max(1, round(side * scale)) for side in (image.shape[1], image.shape[0])]  # OpenCV: width first
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    found = [_resized(masks.decode_rle(segment), size) for segment in row["segments"]]
+    foreground = _resized(masks.decode_rle(row["foreground"]), size) if row["foreground"] else None
+    return small, overlay(small, np.array(found, bool).reshape(-1, *small.shape[:2]), foreground), row["key"]
+
+
+def _resized(mask: np.ndarray, size: list[int]) -> np.ndarray:
+    import cv2
+
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _sample(run: Run, manifest: pa.Table) -> list[dict]:
+    """Good rows with the smallest ids: ids are hashes, so that is a random sample, and the same each time."""
+    commits = run.commits()
+    good = pc.and_(
+        pc.equal(commits["error"], ""), pc.is_in(commits["image_id"], value_set=manifest["image_id"].combine_chunks())
+    )
+    chosen = commits.filter(good).sort_by("image_id").slice(0, SAMPLE)
+    ids = pc.field("image_id").isin(chosen["image_id"].combine_chunks())
+    rows = []
+    for part in sorted(set(chosen["part"].to_pylist())):
+        path = run.folder.path(run.masks, part)
+        rows += pq.read_table(path, filesystem=run.folder.fs, filters=ids, partitioning=None).to_pylist()
+    return rows
+
+
+def _shortened(text: str, draw, font, width: int) -> str:
+    """The end of a long name, which tells files apart better than its beginning; control characters made visible."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while draw.textlength("..." + text, font=font) > width:
+        text = text[1:]
+    return "..." + text

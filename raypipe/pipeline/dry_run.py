@@ -1,0 +1,152 @@
+"""`raypipe label --dry-run`: what a run would do and, from up to three images timed in a child, how long it takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+
+from raypipe import storage
+from raypipe.pipeline import stages
+from raypipe.pipeline.stages import Work
+from raypipe.run import run as runs
+from raypipe.runtime import cores
+from raypipe.runtime.progress import duration, images
+
+log = logging.getLogger("raypipe")
+STARTUP = 10.0  # seconds: Ray and its first worker processes, measured on two cores
+LOADING = 120.0  # seconds that the child may take besides its images
+TIMED = 3  # images
+PATIENCE = 30.0  # seconds after which no further image is timed: some methods take minutes for one
+
+
+def estimate(job, work: Work, run: runs.Run, manifest: pa.Table) -> dict:
+    """Inputs, pending images, workers and, with job.timing, expected time, memory and size.
+
+    Writes and downloads nothing. Raises RuntimeError with the child's message when the method cannot be loaded or run.
+    """
+    from raypipe.pipeline import label as pipeline
+
+    pending = run.plan(manifest, retry_errors=job.retry_errors, limit=job.limit)
+    device = pipeline.device_here(work)
+    actors = _actors(job, work, device)
+    result = {
+        "method": work.segmenter.name,
+        "needs": _needs(work),
+        "licence": work.segmenter.licence,
+        "input": storage.redact(job.input),
+        "images": len(manifest),
+        "pending": len(pending),
+        "device": device,
+        "actors": actors,
+    }
+    if not job.timing or not len(pending):
+        return result
+    step = max(1, len(pending) // TIMED)
+    rows = pending.take(list(range(0, len(pending), step))[:TIMED]).to_pylist()
+    log.info("timing up to %s; --no-timing leaves this out", images(len(rows)))
+    timed = _timed(work, device, rows, alone=job.local, timeout=job.timeout or work.segmenter.timeout)
+    if "missing" in timed:
+        reason = "left out, since a dry run sets HF_HUB_OFFLINE and downloads nothing"
+        return result | {"timing": f"{reason}: {timed['missing']}"}
+    seconds = timed["load_seconds"] + STARTUP * (not job.local) + timed["seconds_per_image"] * len(pending) / actors
+    return result | {
+        "seconds_per_image": round(timed["seconds_per_image"], 4),
+        "expected_time": duration(seconds),
+        "expected_size": f"{timed['bytes_per_image'] * len(pending) / 1e6:.1f} MB",
+        "expected_memory": f"{timed['memory'] * actors / 1e9:.1f} GB in {actors} actor{'s' * (actors != 1)}",
+        "timed": f"{images(timed['images'])}, {timed['failed']} of them failed",
+    }
+
+
+def _needs(work: Work) -> str:
+    """The weights of the method and of what computes its foreground."""
+    needs = [work.segmenter.needs] if work.segmenter.needs else []
+    if work.finder and work.finder.needs:
+        needs.append(f"for the foreground: {work.finder.needs}")
+    return "; ".join(needs) or "nothing"
+
+
+def _actors(job, work: Work, device: str) -> int:
+    """Actors of a run on this machine; on a cluster its size decides when the job starts."""
+    if job.local:
+        return 1
+    if job.actors:
+        return job.actors
+    if device == "cuda":
+        import torch
+
+        return max(1, int(torch.cuda.device_count() / work.gpus))
+    return cores.for_local_ray() - 2
+
+
+def _timed(work: Work, device: str, rows: list[dict], *, alone: bool, timeout: float) -> dict:
+    """Label a few rows in a child process: nothing is loaded here, and a crash stays there.
+
+    alone: the process may use all cores, as in a run without Ray. timeout: seconds for one image.
+    """
+    limit = LOADING + timeout * len(rows)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({} if alone else {"OMP_NUM_THREADS": "1"})
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "answer.pickle")  # not stdout: libraries print there
+        command = [sys.executable, "-m", "raypipe.pipeline.dry_run", str(answer)]
+        task = pickle.dumps((work, device, rows, alone))
+        try:
+            child = subprocess.run(command, input=task, capture_output=True, env=environment, timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(
+                f"timing {images(len(rows))} took longer than {duration(limit)}; --no-timing leaves it out"
+            ) from None
+        if child.returncode:
+            reason = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"]
+            raise RuntimeError(f"timing {images(len(rows))} failed: {reason[-1]}; --no-timing leaves it out")
+        return pickle.loads(answer.read_bytes())
+
+
+def _child(answer: Path) -> None:
+    """Write what labelling the rows took, or `missing`: which weights are not there."""
+    work, device, rows, alone = pickle.load(sys.stdin.buffer)
+    try:
+        answer.write_bytes(pickle.dumps(_measured(work, device, rows, alone=alone)))
+    except FileNotFoundError as error:  # of `load`: an image that is not there is an error row
+        answer.write_bytes(pickle.dumps({"missing": str(error)}))
+
+
+def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:
+    import dataclasses
+    import resource
+
+    import cv2
+
+    if not alone:
+        cv2.setNumThreads(1)  # as in workers: as many processes as cores share the machine
+    start = time.perf_counter()
+    work = dataclasses.replace(work, device=device)
+    decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
+    loaded = time.perf_counter()
+    done = []
+    for row in rows:
+        done += encode(segment(decode([row])))
+        if time.perf_counter() - loaded > PATIENCE:
+            break
+    table = stages.table(done)
+    return {
+        "images": len(done),
+        "failed": stages.count_errors(table).total(),
+        "load_seconds": loaded - start,
+        "seconds_per_image": (time.perf_counter() - loaded) / len(done),
+        "bytes_per_image": len(runs.parquet_bytes(table)) / len(done),
+        # bytes on macOS, KiB elsewhere
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]))

@@ -1,0 +1,130 @@
+"""Where the foreground of an image comes from: another method, a folder of masks, another run, or the whole image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe import segmenters, storage
+from raypipe.inputs import maskfiles
+from raypipe.types import BadImage, Segmenter
+
+GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """One parsed `--foreground`. kind: grabcut, rembg, whole, given or run.
+
+    argument: what follows the colon, or ""; a local path is absolute, for workers may have another current folder.
+    """
+
+    kind: str
+    argument: str = ""
+
+    def __str__(self) -> str:
+        """The spec with an absolute path and without credentials: what is frozen and shown."""
+        if self.is_read:
+            return f"{self.kind}:{storage.redact(self.argument)}"
+        return f"{self.kind}:{self.argument}" if self.argument else self.kind
+
+    @property
+    def is_read(self) -> bool:
+        """Whether masks are read from files (in the decode stage) and not computed (in the segment stage)."""
+        return self.kind in ("given", "run")
+
+    def segmenter(self, *, seed: int) -> Segmenter | None:
+        """The one-mask method that computes it, not loaded; None when nothing is to be computed."""
+        if self.kind == "grabcut":
+            return segmenters.find("grabcut")(seed=seed)
+        if self.kind == "rembg":
+            rembg = segmenters.find("rembg")
+            return rembg(model=self.argument) if self.argument else rembg()
+        return None
+
+
+def parse(text: str) -> Foreground:
+    """Read the grammar of `--foreground`. Raises ValueError that shows it."""
+    kind, _, argument = text.partition(":")
+    if kind not in ("grabcut", "rembg", "whole", "given", "run"):
+        raise ValueError(f"unknown foreground {text!r}; choose one of: {GRAMMAR}")
+    if kind in ("given", "run") and not argument:
+        raise ValueError(f"foreground {text!r} needs a folder; write {kind}:DIR")
+    if kind in ("grabcut", "whole") and argument:
+        raise ValueError(f"foreground {text!r}: {kind} takes no argument")
+    if argument.endswith(".onnx"):
+        argument = os.path.abspath(os.path.expanduser(argument))
+    return Foreground(kind, storage.absolute(argument) if kind in ("given", "run") else argument)
+
+
+def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:
+    """Add the columns `foreground_location` and `foreground_row` that tell where each image's given mask lies.
+
+    Masks are matched as `maskfiles.match` says; null = none found.
+    """
+    keys = manifest["key"].to_pylist()
+    if foreground.kind == "given":
+        location = maskfiles.match(foreground.argument, keys).location
+        places = [(location.get(key), None) for key in keys]
+    else:
+        find = _of_run(foreground.argument)
+        places = [find(key) for key in keys]
+    manifest = manifest.append_column("foreground_location", pa.array([place[0] for place in places], pa.string()))
+    return manifest.append_column("foreground_row", pa.array([place[1] for place in places], pa.int64()))
+
+
+def read(row: dict, foreground: Foreground, *, max_bytes: int, max_pixels: int) -> np.ndarray:
+    """The mask that `attach` found for a row: bool (H, W). Raises BadImage if there is none or it is damaged."""
+    from raypipe import masks
+
+    location = row["foreground_location"]
+    if location is None:
+        text = f"{foreground} has no single mask for {row['key']!r}, by relative path or by stem"
+        raise BadImage("foreground", "missing", text)
+    if foreground.kind == "run":
+        found = _segments(location)[row["foreground_row"]].as_py()
+        if not found:
+            raise BadImage("foreground", "missing", f"{foreground} found no segment in {row['key']!r}")
+        return masks.decode_rle(found[0])
+    try:
+        return maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
+    except BadImage as error:
+        raise BadImage("foreground", error.kind, f"{storage.redact(location)}: {error.message}") from error
+
+
+def check_size(mask: np.ndarray, image: np.ndarray) -> None:
+    """Raise BadImage unless the mask has the image's size: a resized guess would be a wrong mask."""
+    if mask.shape != image.shape[:2]:
+        (h, w), (height, width) = mask.shape, image.shape[:2]
+        raise BadImage("foreground", "wrong_size", f"the mask is {w} x {h} pixels, the image {width} x {height}")
+
+
+@lru_cache(maxsize=1)
+def _segments(location: str) -> pa.ChunkedArray:
+    """The segments of one part of another run. Neighbours in the input lie in one part, so the last one is kept."""
+    fs, path = storage.resolve(location)
+    try:
+        return pq.read_table(path, filesystem=fs, columns=["segments"], partitioning=None)["segments"]
+    except (OSError, pa.ArrowInvalid) as error:
+        text = f"{storage.redact(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
+        raise BadImage("foreground", "io", text) from error
+
+
+def _of_run(output: str) -> Callable[[str], tuple[str | None, int | None]]:
+    """A finder of (part, row) by key in another run; (None, None) where it has no good row."""
+    from raypipe.run.run import Run
+
+    run, places = Run(output), {}
+    for name in run.parts():
+        path, location = run.folder.path(run.masks, name), run.folder.location(run.masks, name)
+        table = pq.read_table(path, filesystem=run.folder.fs, columns=["key", "error"], partitioning=None)
+        for i, (key, error) in enumerate(zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)):
+            if not error:
+                places[key] = (location, i)
+    return lambda key: places.get(key, (None, None))

@@ -1,0 +1,253 @@
+"""What happens to a batch of images: decode, segment, encode. Generators over rows, the same with and without Ray.
+
+A row is a dict: it enters as a manifest row (`schema.MANIFEST`) and leaves as a masks row (`schema.MASKS`). A row whose
+`error` is set passes the remaining stages untouched, so every input yields exactly one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe import images, masks, schema
+from raypipe.inputs import manifest as inputs
+from raypipe.pipeline import foregrounds
+from raypipe.pipeline.foregrounds import Foreground
+from raypipe.types import BadImage, Segmenter, Segments
+
+GROUP_PIXELS = 48_000_000  # decoded pixels handed to a method at once (144 MB of RGB), however large the batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the workers need to know of a job; pickled once per worker, networks not yet loaded."""
+
+    attempt: str
+    segmenter: Segmenter
+    refiner: Callable | None  # (masks, image) -> (soft masks, note)
+    foreground: Foreground | None  # None for a method that takes none
+    device: str  # cpu or cuda
+    batch_size: int  # images per call of the method
+    keep_soft: bool
+    max_pixels: int
+    max_bytes: int
+
+    @property
+    def finder(self) -> Segmenter | None:
+        """The method that computes the foreground, if one does."""
+        return self.foreground and self.foreground.segmenter(seed=self.segmenter.seed)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs per actor where the device is cuda; 0 when nothing of this work can use one."""
+        return max(self.segmenter.gpus, self.finder.gpus if self.finder else 0.0)
+
+
+class Decode:
+    """Adds `image` (RGB uint8), `sha256`, `height`, `width`, and `foreground` (bool) where it is read from a file."""
+
+    def __init__(self, work: Work):
+        self._work = work
+
+    def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
+        rows = [{**row, "error": row.get("error", ""), "sha256": "", "height": 0, "width": 0} for row in rows]
+        contents = inputs.fetch([row for row in rows if not row["error"]], max_bytes=self._work.max_bytes)
+        for row in rows:
+            yield row if row["error"] else self._decoded(row, next(contents))
+
+    def _decoded(self, row: dict, content: bytes | BadImage) -> dict:
+        if isinstance(content, BadImage):
+            return row | {"error": str(content)}
+        row["sha256"] = hashlib.sha256(content).hexdigest()
+        try:
+            image = images.decode(content, max_pixels=self._work.max_pixels)
+            row["height"], row["width"] = image.shape[:2]
+            row["foreground"] = self._given_foreground(row, image)
+        except BadImage as error:
+            return row | {"error": str(error)}
+        except MemoryError:
+            return row | {"error": str(BadImage("decode", "memory", "not enough memory to decode it"))}
+        return row | {"image": image}
+
+    def _given_foreground(self, row: dict, image: np.ndarray) -> np.ndarray | None:
+        work = self._work
+        if work.foreground is None or not work.foreground.is_read:
+            return None
+        mask = foregrounds.read(row, work.foreground, max_bytes=work.max_bytes, max_pixels=work.max_pixels)
+        foregrounds.check_size(mask, image)
+        return mask
+
+
+class Segment:
+    """Adds `found` (Segments), `foreground` (bool, where the method takes one), `seconds`. Loads the networks once."""
+
+    def __init__(self, work: Work):
+        self._segmenter, self._foreground, self._batch_size = work.segmenter, work.foreground, work.batch_size
+        self._segmenter.load(work.device)
+        self._finder = work.finder
+        if self._finder:
+            self._finder.load(work.device if self._finder.gpus else "cpu")  # rembg often cannot use the method's GPU
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of all weight files that were read, by name."""
+        return self._segmenter.checksums() | (self._finder.checksums() if self._finder else {})
+
+    def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
+        for group in _groups(rows, self._batch_size):
+            if self._foreground:
+                group = [self._with_foreground(row) for row in group]
+            found = self._segmented([row for row in group if not row["error"]])
+            for row in group:
+                yield row if row["error"] else next(found)
+
+    def _with_foreground(self, row: dict) -> dict:
+        if row["error"] or self._foreground.is_read:
+            return row
+        image = row["image"]
+        if self._finder is None:
+            return row | {"foreground": np.ones(image.shape[:2], bool)}
+        try:
+            segments = next(iter(self._finder.segment([image])))
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            return row | {"error": _failure("foreground", error)}
+        mask = segments.masks[0]
+        if mask.dtype != bool:
+            mask = np.rint(mask * 255) >= self._segmenter.fg_alpha_min
+        return row | {"foreground": mask, "note": segments.note}
+
+    def _segmented(self, rows: list[dict]) -> Iterator[dict]:
+        """One row per row. If a batch fails, its images are tried by halves (memory) or one by one (anything else)."""
+        done, start = 0, time.perf_counter()
+        try:
+            for segments in self._results(rows):
+                row = rows[done]
+                done += 1
+                seconds = time.perf_counter() - start
+                yield row | {"found": segments, "note": _join(row.get("note"), segments.note), "seconds": seconds}
+                start = time.perf_counter()
+            return
+        except Exception as error:
+            if not rows[done:] or is_device_lost(error):
+                raise
+            # The error itself is not kept: its frames hold what was computed so far, also on the GPU.
+            rest, failure, is_memory = rows[done:], _failure("segment", error), _is_memory(error)
+        if len(rows) == 1:
+            yield rest[0] | {"error": failure}
+            return
+        size = max(1, len(rows) // 2) if is_memory else 1
+        for first in range(0, len(rest), size):
+            yield from self._segmented(rest[first : first + size])
+
+    def _results(self, rows: list[dict]) -> Iterator[Segments]:
+        pictures = [row["image"] for row in rows]
+        given = [row["foreground"] for row in rows] if self._foreground else None
+        if not rows:
+            return
+        results = self._segmenter.segment(pictures, given) if self._foreground else self._segmenter.segment(pictures)
+        for picture, segments in zip(pictures, results, strict=True):
+            _check(segments, picture)
+            yield segments
+
+
+class Encode:
+    """Refines, thresholds and encodes: leaves rows of the table `schema.MASKS`, without image and arrays."""
+
+    def __init__(self, work: Work):
+        self._work = work
+
+    def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
+        for row in rows:
+            try:
+                result = {} if row["error"] else self._encoded(row)
+            except Exception as error:
+                result = {"error": _failure("refine" if self._work.refiner else "encode", error)}
+            blank = {"segments": [], "foreground": None, "note": "", "seconds": None, "attempt": self._work.attempt}
+            kept = {
+                name: row[name] for name in schema.MASKS.names if name in row and name not in ("foreground", "note")
+            }
+            yield blank | kept | result
+
+    def _encoded(self, row: dict) -> dict:
+        work, found, foreground, note = self._work, row["found"], row.get("foreground"), row["note"]
+        values = found.masks
+        if work.refiner and len(values):
+            values, remark = work.refiner(values, row["image"])
+            note = _join(note, remark)
+        soft = values if values.dtype != bool else None
+        threshold = 0.5 if work.segmenter.threshold is None else work.segmenter.threshold
+        binary = values if soft is None else values > threshold
+        if foreground is not None:
+            binary = binary & foreground
+        segments = masks.encode_segments(
+            binary, labels=found.labels, scores=found.scores, soft=soft if work.keep_soft else None
+        )
+        return {
+            "segments": segments,
+            "foreground": None if foreground is None else masks.encode_rle(foreground),
+            "note": note,
+        }
+
+
+def table(rows: Iterable[dict]) -> pa.Table:
+    """Finished rows as a table of schema MASKS."""
+    return pa.Table.from_pylist(list(rows), schema=schema.MASKS)
+
+
+def count_errors(rows: pa.Table) -> Counter[str]:
+    """Error rows of a masks table by `stage: kind`."""
+    return Counter(": ".join(error.split(": ", 2)[:2]) for error in rows["error"].to_pylist() if error)
+
+
+def _groups(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Consecutive rows, at most `size` and at most about GROUP_PIXELS pixels at a time."""
+    group, pixels = [], 0
+    for row in rows:
+        area = row["height"] * row["width"]
+        if group and (len(group) == size or pixels + area > GROUP_PIXELS):
+            yield group
+            group, pixels = [], 0
+        group.append(row)
+        pixels += area
+    if group:
+        yield group
+
+
+def _check(segments: Segments, image: np.ndarray) -> None:
+    """Raise BadImage when a method breaks its contract: a wrong mask must not reach a table."""
+    found = segments.masks
+    if found.ndim != 3 or found.shape[1:] != image.shape[:2] or found.dtype not in (bool, np.float32):
+        raise BadImage("segment", "invalid", f"masks are {found.dtype} {found.shape} for an image of {image.shape[:2]}")
+    if found.dtype == np.float32 and found.size and not (found.min() >= 0 and found.max() <= 1):
+        raise BadImage("segment", "invalid", "soft masks have values outside [0, 1] or not a number")
+
+
+def _failure(stage: str, error: Exception) -> str:
+    """The text of an error row for any exception."""
+    if isinstance(error, BadImage):
+        return str(error)
+    kind = "memory" if _is_memory(error) else type(error).__name__
+    return str(BadImage(stage, kind, str(error)))
+
+
+def _is_memory(error: Exception) -> bool:
+    """Python's, torch's and CUDA's, and OpenCV's (-4, StsNoMem) ways to say that memory ran out."""
+    is_torchs = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs or getattr(error, "code", None) == -4
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether every later call on the GPU fails too, so that the process must start anew."""
+    text = str(error)
+    return ("CUDA error" in text or "CUDA failure" in text) and not _is_memory(error)  # torch's and onnxruntime's words
+
+
+def _join(*notes: str | None) -> str:
+    return ",".join(dict.fromkeys(note for note in notes if note))

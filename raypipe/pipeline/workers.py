@@ -1,0 +1,259 @@
+"""What runs on Ray's workers: stages guarded against inputs that kill or hang their process, and the committing sink.
+
+Ray restarts a dead worker and sends its input again, without end. The ledger remembers what was begun and not ended, so
+an image that kills its process each time becomes an error row: first try the whole batch, second time image by image,
+and an image begun twice in that way is not tried again (design by experiment: 199 good rows and one error row of 200).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import hashlib
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Datasink
+
+from raypipe import masks, schema
+from raypipe.pipeline import stages
+from raypipe.pipeline.stages import Work
+from raypipe.run.run import Run
+from raypipe.types import BadImage, Segments
+
+MAX_TRIES = 2  # single-image tries of an image whose batch killed its process
+BACKSTOP = 5.0  # seconds
+ARRAYS = ("image", "foreground", "masks")  # array columns that cross from one stage to the next
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Ledger:
+    """Remembers which batches and images were begun and not ended. Forgetting (its own restart) costs extra tries."""
+
+    def __init__(self) -> None:
+        self._begun, self._stage, self._overran = Counter(), {}, set()
+        self._rows, self._errors = 0, Counter()
+
+    def begin(self, key: str) -> tuple[int, str, bool]:
+        """Note a start. Returns how many starts have no end yet, the stage of the last, and whether that took too long.
+
+        key: names a batch or an image.
+        """
+        self._begun[key] += 1
+        return self._begun[key], self._stage.get(key, "segment"), key in self._overran
+
+    def enter(self, key: str, stage: str) -> None:
+        """Note the stage that an image tried alone is in."""
+        self._stage[key] = stage
+
+    def overran(self, key: str) -> None:
+        """Note that the process ends itself because the time limit is over."""
+        self._overran.add(key)
+
+    def end(self, key: str) -> None:
+        """Note that a batch or an image is done; forgets all about it."""
+        self._begun.pop(key, None)
+        self._stage.pop(key, None)
+        self._overran.discard(key)
+
+    def committed(self, rows: int, errors: dict[str, int]) -> None:
+        """Count rows that are durable, for the progress line."""
+        self._rows += rows
+        self._errors.update(errors)
+
+    def progress(self) -> tuple[int, int]:
+        """Rows and error rows committed so far."""
+        return self._rows, self._errors.total()
+
+
+class Guard:
+    """Runs stages over a batch so that no input can stop the job: see the module's text."""
+
+    def __init__(self, steps: dict[str, Callable], ledger, *, timeout: float):
+        self._steps, self._ledger, self._timeout = steps, ledger, timeout
+
+    def __call__(self, rows: list[dict]) -> list[dict]:
+        key = hashlib.sha256("".join([*self._steps, *(row["image_id"] for row in rows)]).encode()).hexdigest()
+        tries, _, _ = ray.get(self._ledger.begin.remote(key))
+        if tries == 1:
+            with self._limits(key, self._timeout * len(rows)):
+                result: Iterable[dict] = rows
+                for step in self._steps.values():
+                    result = step(result)
+                result = list(result)
+        else:
+            result = [done for row in rows for done in self._alone(row)]
+        self._ledger.end.remote(key)
+        return result
+
+    def _alone(self, row: dict) -> list[dict]:
+        """One image by itself, its stage noted; an error row once it has killed its process often enough."""
+        key = f"{row['image_id']} {'+'.join(self._steps)}"
+        tries, died_in, overran = ray.get(self._ledger.begin.remote(key))
+        if tries > MAX_TRIES and not row.get("error"):
+            row = row | {"error": str(self._verdict(died_in, overran))}
+        rows = [row]
+        with self._limits(key, self._timeout):
+            for stage, step in self._steps.items():
+                ray.get(self._ledger.enter.remote(key, stage))
+                rows = list(step(rows))
+        ray.get(self._ledger.end.remote(key))
+        return rows
+
+    def _verdict(self, stage: str, overran: bool) -> BadImage:
+        if overran:
+            return BadImage(stage, "timeout", f"took longer than {self._timeout:g} s, {MAX_TRIES} times; see --timeout")
+        return BadImage(stage, "crash", f"its process died, {MAX_TRIES} times with this image alone")
+
+    @contextlib.contextmanager
+    def _limits(self, key: str, seconds: float) -> Iterator[None]:
+        """End the process, for Ray to start another, when the block takes too long or has lost its GPU."""
+
+        def expire() -> None:
+            ray.get(self._ledger.overran.remote(key))
+            print(f"raypipe: no result after {seconds:g} s, this worker starts anew", flush=True)
+            os._exit(1)
+
+        alarm = threading.Timer(seconds, expire)
+        alarm.daemon = True
+        alarm.start()
+        # Code that hangs without letting go of the interpreter's lock keeps the alarm from ringing; this needs no lock.
+        faulthandler.dump_traceback_later(seconds + BACKSTOP, exit=True, file=sys.__stderr__)
+        try:
+            yield
+        except Exception as error:
+            if not stages.is_device_lost(error):
+                raise
+            print(f"raypipe: the GPU's context is lost, this worker starts anew: {error}", flush=True)
+            os._exit(1)
+        finally:
+            alarm.cancel()
+            faulthandler.cancel_dump_traceback_later()
+
+
+class LabelOnCpu:
+    """All stages in one actor: images never leave the process. For methods without GPU."""
+
+    def __init__(self, work: Work, ledger, timeout: float):
+        use_threads(1)
+        steps = {"decode": stages.Decode(work), "segment": stages.Segment(work), "encode": stages.Encode(work)}
+        self._run = Guard(steps, ledger, timeout=timeout)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return stages.table(self._run(batch.to_pylist()))
+
+
+class SegmentOnGpu:
+    """The middle stage alone, so that the GPU waits neither for decoding nor for encoding."""
+
+    def __init__(self, work: Work, ledger, timeout: float):
+        self._keep_image = work.refiner is not None
+        self._run = Guard({"segment": stages.Segment(work)}, ledger, timeout=timeout)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for row in self._run(from_columns(batch)):
+            yield to_columns([row], keep_image=self._keep_image)
+
+
+def decode_on_cpu(batch: pa.Table, work: Work, ledger, timeout: float) -> Iterator[pa.Table]:
+    """The first stage as a task, for a GPU pipeline. Yields an image at a time: blocks may be cut between any two."""
+    use_threads(1)
+    for row in Guard({"decode": stages.Decode(work)}, ledger, timeout=timeout)(batch.to_pylist()):
+        yield to_columns([row])
+
+
+def encode_on_cpu(batch: pa.Table, work: Work, ledger, timeout: float) -> pa.Table:
+    """The last stage as a task, for a GPU pipeline."""
+    use_threads(1)
+    return stages.table(Guard({"encode": stages.Encode(work)}, ledger, timeout=timeout)(from_columns(batch)))
+
+
+class CommitSink(Datasink):
+    """Writes each block of finished rows as one part with its commit record, under the attempt's fence."""
+
+    def __init__(self, run: Run, attempt: str, ledger):
+        self._run, self._attempt, self._ledger = run, attempt, ledger
+        self.errors: Counter[str] = Counter()  # after the write: error rows by `stage: kind`
+        self.rows = 0  # after the write: all rows
+
+    def write(self, blocks: Iterable, ctx) -> tuple[int, Counter]:
+        rows = pa.concat_tables([pa.table(block).cast(schema.MASKS) for block in blocks])
+        if not len(rows):
+            return 0, Counter()
+        self._run.commit(self._attempt, ctx.task_idx, rows)
+        errors = stages.count_errors(rows)
+        self._ledger.committed.remote(len(rows), errors)
+        return len(rows), errors
+
+    def on_write_complete(self, result) -> None:
+        for rows, errors in result.write_returns:
+            self.rows += rows
+            self.errors.update(errors)
+
+
+def use_threads(count: int) -> None:
+    """Let OpenCV in this process use `count` threads; as many processes as cores share the machine."""
+    import cv2
+
+    cv2.setNumThreads(count)
+
+
+def to_columns(rows: list[dict], *, keep_image: bool = True) -> pa.Table:
+    """Rows between two stages as a table: arrays as bytes with shape, since tensors of two dtypes cannot be joined."""
+    return pa.Table.from_pylist([_flat(row, keep_image) for row in rows], schema=CROSSING)
+
+
+def from_columns(batch: pa.Table) -> list[dict]:
+    """The inverse of `to_columns`; arrays are read-only views of the table."""
+    return [_row(batch, i) for i in range(len(batch))]
+
+
+_ARRAY = pa.struct([("shape", pa.list_(pa.int64())), ("dtype", pa.string()), ("bytes", pa.large_binary())])
+CROSSING = pa.schema(
+    [
+        *(schema.MASKS.field(name) for name in ("image_id", "uri", "key", "sha256", "height", "width")),
+        *(schema.MASKS.field(name) for name in ("note", "seconds", "error")),
+        *(pa.field(name, _ARRAY) for name in ARRAYS),
+        pa.field("labels", pa.list_(pa.string())),
+        pa.field("scores", pa.list_(pa.float64())),
+    ]
+)
+
+
+def _flat(row: dict, keep_image: bool) -> dict:
+    found = row.get("found")
+    arrays = {"image": row.get("image") if keep_image else None, "foreground": row.get("foreground")}
+    arrays["masks"] = found.masks if found else None
+    flat = {name: row.get(name) for name in CROSSING.names if name not in ARRAYS}
+    flat |= {"labels": list(found.labels) if found else None, "scores": list(found.scores) if found else None}
+    return flat | {name: _packed(array) for name, array in arrays.items()}
+
+
+def _row(batch: pa.Table, i: int) -> dict:
+    row = {name: batch[name][i].as_py() for name in CROSSING.names if name not in ARRAYS}
+    row |= {name: _unpacked(batch[name][i]) for name in ARRAYS}
+    if row["masks"] is not None:
+        row["found"] = Segments(row["masks"], row["labels"], row["scores"])
+    return row
+
+
+def _packed(array: np.ndarray | None) -> dict | None:
+    if array is None:
+        return None
+    content = array.tobytes() if array.dtype == np.uint8 else masks.pack(array)
+    return {"shape": array.shape, "dtype": str(array.dtype), "bytes": content}
+
+
+def _unpacked(cell: pa.StructScalar) -> np.ndarray | None:
+    if not cell.is_valid:
+        return None
+    shape, dtype, content = cell["shape"].as_py(), cell["dtype"].as_py(), cell["bytes"].as_buffer()
+    if dtype == "uint8":
+        return np.frombuffer(content, np.uint8).reshape(shape)
+    return masks.unpack(content, shape, soft=dtype == "float32")

@@ -1,0 +1,264 @@
+"""The figures of a run's images, without their masks: area share, count, ...; how odd each is; which images to show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raypipe.inputs.containers import map_ahead
+from raypipe.run.run import Run, superseded
+
+# The leaves of the masks table that figures need: run lengths are 99 % of a part and stay on the disk.
+LEAVES = [
+    *("image_id", "key", "height", "width", "note", "seconds", "attempt", "error"),
+    *("segments.list.element.area", "segments.list.element.score"),
+]
+# A whole row for the page, without the soft masks, which are large.
+ROW = [
+    *("image_id", "uri", "key", "sha256", "height", "width", "foreground", "note", "error"),
+    *(f"segments.list.element.{name}" for name in ("size", "counts", "area", "score", "label")),
+]
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("key", pa.string()),
+        ("part", pa.int32()),  # index into the sorted parts, and row in that part: where the masks are
+        ("row", pa.int64()),
+        ("megapixels", pa.float64()),
+        ("count", pa.float64()),  # masks
+        ("share", pa.float64()),  # of the image that the first mask covers, 0..1; 0 without a mask
+        ("smallest", pa.float64()),  # share of the smallest and of the largest mask
+        ("largest", pa.float64()),
+        ("score", pa.float64()),  # mean of the masks' scores; NaN where the method has none
+        ("seconds", pa.float64()),
+        ("note", pa.string()),
+        ("attempt", pa.string()),
+        ("reason", pa.string()),  # "" = good; else `stage: kind`
+    ]
+)
+# What other commands measured about a run's images: name -> folder in the run, column.
+MEASURED = {"agreement": ("metrics/agreement", "agreement"), "dice": ("metrics/task=pattern", "dice_best")}
+FULL = 0.99  # a mask of more than this share of the image separates nothing
+ODD = 3.0  # an image is odd from this sum of signs on: three robust standard deviations, or one plain fault
+HEAVIEST = 10.0  # one sign counts at most this much, so that an image with several of them stands above
+
+
+class Choice(NamedTuple):
+    """One image of the page."""
+
+    key: str
+    oddness: float  # the largest over the runs
+    is_random: bool  # part of the random sample; the others are there because they are odd
+
+
+class Histogram(NamedTuple):
+    """Counts of one figure between shared edges, for each of several runs."""
+
+    edges: np.ndarray  # (bins + 1,)
+    counts: list[np.ndarray]  # per run (bins,)
+    medians: list[float]  # per run; NaN without values
+
+
+def read(run: Run) -> pa.Table:
+    """One row of SCHEMA per image of a run, and a column per MEASURED figure that exists. Reads part by part."""
+    fs, paths = run.dataset()
+
+    def figures_of(index: int) -> pa.Table:
+        with pq.ParquetFile(paths[index], filesystem=fs) as file:
+            return _figures(file.read(columns=LEAVES), index)
+
+    table = pa.concat_tables([SCHEMA.empty_table(), *map_ahead(figures_of, range(len(paths)), depth=4)])
+    lost = superseded(run.commits())
+    if lost:
+        names = run.parts()
+        ids, parts = table["image_id"].to_pylist(), table["part"].to_pylist()
+        table = table.filter(pa.array([(i, names[part]) not in lost for i, part in zip(ids, parts, strict=True)]))
+    for name, (folder, column) in MEASURED.items():
+        table = _with_measured(table, run, name, folder, column)
+    return table.combine_chunks()
+
+
+def good(figures: pa.Table) -> pa.Table:
+    """The rows without error."""
+    return figures.filter(pc.equal(figures["reason"], ""))
+
+
+def numbers(figures: pa.Table, name: str) -> np.ndarray:
+    """One column as float64 (N,), NaN where it is null."""
+    return pc.fill_null(figures[name], np.nan).to_numpy()
+
+
+def signs(figures: pa.Table) -> dict[str, np.ndarray]:
+    """What is unusual about each good row: a sign's name -> (N,) float64 in [0, HEAVIEST], 0 = nothing.
+
+    Distances are robust z-scores, |x - median| / (1.4826 MAD) (Iglewicz and Hoaglin 1993); the floors keep a run of
+    almost equal images from calling the smallest difference odd.
+    """
+    found = {
+        "empty mask": 5.0 * ((numbers(figures, "smallest") == 0) | (numbers(figures, "count") == 0)),
+        "mask fills the image": 5.0 * (numbers(figures, "largest") > FULL),
+        "note": 3.0 * pc.not_equal(pc.fill_null(figures["note"], ""), "").to_numpy(),
+        "unusual area": _distances(numbers(figures, "share"), floor=0.02),
+        "unusual count": _distances(numbers(figures, "count"), floor=1.0),
+        "low score": _distances(numbers(figures, "score"), floor=0.02, only_below=True),
+    }
+    for name in MEASURED:
+        if name in figures.column_names:
+            found[f"low {name}"] = _distances(numbers(figures, name), floor=0.02, only_below=True)
+    return found
+
+
+def choose(runs: list[pa.Table], sample: int) -> list[Choice]:
+    """At most `sample` images, oddest first: up to half for being odd in any run, the rest at random.
+
+    runs: the good rows of each run. Image ids are hashes, so those with the smallest ids of the first run are a random
+    sample of it, the same one each time; it may hold odd images too, as the run does.
+    """
+    oddness: dict[str, float] = {}
+    quota = -(-sample // (2 * len(runs)))
+    for figures in runs:
+        sums = sum(signs(figures).values()) if len(figures) else np.zeros(0)
+        order = np.lexsort((_ranks(figures["image_id"]), -sums))[: quota if len(figures) > sample else None]
+        for key, value in zip(figures["key"].take(order).to_pylist(), sums[order], strict=True):
+            if value >= ODD:
+                oddness[key] = max(value, oddness.get(key, 0.0))
+    odd = sorted(oddness, key=lambda key: (-oddness[key], key))[: sample // 2]
+    drawn = _smallest_ids(runs[0], sample - len(odd))
+    values = dict.fromkeys([*odd, *drawn], 0.0)
+    for figures in runs:
+        rows = figures.filter(pc.is_in(figures["key"], value_set=pa.array(values, pa.string())))
+        index = pc.index_in(rows["key"], value_set=figures["key"].combine_chunks()).to_numpy()
+        sums = sum(signs(figures).values())[index] if len(rows) else []
+        for key, value in zip(rows["key"].to_pylist(), sums, strict=True):
+            values[key] = max(values[key], float(value))
+    drawn = set(drawn)
+    return sorted(
+        (Choice(key, value, key in drawn) for key, value in values.items()), key=lambda c: (-c.oddness, c.key)
+    )
+
+
+def notes(figures: pa.Table) -> Counter[str]:
+    """How many images have each remark."""
+    found: Counter[str] = Counter()
+    for value, count in _counted(figures["note"]).items():
+        found.update({note: count for note in (value or "").split(",") if note})
+    return found
+
+
+def reasons(figures: pa.Table) -> list[tuple[str, int]]:
+    """The failed images by `stage: kind`, most first."""
+    counts = _counted(figures["reason"])
+    return sorted(((reason, n) for reason, n in counts.items() if reason), key=lambda pair: (-pair[1], pair[0]))
+
+
+def read_rows(run: Run, figures: pa.Table) -> list[dict]:
+    """The masks rows of some figures, in their order, without soft masks. Reads only the row groups that hold them."""
+    fs, paths = run.dataset()
+    wanted: dict[int, list[int]] = {}
+    places = list(zip(figures["part"].to_pylist(), figures["row"].to_pylist(), strict=True))
+    for part, row in places:
+        wanted.setdefault(part, []).append(row)
+    found = {}
+    for part in sorted(wanted):
+        with pq.ParquetFile(paths[part], filesystem=fs) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            starts = np.cumsum([0, *sizes])
+            for group in sorted({int(np.searchsorted(starts, row, "right")) - 1 for row in wanted[part]}):
+                rows = [row for row in wanted[part] if starts[group] <= row < starts[group + 1]]
+                table = file.read_row_group(group, columns=ROW).take([row - starts[group] for row in rows])
+                found |= {(part, row): content for row, content in zip(rows, table.to_pylist(), strict=True)}
+    return [found[place] for place in places]
+
+
+def histogram(values: list[np.ndarray], *, bins: int = 20, limits: tuple[float, float] | None = None) -> Histogram:
+    """Counts of one figure between shared edges. values: one array per run; NaN is left out.
+
+    With limits the edges are even between them. Else few whole numbers get a bin each, and positive values over more
+    than two decades edges that grow by a constant factor.
+    """
+    values = [array[np.isfinite(array)] for array in values]
+    everything = np.concatenate([*values, np.zeros(0)])
+    if limits is not None or not len(everything):
+        edges = np.linspace(*(limits or (0, 1)), bins + 1)
+    else:
+        edges = _edges(float(everything.min()), float(everything.max()), bins, is_whole=(everything % 1 == 0).all())
+    medians = [float(np.median(array)) if len(array) else np.nan for array in values]
+    return Histogram(edges, [np.histogram(array, edges)[0] for array in values], medians)
+
+
+def _edges(low: float, high: float, bins: int, *, is_whole: bool) -> np.ndarray:
+    if is_whole and high - low < bins:
+        return np.arange(max(low - 1, 0), high + 3) - 0.5  # with an empty bin beside, so that one value is one bar
+    if low > 0 and high / low > 100:
+        return np.geomspace(low, high, bins + 1)
+    return np.linspace(low, high if high > low else low + 1, bins + 1)
+
+
+def _figures(rows: pa.Table, part: int) -> pa.Table:
+    lists = pc.fill_null(rows["segments"].combine_chunks(), [])
+    parents = pc.list_parent_indices(lists).to_numpy()
+    segments = lists.flatten()
+    pixels = (rows["height"].cast("float64").to_numpy() * rows["width"].to_numpy()).clip(1)
+    shares = segments.field("area").to_numpy(zero_copy_only=False) / pixels[parents]
+    count = np.bincount(parents, minlength=len(rows))
+    first = np.zeros(len(rows))
+    first[parents[::-1]] = shares[::-1]  # written last, hence kept: the first mask of each row
+    smallest, largest = np.ones(len(rows)), np.zeros(len(rows))
+    np.minimum.at(smallest, parents, shares)
+    np.maximum.at(largest, parents, shares)
+    scores = pc.fill_null(segments.field("score"), np.nan).to_numpy(zero_copy_only=False).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        score = np.bincount(parents, scores, minlength=len(rows)) / count
+    reason = pc.replace_substring_regex(rows["error"], r"(?s)^([^:]*: [^:]*):.*$", r"\1")
+    kept = {name: rows[name] for name in ("image_id", "key", "seconds", "attempt")}
+    computed = {"part": np.full(len(rows), part), "row": np.arange(len(rows)), "megapixels": pixels / 1e6}
+    computed |= {"count": count, "share": first, "smallest": smallest, "largest": largest, "score": score}
+    texts = {"note": pc.fill_null(rows["note"], ""), "reason": reason}
+    return pa.table(kept | computed | texts).select(SCHEMA.names).cast(SCHEMA)
+
+
+def _with_measured(figures: pa.Table, run: Run, name: str, folder: str, column: str) -> pa.Table:
+    """Append a measured figure by key; of several files the last by name that has it counts."""
+    files = sorted((f for f in run.folder.files(folder) if f.endswith(".parquet")), reverse=True)
+    tables = []
+    for file in files:
+        with pq.ParquetFile(run.folder.path(folder, file), filesystem=run.folder.fs) as content:
+            if {"key", column} <= set(content.schema_arrow.names):
+                table = content.read(columns=["key", column]).drop_null()
+                tables.append(pa.table({"key": table["key"].cast("string"), name: table[column].cast("float64")}))
+    if not tables:
+        return figures
+    measured = pa.concat_tables(tables).combine_chunks()
+    index = pc.index_in(figures["key"], value_set=measured["key"].combine_chunks())
+    return figures.append_column(name, measured[name].take(index))
+
+
+def _distances(values: np.ndarray, *, floor: float, only_below: bool = False) -> np.ndarray:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return np.zeros(len(values))
+    differences = np.median(known) - values
+    scale = max(1.4826 * np.median(np.abs(np.median(known) - known)), floor)
+    distances = np.maximum(differences, 0) if only_below else np.abs(differences)
+    z = np.nan_to_num(distances / scale)
+    return np.where(z >= ODD, z.clip(max=HEAVIEST), 0.0)
+
+
+def _smallest_ids(figures: pa.Table, count: int) -> list[str]:
+    if not len(figures) or count <= 0:
+        return []
+    index = pc.select_k_unstable(figures["image_id"], count, sort_keys=[("", "ascending")])
+    return figures["key"].take(index).to_pylist()
+
+
+def _ranks(ids: pa.ChunkedArray) -> np.ndarray:
+    return pc.rank(ids, tiebreaker="first").to_numpy()
+
+
+def _counted(column: pa.ChunkedArray) -> dict:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}

@@ -1,0 +1,315 @@
+"""`raypipe report`: one self-contained HTML page about one or several runs: pictures, figures, errors, provenance."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tyro
+
+from raypipe import storage
+from raypipe.inputs.originals import Originals
+from raypipe.maintenance import redo
+from raypipe.pictures import layers as pictures
+from raypipe.pictures.sheet import COLOURS
+from raypipe.report import measures as figures
+from raypipe.report.measures import MEASURED
+from raypipe.run import attempts, provenance
+from raypipe.run.rows import run_names
+from raypipe.run.run import Run
+from raypipe.types import RETRYABLE
+
+PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of the 20 MB that a page may have
+MOST = 1000  # images on a page: at a quarter of the default side they still fit
+EXAMPLES = 3  # failed images shown per kind of error
+REASONS = 40  # kinds of errors listed
+NAMES = {  # figure -> title, unit; the order on the page
+    "share": ("First mask", "% of the image"),
+    "count": ("Masks per image", ""),
+    "score": ("Score", ""),
+    "agreement": ("Agreement", "with other methods"),
+    "dice": ("Pattern Dice", "better polarity"),
+    "seconds": ("Time in the method", "s per image"),
+    "megapixels": ("Image size", "megapixels"),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One HTML page about one or several runs: pictures to look at, figures, errors, provenance, speed."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]  # folders of runs; several are shown side by side
+    output: str | None = None  # the page; None = report.html in the (first) run's folder
+    sample: int = 160  # images on the page: up to half the oddest, the rest at random
+    side: int = 480  # pixels of a picture's longer side; less where the page would grow above 20 MB
+    input: str | None = None  # where the originals are: for tars, tables, credentials, or when they moved
+    column: str | None = None  # column of that input that holds URIs or images; None finds it
+
+
+@dataclass(frozen=True)
+class Result:
+    """The page that was written."""
+
+    report: str
+    runs: int
+    images: int  # rows of all runs
+    shown: int  # images with pictures
+    bytes: int
+    seconds: float
+
+    def text(self) -> str:
+        """Where the page is."""
+        size = f"{self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s"
+        return f"{self.images:,} rows, {self.shown:,} images shown ({size})\nreport: {self.report}"
+
+
+class Shown(NamedTuple):
+    """One run as the page shows it."""
+
+    run: Run
+    name: str  # unique among the runs
+    configuration: dict  # run.json
+    attempts: list[attempts.Attempt]
+    figures: pa.Table  # every image
+    good: pa.Table  # without the failed ones
+
+
+def report(options: Report) -> Result:
+    """Write the page. Raises ValueError for options that cannot work and FileNotFoundError for what is no run."""
+    check(options)
+    start = time.monotonic()
+    names = run_names(options.runs)
+    shown = [read(Run(place), name) for place, name in zip(options.runs, names, strict=True)]
+    cards = draw_cards(options, shown)
+    page = render(
+        title=" and ".join(names),
+        runs=[overview(run) for run in shown],
+        cards=cards,
+        views=[name for name in NAMES if name in cards_figures(cards)],
+        notes=sorted({note for card in cards for pane in card["panes"] if pane for note in pane["notes"]}),
+        charts=charts(shown),
+        errors=[errors(run) for run in shown],
+        provenance=[_provenance(run) for run in shown],
+        made=provenance.now(),
+        version=version("raypipe"),
+    ).encode("utf-8", "replace")
+    place = _write(page, options, shown[0].run)
+    rows = sum(len(run.figures) for run in shown)
+    return Result(place, len(shown), rows, len(cards), len(page), round(time.monotonic() - start, 3))
+
+
+def check(options: Report) -> None:
+    """Raise ValueError for options that cannot work or have no effect."""
+    if not options.runs:
+        raise ValueError("report: name at least one run's folder")
+    for name in ("sample", "side"):
+        if getattr(options, name) <= 0:
+            raise ValueError(f"--{name} must be positive, got {getattr(options, name)}")
+    if options.sample > MOST:
+        raise ValueError(f"--sample can be {MOST} at most, or the page grows too large, got {options.sample}")
+    if options.column and not options.input:
+        raise ValueError("--column has no effect without --input")
+
+
+def read(run: Run, name: str) -> Shown:
+    """All that the page needs of a run but its masks. Raises FileNotFoundError when it is no run."""
+    table = figures.read(run)
+    return Shown(run, name, run.configuration(), attempts.read(run, table), table, figures.good(table))
+
+
+# Pictures
+
+
+def draw_cards(options: Report, shown: list[Shown]) -> list[dict]:
+    """One card per chosen image, oddest first: its picture and, per run, what was found."""
+    choices = figures.choose([run.good for run in shown], options.sample)
+    keys = [choice.key for choice in choices]
+    rows = [_chosen(run, keys) for run in shown]
+    found = [[of_run.get(key) for of_run in rows] for key in keys]
+    wanted = [next(pane for pane in panes if pane)["row"] for panes in found]
+    contents = Originals(options.input, column=options.column).fetch(wanted)
+    budget = PICTURE_BYTES // max(len(choices), 1)
+    cards = []
+    for choice, panes, (row, content) in zip(choices, found, contents, strict=True):
+        masks = [pane and pane["row"] for pane in panes]
+        picture = pictures.draw(content, masks, side=options.side, max_bytes=budget)
+        for pane, layers in zip(panes, picture.layers, strict=True):
+            pane and pane.update(layers=layers)
+        values = [pane and pane["figures"] for pane in panes]
+        cards.append({"choice": choice, "row": row, "picture": picture, "panes": panes, "figures": values})
+    return cards
+
+
+def cards_figures(cards: list[dict]) -> set[str]:
+    """Names of the figures that some image on the page has."""
+    panes = [pane for card in cards for pane in card["panes"] if pane]
+    return {name for pane in panes for name, value in pane["figures"].items() if value is not None}
+
+
+def _chosen(run: Shown, keys: list[str]) -> dict[str, dict]:
+    """By key: a masks row, its figures and what is odd about it."""
+    index = pc.index_in(pa.array(keys, pa.string()), value_set=run.good["key"].combine_chunks()).drop_null()
+    if not len(index):
+        return {}
+    signs, chosen = figures.signs(run.good), run.good.take(index)
+    panes = {}
+    for i, row, values in zip(index.to_pylist(), figures.read_rows(run.run, chosen), chosen.to_pylist(), strict=True):
+        panes[row["key"]] = {
+            "row": row,
+            "run_name": run.name,
+            "figures": {name: _finite(values.get(name)) for name in NAMES},
+            "odd": [name for name, strength in signs.items() if strength[i] >= figures.ODD and name != "note"],
+            "notes": [note for note in (row["note"] or "").split(",") if note],
+            "shares": [segment["area"] / max(row["height"] * row["width"], 1) for segment in row["segments"]],
+        }
+    return panes
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else value
+
+
+# Figures
+
+
+def overview(run: Shown) -> dict:
+    """What the page's head says of a run."""
+    settings = run.configuration["settings"]
+    medians = {
+        name: float(np.nanmedian(values))
+        for name in ("share", "count", *MEASURED)
+        if name in run.good.column_names and np.isfinite(values := figures.numbers(run.good, name)).any()
+    }
+    rates = [attempt.rate for attempt in run.attempts if attempt.rate]
+    return {
+        "name": run.name,
+        "place": str(run.run),
+        "method": run.configuration["method"],
+        "foreground": settings.get("foreground"),
+        "refine": settings.get("refine"),
+        "images": len(run.figures),
+        "failed": len(run.figures) - len(run.good),
+        "medians": medians,
+        "empty": int(((figures.numbers(run.good, "smallest") == 0) | (figures.numbers(run.good, "count") == 0)).sum()),
+        "rate": rates[-1] if rates else None,
+        "notes": figures.notes(run.good).most_common(12),
+    }
+
+
+def charts(shown: list[Shown]) -> list[dict]:
+    """A histogram per figure that some run has, over all its good images."""
+    found = []
+    for name, (title, unit) in NAMES.items():
+        values = [figures.numbers(run.good, name) if name in run.good.column_names else np.zeros(0) for run in shown]
+        if not any(np.isfinite(array).any() for array in values):
+            continue
+        limits = (0, 1) if name in ("share", *MEASURED) else None
+        histogram = figures.histogram(values, limits=limits)
+        edges = histogram.edges
+        bins = np.arange(len(edges)) / (len(edges) - 1)
+        found.append(
+            {
+                "title": title,
+                "unit": unit,
+                "runs": [i for i, counts in enumerate(histogram.counts) if counts.sum()],
+                "scale": 100 if name == "share" else 1,
+                "histogram": histogram,
+                "places": [np.interp(m, edges, bins) if np.isfinite(m) else None for m in histogram.medians],
+                "low": edges[0] if edges[0] % 1 != 0.5 else edges[0] + 0.5,  # bins of whole numbers
+                "high": edges[-1] if edges[-1] % 1 != 0.5 else edges[-1] - 0.5,
+            }
+        )
+    return found
+
+
+def errors(run: Shown) -> dict:
+    """The failed images of a run by `stage: kind`, with examples and the command that tries them again."""
+    groups = []
+    found = figures.reasons(run.figures)
+    for reason, count in found[:REASONS]:
+        rows = run.figures.filter(pc.equal(run.figures["reason"], reason))
+        first = rows.sort_by("image_id").slice(0, EXAMPLES)
+        examples = [
+            {"key": row["key"], "message": row["error"].split(": ", 2)[-1], "uri": row["uri"]}
+            for row in figures.read_rows(run.run, first)
+        ]
+        kind = reason.partition(": ")[2]
+        groups.append({"reason": reason, "count": count, "examples": examples, "retryable": kind in RETRYABLE})
+    total = len(run.figures) - len(run.good)
+    command = "\n".join(f"{line} --retry-errors" for line in redo.commands(run.run)) if total else ""
+    return {"name": run.name, "groups": groups, "total": total, "more": len(found) - len(groups), "command": command}
+
+
+def _provenance(run: Shown) -> dict:
+    made = run.configuration["provenance"]
+    machine = made.get("machine") or {}
+    facts = {
+        "run": str(run.run),
+        "made": made.get("time"),
+        "python": made.get("python"),
+        "git commit": made.get("git_commit"),
+        "machine": ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None),
+        "schema": run.configuration.get("schema"),
+    }
+    return {
+        "name": run.name,
+        "method": run.configuration["method"],
+        "facts": {name: value for name, value in facts.items() if value},
+        "settings": run.configuration["settings"],
+        "weights": made.get("weights") or {},
+        "packages": made.get("packages") or {},
+        "attempts": run.attempts[::-1],
+    }
+
+
+# The page
+
+
+def render(**content) -> str:
+    """The page's HTML. Names of files and messages are hostile: jinja2 escapes all, and the page's policy allows no
+    script but its own and no address at all."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = PackageLoader("raypipe.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "commas": "{:,}".format}
+    script, style = (loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = environment.get_template("report.html.j2")
+    titles = {name: title for name, (title, _) in NAMES.items()}
+    colours = [f"#{bytes(colour).hex()}" for colour in COLOURS]
+    return template.render(
+        content, script=Markup(script), style=Markup(style), digest=digest, titles=titles, colours=colours
+    )
+
+
+def _number(value: float | None, scale: float = 1) -> str:
+    """Three significant digits, whole thousands in full."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    value *= scale
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+
+
+def _write(page: bytes, options: Report, first: Run) -> str:
+    if options.output is None:
+        first.folder.write(page, "report.html")
+        return first.folder.location("report.html")
+    filesystem, path = storage.resolve(options.output)
+    if storage.is_local(filesystem):
+        if os.path.isdir(path):
+            raise ValueError(f"--output {options.output!r} is a folder; name a file, such as report.html in it")
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    storage.put(filesystem, path, page)
+    return storage.redact(options.output)

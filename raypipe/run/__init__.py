@@ -1,0 +1,5 @@
+"""A run's folder: which images are pending, what is committed, and the committed rows for those who come after.
+
+Knows the commit protocol, and nothing of what a method, an input or a job is. Never imports `inputs`, `pipeline`, a
+method or Ray.
+"""

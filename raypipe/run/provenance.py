@@ -1,0 +1,73 @@
+"""What a run was made with: the frozen settings that decide its rows, and the record of code, packages and machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from raypipe.pipeline import foregrounds
+
+PACKAGES = (
+    "raypipe",
+    "ray",
+    "torch",
+    "transformers",
+    "rembg",
+    "onnxruntime",
+    "opencv-python-headless",
+    "numpy",
+    "pyarrow",
+)
+
+
+def settings(segmenter, refiner, *, refine: str | None, keep_soft: bool) -> dict:
+    """The settings that decide the rows, flat, by the names of their options: what run.json freezes.
+
+    Paths in them are absolute and without credentials, so that they mean the same from any folder.
+    """
+    chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft}
+    if "foreground" in chosen:
+        chosen["foreground"] = str(foregrounds.parse(chosen["foreground"]))
+    return chosen | (asdict(refiner) if refiner else {})
+
+
+def environment() -> dict:
+    """Time, versions, code and machine, for run.json and the attempt's record."""
+    return {
+        "time": now(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "git_commit": _git_commit(),
+        "machine": {"host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
+    }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

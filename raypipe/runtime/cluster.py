@@ -1,0 +1,219 @@
+"""The Ray that a job runs on: join or start it, decide what runs where, and turn its errors into plain ones."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import ray.data
+from ray.exceptions import GetTimeoutError, RayError, WorkerCrashedError
+
+from raypipe import storage
+from raypipe.pipeline import stages
+from raypipe.pipeline.stages import Work
+from raypipe.runtime import cores
+from raypipe.storage.lock import Locked
+
+log = logging.getLogger("raypipe")
+# What Ray prints at every start on a healthy machine and would hide what matters; its files keep all of it.
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # "has constructor arguments in the object store": true of every actor pool
+    "RAY_worker_maximum_startup_concurrency": "8",  # the default, cores, calls two actors per core too many
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an announcement about tasks without GPU
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the method runs."""
+
+    device: str  # cpu or cuda
+    gpus: float  # per actor
+    min_actors: int
+    max_actors: int | None  # None: as many as the cluster, also an autoscaled one, has room for
+
+    @property
+    def expected_actors(self) -> int:
+        """How many actors to cut the work for, so that each gets some of it."""
+        return self.max_actors or max(self.min_actors, int(ray.cluster_resources().get("CPU", 1)))
+
+
+@contextmanager
+def connected(*, stall: float) -> Iterator[None]:
+    """Use the Ray this process has, join the cluster of RAY_ADDRESS, or start a local one that ends with the block.
+
+    stall: seconds without any finished task after which Ray Data gives a job up.
+    """
+    if ray.is_initialized():
+        yield _configure(stall)
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    options = {"logging_level": "error", "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"address": "local", "num_cpus": cores.for_local_ray(), "include_dashboard": False}
+    with _own_signals(), _stderr_only_if_it_fails():
+        ray.init(**options)
+    try:
+        yield _configure(stall)
+    finally:
+        with _own_signals():
+            ray.shutdown()
+
+
+def place(work: Work, *, actors: int | None) -> Place:
+    """Choose device and number of actors.
+
+    Raises ValueError when the actors would leave no CPU for the other stages, and for a network on a cluster that
+    shows no GPU: it may have just not started one.
+    """
+    resources, joined = ray.cluster_resources(), bool(os.environ.get("RAY_ADDRESS"))
+    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
+    device = _device(work, gpus, joined)
+    per_actor = work.gpus if device == "cuda" else 0.0
+    if joined:
+        return Place(device, per_actor, 1, actors)
+    if actors is None:
+        actors = max(1, min(int(gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
+    if actors + 1 > cpus:
+        raise ValueError(f"--actors {actors} leaves no CPU for reading and writing: Ray has {cpus}, at most {cpus - 1}")
+    if per_actor * actors > gpus:
+        raise ValueError(f"--actors {actors} need {per_actor * actors:g} GPUs, Ray has {gpus:g}")
+    return Place(device, per_actor, actors, actors)
+
+
+def warn_of_local_paths(**places: str) -> None:
+    """Say that paths of this machine must be the same folders on all others, where there are others."""
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        for option, place in places.items():
+            if storage.local_path(place):
+                text = "--%s %s is a local path: all machines of the cluster must see it, as on a shared disk"
+                log.warning(text, option, place)
+
+
+def probe(work: Work, where: Place) -> dict[str, str]:
+    """Load the method once on a worker, before the job starts. Returns its weights' checksums.
+
+    Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
+    """
+    if not any(_loads_something(method) for method in (work.segmenter, work.finder)):
+        return {}
+    task = ray.remote(num_cpus=1, num_gpus=where.gpus, max_retries=0)(_load)
+    try:
+        return ray.get(task.remote(work))
+    except WorkerCrashedError as error:
+        raise RuntimeError(f"{work.segmenter.name}: loading it killed the worker process: {error}") from error
+    except RayError as error:
+        raise ValueError(
+            f"{work.segmenter.name}: {str(_cause(error)).removeprefix(f'{work.segmenter.name}: ')}"
+        ) from error
+
+
+class Asker:
+    """Asks the ledger for the progress; a ledger that is busy or restarting counts as unchanged."""
+
+    def __init__(self, ledger):
+        self._ledger, self._last = ledger, (0, 0)
+
+    def __call__(self) -> tuple[int, int]:
+        """Rows and error rows committed so far."""
+        with contextlib.suppress(GetTimeoutError, RayError):
+            self._last = max(self._last, tuple(ray.get(self._ledger.progress.remote(), timeout=5)))
+        return self._last
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn Ray's nested task errors into RuntimeError with the cause's own message; a lost lock stays Locked."""
+    try:
+        yield
+    except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, Locked):
+            raise cause from error
+        raise RuntimeError(f"the job stopped: {_text(cause)}") from error
+
+
+def _configure(stall: float) -> None:
+    """Settings of Ray Data for this process, sealed into each dataset when it is made."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.wait_for_min_actors_s = 600
+    context.execution_no_progress_timeout_s = stall
+    for handler in logging.getLogger("ray.data").handlers:
+        if type(handler).__module__ == "ray._private.log":  # its terminal; its file keeps all, we say errors shorter
+            handler.setLevel("CRITICAL")
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put back our handlers of Ctrl-C and SIGTERM, which Ray replaces by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def _stderr_only_if_it_fails() -> Iterator[None]:
+    """Hold back what the block's C++ code prints on stderr, such as that the log level was set; show it if it fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, contextlib.closing(os.fdopen(os.dup(2), "wb")) as stderr:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            stderr.write(held.read())
+            raise
+        finally:
+            os.dup2(stderr.fileno(), 2)
+
+
+def _text(error: BaseException) -> str:
+    """An error's own words, without the advice on retries that Ray Data adds to it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}".partition("\nFailed to apply UDF")[0]
+
+
+def _device(work: Work, gpus: float, joined: bool) -> str:
+    if work.device == "cuda" or not work.gpus:
+        return work.device if work.gpus else "cpu"
+    if work.device == "auto" and joined and not gpus:
+        raise ValueError(
+            "the cluster shows no GPU; --device cuda waits until it has started one, --device cpu does without"
+        )
+    return "cuda" if work.device == "auto" and gpus else "cpu"
+
+
+def _load(work: Work) -> dict[str, str]:
+    return stages.Segment(work).checksums()
+
+
+def _loads_something(method) -> bool:
+    from raypipe.types import Segmenter
+
+    return method is not None and type(method).load is not Segmenter.load
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that user code raised, beneath Ray's wrappers."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error
