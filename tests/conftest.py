@@ -6,6 +6,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+# Child processes, Ray's workers among them, import `support` too.
+TESTS = str(Path(__file__).parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from malformed import deep_png, encoded, malformed, photo, save
 from PIL import Image
+from support.malformed import deep_png, encoded, malformed, photo, save
 
 from raypipe.images import UPRIGHT, decode
 from raypipe.types import RETRYABLE, BadImage

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub import COMMIT, Repository, hub
 from PIL import Image
 from skimage import data
-from test_dino_pca import write_model
+from support.hub import COMMIT, Repository, hub
+from support.tiny.dino_pca import write_model
 
 from raypipe import networks
 from raypipe.segmenters.clipseg import Clipseg

@@ -1,0 +1,252 @@
+"""What is listed from every kind of source, under which ids and keys, and the bytes that come back for it."""
+
+import csv
+import hashlib
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.malformed import malformed
+from support.sources import contents, huggingface, keys, listed, tar_of, write
+
+from raypipe import schema
+from raypipe.inputs.manifest import fetch, list_inputs
+
+# Folders
+
+
+def test_a_folder_is_listed_in_order_with_ids_from_absolute_paths(tmp_path, monkeypatch):
+    write(tmp_path, "b.jpg", "a/z.png", "a/no_extension", "a.jpg", "a/deep/er/x.weird")
+    monkeypatch.chdir(tmp_path.parent)
+    rows = listed(tmp_path.name)
+    assert [row["key"] for row in rows] == ["a.jpg", "a/deep/er/x.weird", "a/no_extension", "a/z.png", "b.jpg"]
+    path = str(tmp_path / "a.jpg")
+    image_id = hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
+    nothing = dict.fromkeys(("start", "length", "row", "column"))
+    assert rows[0] == {"image_id": image_id, "uri": path, "key": "a.jpg", "location": path} | nothing
+    assert rows == listed(f"{tmp_path}/") == listed(f"file://{tmp_path}")
+
+
+def test_hidden_names_and_sidecars_are_left_out_and_counted(tmp_path):
+    write(
+        tmp_path,
+        "1.jpg",
+        ".DS_Store",
+        "_ours/2.jpg",
+        "labels.csv",
+        "1.txt",
+        "2.txt",
+        "LICENSE",
+        "part.tar",
+        "t.parquet",
+    )
+    listing = list_inputs(str(tmp_path))
+    assert pa.concat_tables(listing.chunks)["key"].to_pylist() == ["1.jpg"]
+    beside = {".tar (beside images)": 1, ".parquet (beside images)": 1}
+    assert listing.skipped == {"hidden names": 2, ".csv": 1, ".txt": 2, "LICENSE": 1} | beside
+    assert any("2 .txt" in remark for remark in listing.remarks())
+
+
+def test_chunks_have_the_schema_and_a_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("raypipe.inputs.manifest.CHUNK_ROWS", 4)
+    write(tmp_path, *(f"{i}.jpg" for i in range(10)))
+    chunks = list(list_inputs(str(tmp_path)).chunks)
+    assert [len(chunk) for chunk in chunks] == [4, 4, 2]
+    assert all(chunk.schema == schema.MANIFEST for chunk in chunks)
+
+
+def test_hostile_names_are_listed_and_read(tmp_path):
+    names = malformed(tmp_path)
+    rows = listed(tmp_path)
+    assert len(rows) == len({row["image_id"] for row in rows}) == len({row["key"] for row in rows}) == len(names)
+    read = sorted(fetch(rows, max_bytes=10**7))
+    assert read == sorted((tmp_path / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("source", ["none", "none/*.jpg", "empty", "only_text"])
+def test_nothing_to_label_is_an_error_with_the_place(source, tmp_path):
+    os.mkdir(tmp_path / "empty")
+    write(tmp_path, "only_text/1.txt", "only_text/2.txt")
+    with pytest.raises((FileNotFoundError, ValueError), match=source.partition("/")[0]) as caught:
+        list_inputs(str(tmp_path / source))
+    assert source != "only_text" or "2 .txt" in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["nonsense://x/y", "/dev/null", "/dev/zero"])
+def test_places_that_cannot_hold_images_are_errors(source):
+    with pytest.raises(ValueError):
+        list_inputs(source)
+
+
+def test_tars_and_tables_together_ask_for_a_choice(tmp_path):
+    tar_of(tmp_path / "a.tar", {"1.jpg": b"1"})
+    huggingface(tmp_path / "b.parquet", [{"bytes": b"one", "path": "1.jpg"}])
+    with pytest.raises(ValueError, match="glob"):
+        list_inputs(str(tmp_path))
+    assert keys(tmp_path / "*.tar") == ["a/1.jpg"]
+
+
+def test_a_stray_file_beside_tables_or_tars_is_left_out_and_counted(tmp_path):
+    write(tmp_path, "CITATION.cff", "0.parquet.crc", "DATASHEET")
+    huggingface(tmp_path / "b.parquet", [{"bytes": b"one", "path": "1.jpg"}])
+    listing = list_inputs(str(tmp_path))
+    assert pa.concat_tables(listing.chunks)["key"].to_pylist() == ["1.jpg"]
+    assert listing.skipped == {f"{what} (beside .parquet)": 1 for what in (".cff", ".crc", "without extension")}
+    assert keys(tmp_path, column="image") == keys(tmp_path / "*") == ["1.jpg"]
+    os.remove(tmp_path / "b.parquet")
+    tar_of(tmp_path / "a.tar", {"2.jpg": b"2"})
+    assert keys(tmp_path) == ["a/2.jpg"]
+    os.remove(tmp_path / "a.tar")
+    assert keys(tmp_path) == ["0.parquet.crc", "CITATION.cff", "DATASHEET"]
+
+
+# Globs
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["1.jpg", "2.jpg"]),
+        ("**/*.jpg", ["1.jpg", "2.jpg", "a/1.jpg", "a/b/1.jpg"]),
+        ("**", ["1.jpg", "2.jpg", "3.txt", "a/1.jpg", "a/b/1.jpg", "a/b/2.png"]),
+        ("a/*/?.???", ["1.jpg", "2.png"]),
+        ("a/**/1.*", ["1.jpg", "b/1.jpg"]),
+        ("[!1].*", ["2.jpg", "3.txt"]),
+        ("[12].jpg", ["1.jpg", "2.jpg"]),
+        (".hid*/*", ["1.jpg"]),
+    ],
+)
+def test_globs(pattern, expected, tmp_path):
+    write(tmp_path, "1.jpg", "2.jpg", "3.txt", "a/1.jpg", "a/b/1.jpg", "a/b/2.png", ".hidden/1.jpg")
+    found = [
+        key.removeprefix(".hidden/").removeprefix("b/" if pattern == "a/*/?.???" else "")
+        for key in keys(tmp_path / pattern)
+    ]
+    assert found == expected
+
+
+def test_an_existing_name_wins_over_the_glob(tmp_path):
+    write(tmp_path, "set [1]/a*.jpg", "set [1]/ab.jpg", "set 1/c.jpg")
+    assert keys(tmp_path / "set [1]") == ["a*.jpg", "ab.jpg"]
+    assert keys(tmp_path / "set [1]" / "a*.jpg") == ["a*.jpg"]
+
+
+# Lists
+
+
+def test_a_text_list(tmp_path):
+    write(tmp_path, "photos/a b.jpg", "photos/sub/c#d.jpg", "lists/x")
+    lines = [
+        "# comment",
+        "",
+        "../photos/a b.jpg",
+        f"  {tmp_path}/photos/sub/c#d.jpg ",
+        f"file://{tmp_path}/photos/a%20b.jpg",
+    ]
+    (tmp_path / "lists" / "all.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    listing = list_inputs(str(tmp_path / "lists" / "all.txt"))
+    rows = pa.concat_tables(listing.chunks).to_pylist()
+    assert [row["key"] for row in rows] == ["photos/a b.jpg", f"{tmp_path}/photos/sub/c#d.jpg".lstrip("/")]
+    assert listing.duplicates == 1 and any("twice" in remark for remark in listing.remarks())
+    assert list(fetch(rows, max_bytes=100)) == [b"photos/a b.jpg", b"photos/sub/c#d.jpg"]
+    assert {row["image_id"] for row in rows} == {row["image_id"] for row in listed(tmp_path / "photos")}
+
+
+@pytest.mark.parametrize(
+    ("entry", "key"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("./x/../a.jpg", "a.jpg"),
+        ("../../up/a.jpg", "up/a.jpg"),
+        ("/abs/a.jpg", "abs/a.jpg"),
+        ("file:///abs/a%20b.jpg", "abs/a b.jpg"),
+        ("s3://key:secret@bucket/set/a.jpg?region=eu-west-1", "bucket/set/a.jpg"),
+        ("https://u:p@host.org/p/a.jpg?token=1#f", "host.org/p/a.jpg"),
+        ("hf://datasets/some/one/a.jpg", "datasets/some/one/a.jpg"),
+    ],
+)
+def test_the_key_of_an_entry_depends_on_nothing_but_the_entry(entry, key, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{entry}\n")
+    assert keys(tmp_path / "list.txt") == [key]
+    (tmp_path / "list.txt").write_text(f"{entry}\nmore/b.jpg\n/elsewhere/c.jpg\ns3://other/d.jpg\n")
+    assert keys(tmp_path / "list.txt") == [key, "more/b.jpg", "elsewhere/c.jpg", "other/d.jpg"]
+    pq.write_table(pa.table({"uri": [entry, "more/b.jpg"]}), tmp_path / "table.parquet")
+    assert keys(tmp_path / "table.parquet") == [key, "more/b.jpg"]
+
+
+def test_a_list_may_have_very_long_cells(tmp_path, monkeypatch):
+    path = tmp_path / "list.csv"
+    path.write_text(f"caption,file_name\n{'x' * 200_000},a.jpg\n")
+    assert keys(path) == ["a.jpg"]
+    monkeypatch.setattr("raypipe.inputs.manifest.FIELD_CHARACTERS", 1000)
+    with pytest.raises(ValueError, match=r"list\.csv cannot be read as \.csv: field larger"):
+        list_inputs(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_lists_with_columns(suffix, tmp_path):
+    write(tmp_path, "a,b.jpg", "c.jpg")
+    rows = [{"label": "x", "URL" if suffix == ".csv" else "file_name": name} for name in ("a,b.jpg", "c.jpg")]
+    path = tmp_path / f"list{suffix}"
+    with open(path, "w", newline="") as file:
+        if suffix == ".jsonl":
+            file.write("\n".join(map(json.dumps, rows)) + "\n\n")
+        else:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    assert contents(path) == [b"a,b.jpg", b"c.jpg"]
+    assert keys(path) == keys(path, column=list(rows[0])[1]) == ["a,b.jpg", "c.jpg"]
+    with pytest.raises(ValueError, match="'label'"):
+        list_inputs(str(path), column="other")
+
+
+def test_a_list_without_a_fitting_column_names_those_it_has(tmp_path):
+    (tmp_path / "list.csv").write_text("name,size\na.jpg,1\n")
+    with pytest.raises(ValueError, match="'name', 'size'.*--column"):
+        list_inputs(str(tmp_path / "list.csv"))
+    assert keys(tmp_path / "list.csv", column="name") == ["a.jpg"]
+
+
+def test_web_addresses_keep_their_query_in_the_id_but_not_in_tables(tmp_path):
+    lines = ["https://u:p@host.org/i.jpg?id=1", "https://host.org/i.jpg?id=2", "https://host.org/other/k.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    rows = listed(tmp_path / "list.txt")
+    assert [row["uri"] for row in rows] == ["https://host.org/i.jpg"] * 2 + ["https://host.org/other/k.jpg"]
+    assert [row["location"] for row in rows] == lines
+    assert len({row["image_id"] for row in rows}) == len({row["key"] for row in rows}) == 3
+
+
+def test_keys_never_lead_out_of_a_folder(tmp_path):
+    tar_of(tmp_path / "x.tar", {"../../etc/a.jpg": b"1", "/abs/b.jpg": b"2", "./c.jpg": b"3"})
+    assert keys(tmp_path / "x.tar") == ["x/etc/a.jpg", "x/abs/b.jpg", "x/c.jpg"]
+
+
+@pytest.mark.parametrize("name", ["one.jpg", "all.txt", "some.tar"])
+def test_a_column_without_a_table_is_an_error(name, tmp_path):
+    write(tmp_path, "one.jpg", "all.txt")
+    tar_of(tmp_path / "some.tar", {"a.jpg": b"1"})
+    with pytest.raises(ValueError, match="no effect"):
+        list_inputs(str(tmp_path / name), column="image")
+
+
+# Bytes
+
+
+def test_bad_files_are_yielded_in_their_place(tmp_path):
+    write(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    rows = listed(tmp_path)
+    os.remove(tmp_path / "2.jpg")
+    (tmp_path / "3.jpg").write_bytes(bytes(101))
+    first, second, third, fourth = fetch(rows, max_bytes=100)
+    assert (first, second.kind, third.kind, fourth) == (b"1.jpg", "missing", "too_large", b"4.jpg")
+
+
+def test_files_are_read_only_when_they_are_asked_for(tmp_path):
+    write(tmp_path, "1.jpg", "2.jpg")
+    read = fetch(listed(tmp_path), max_bytes=100)
+    next(read)
+    (tmp_path / "2.jpg").write_bytes(b"changed")
+    assert next(read) == b"changed"

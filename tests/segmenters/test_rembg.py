@@ -1,0 +1,134 @@
+"""The rembg adapter with networks of U2-Net's layout that are made here."""
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.faulty import FaultyOnGpu
+from support.tiny.rembg import write_network
+
+from raypipe.pipeline.label import Label, plan_work
+from raypipe.pipeline.stages import Segment
+from raypipe.segmenters.rembg import Rembg
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    return write_network(tmp_path_factory.mktemp("weights") / "tiny.onnx")
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """Dark on the left, bright on the right."""
+    return np.repeat(np.linspace(0, 255, 60).astype(np.uint8)[None, :, None], 40, 0).repeat(3, 2)
+
+
+def loaded(model: str) -> Rembg:
+    segmenter = Rembg(model=model)
+    segmenter.load("cpu")
+    return segmenter
+
+
+def test_a_local_network_gives_a_soft_mask(network, image):
+    (found,) = loaded(str(network)).segment([image])
+    assert found.masks.shape == (1, 40, 60) and found.masks.dtype == np.float32
+    assert found.masks[0, :, :5].max() < 0.1 and found.masks[0, :, -5:].min() > 0.9
+    assert (np.diff(found.masks[0, 20]) > -0.02).all()
+    assert found.note == ""
+
+
+def test_a_local_network_gives_what_rembg_gives_for_the_same_weights(network, image, tmp_path, monkeypatch):
+    from rembg import new_session, remove
+
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "tiny.onnx").write_bytes(network.read_bytes())
+    monkeypatch.setenv("U2NET_HOME", str(home))
+    session = new_session("u2net_custom", model_path=str(home / "tiny.onnx"), providers=["CPUExecutionProvider"])
+    expected = remove(image, session=session, only_mask=True).astype(np.float32) / 255
+    (found,) = loaded(str(network)).segment([image])
+    np.testing.assert_array_equal(found.masks[0], expected)
+
+
+def test_weights_in_u2net_home_are_used_as_they_are(network, image, tmp_path, monkeypatch):
+    (tmp_path / "u2netp.onnx").write_bytes(network.read_bytes())
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    monkeypatch.setenv("MODEL_CHECKSUM_DISABLED", "1")
+    segmenter = loaded("u2netp")
+    (found,) = segmenter.segment([image])
+    assert found.masks[0, :, -5:].min() > 0.9
+    assert segmenter.checksums() == {"u2netp.onnx": hashlib.sha256(network.read_bytes()).hexdigest()}
+
+
+def test_a_flat_map_is_an_empty_mask(tmp_path, image):
+    flat = loaded(str(write_network(tmp_path / "flat.onnx", contrast=0)))
+    (found,) = flat.segment([image])
+    assert not found.masks.any() and found.note == "flat_map"
+
+
+def test_a_flat_map_does_not_disturb_the_next_image(network, image):
+    one_colour = np.full((20, 30, 3), 90, np.uint8)
+    flat, found = loaded(str(network)).segment([one_colour, image])
+    assert flat.note == "flat_map" and found.note == ""
+
+
+def test_missing_weights_without_network_are_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens there: refused at once
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(FileNotFoundError) as caught:
+        Rembg().load("cpu")
+    for word in ("u2net.onnx", str(tmp_path), "U2NET_HOME", "internet", "rembg:/path/file.onnx", "grabcut", "whole"):
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.onnx"):
+        Rembg(model=str(tmp_path / "nowhere.onnx")).load("cpu")
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="did you mean 'u2net'"):
+        Rembg(model="u2nett")
+
+
+def test_models_that_need_points_or_send_images_away_are_refused():
+    for model in ("sam", "withoutbg", "u2net_cloth_seg"):
+        with pytest.raises(ValueError, match="unknown model"):
+            Rembg(model=model)
+
+
+def test_cuda_without_a_cuda_runtime_is_an_error(network):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
+        Rembg(model=str(network)).load("cuda")
+
+
+def test_without_a_cuda_runtime_it_finds_the_foreground_for_a_method_on_a_gpu(network, image):
+    if Rembg().gpus:
+        pytest.skip("this onnxruntime has CUDA")
+    method = FaultyOnGpu()
+    method.foreground, method.fg_alpha_min = f"rembg:{network}", 1
+    work = dataclasses.replace(plan_work(Label("photos", "run"), method, None), device="cuda")
+    assert work.gpus == 1
+    height, width = image.shape[:2]
+    (row,) = Segment(work)([{"image": image, "error": "", "height": height, "width": width}])
+    assert row["error"] == "" and row["foreground"].shape == (height, width)
+
+
+def test_loading_it_leaves_torch_its_threads(tmp_path):
+    network = write_network(tmp_path / "tiny.onnx")
+    code = f"import torch\nfrom raypipe.segmenters.rembg import Rembg\nRembg(model={str(network)!r}).load('cpu')\n"
+    code += "print(torch.get_num_threads())"
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"

@@ -1,0 +1,166 @@
+"""One contract for all methods; a new method is found by itself."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support import tiny
+
+from raypipe import segmenters
+from raypipe.segmenters import find, names
+from raypipe.types import Segmenter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIZES = [(1, 1), (2, 2), (1, 40), (30, 3), (24, 26)]
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory):
+    """A function that gives a method by name, loaded on the CPU; where it needs weights, tiny made-up ones."""
+    made = {}
+
+    def make(name: str) -> Segmenter:
+        if name not in made:
+            made[name] = find(name)(**tiny.options(name, tmp_path_factory.mktemp(name)))
+            made[name].load("cpu")
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    """A bright disc on a dark ramp, in three sizes, with a little noise."""
+    rng, made = np.random.default_rng(0), []
+    for height, width in ((48, 64), (64, 48), (50, 50)):
+        y, x = np.mgrid[:height, :width]
+        disc = (y - height / 2) ** 2 + (x - width / 2) ** 2 < (height / 4) ** 2
+        picture = np.where(disc[..., None], (220, 180, 60), np.stack([x, y, x], 2))
+        made.append((picture + rng.integers(0, 20, picture.shape)).clip(0, 255).astype(np.uint8))
+    return made
+
+
+def run(segmenter: Segmenter, images, foregrounds=None):
+    """All results; the foreground is the whole image where the method wants one and none is given."""
+    if not hasattr(segmenter, "foreground"):
+        return list(segmenter.segment(images))
+    return list(segmenter.segment(images, foregrounds or [np.ones(image.shape[:2], bool) for image in images]))
+
+
+def check(segmenter: Segmenter, image, segments):
+    masks = segments.masks
+    assert masks.ndim == 3 and masks.shape[1:] == image.shape[:2]
+    assert masks.dtype == (np.float32 if segmenter.soft else bool)
+    assert np.isfinite(masks).all()
+    assert not masks.size or (masks.min() >= 0 and masks.max() <= 1)
+    assert len(segments.labels) in (0, len(masks)) and len(segments.scores) in (0, len(masks))
+    assert " " not in segments.note
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_image_gets_masks_of_its_size_in_order(name, loaded, images):
+    segmenter = loaded(name)
+    for image, segments in zip(images, run(segmenter, images), strict=True):
+        check(segmenter, image, segments)
+        assert segments.masks.any()
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_same_image_gives_the_same_result(name, loaded, images):
+    for one, other in zip(run(loaded(name), images), run(loaded(name), images), strict=True):
+        np.testing.assert_array_equal(one.masks, other.masks)
+
+
+@pytest.mark.parametrize("name", names())
+def test_batching_does_not_change_the_result(name, loaded, images):
+    segmenter = loaded(name)
+    alone = [run(segmenter, [image])[0] for image in images]
+    for one, other in zip(alone, run(segmenter, images), strict=True):
+        np.testing.assert_allclose(one.masks, other.masks, atol=1e-5)
+        assert one.note == other.note
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_images_give_no_results(name, loaded):
+    assert run(loaded(name), []) == []
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("size", SIZES)
+def test_tiny_and_one_colour_images_are_answered(name, size, loaded):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    images = [np.zeros_like(noise), np.full_like(noise, 255), np.full_like(noise, 77), noise]
+    for image, segments in zip(images, run(loaded(name), images), strict=True):
+        check(loaded(name), image, segments)
+
+
+@pytest.mark.parametrize(("name", "count"), [("clipseg", 1), ("dino_pca", 2), ("kmeans", 2), ("watershed", 1)])
+@pytest.mark.parametrize("size", [(1, 1), (4, 40), (40, 4)])
+def test_an_image_below_five_pixels_a_side_is_too_small_for_a_pattern(name, count, size, loaded):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    (segments,) = run(loaded(name), [noise])
+    assert segments.note == "too_small"
+    assert segments.masks.shape == (count, *size) and not segments.masks.any()
+    (segments,) = run(loaded(name), [np.resize(noise, (5, 5, 3))])
+    assert segments.note != "too_small"
+
+
+@pytest.mark.parametrize("name", [name for name in names() if hasattr(find(name), "foreground")])
+def test_masks_stay_inside_the_foreground_even_where_it_is_empty(name, loaded, images):
+    segmenter = loaded(name)
+    left = [np.broadcast_to(np.arange(image.shape[1]) < 20, image.shape[:2]) for image in images]
+    for image, foreground, segments in zip(images, left, run(segmenter, images, left), strict=True):
+        check(segmenter, image, segments)
+        assert not segments.masks[:, ~foreground].any()
+    for segments in run(segmenter, images, [np.zeros_like(foreground) for foreground in left]):
+        assert not segments.masks.any() and segments.note == "empty_foreground"
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_unloaded_segmenter_pickles(name):
+    segmenter = find(name)(seed=5)
+    assert pickle.loads(pickle.dumps(segmenter)) == segmenter
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_method_says_what_it_is(name):
+    method = find(name)()
+    assert isinstance(method, Segmenter) and method.name == name
+    assert method.source and method.licence
+    assert method.gpus >= 0 and method.batch_size >= 1 and method.timeout > 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_checksums_are_sha256_by_file_name(name, loaded):
+    for file, checksum in loaded(name).checksums().items():
+        assert "/" not in file and len(bytes.fromhex(checksum)) == 32
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown segmenter 'kmean'; did you mean 'kmeans'\\?"):
+        find("kmean")
+    with pytest.raises(ValueError, match="unknown segmenter '../x'; choose one of: .*grabcut, kmeans"):
+        find("../x")
+
+
+@pytest.mark.parametrize("name", [name for name in names() if hasattr(find(name), "foreground")])
+def test_an_alpha_needs_a_soft_foreground(name):
+    assert find(name)(foreground="rembg:u2netp", fg_alpha_min=128).fg_alpha_min == 128
+    with pytest.raises(ValueError, match=f"{name}: fg_alpha_min 128 has no effect: foreground 'grabcut' is not soft"):
+        find(name)(foreground="grabcut", fg_alpha_min=128)
+
+
+def test_importing_the_methods_imports_no_heavy_library():
+    code = (
+        "import sys; from raypipe.segmenters import find, names; [find(name) for name in names()];"
+        "print({'torch', 'ray', 'cv2', 'rembg', 'onnxruntime', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_name_is_a_file():
+    assert set(names()) >= {"grabcut", "kmeans", "rembg", "watershed"}
+    assert all(find(name).__module__ == f"{segmenters.__name__}.{name}" for name in names())

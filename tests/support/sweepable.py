@@ -1,0 +1,69 @@
+"""What tests of sweeps need: a soft method, labelled photographs, and `sweepable.py [OPTIONS]` for `raypipe sweep`."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from raypipe.types import Segmenter, Segments
+
+SIZE = (40, 48)
+
+
+@dataclass
+class Gamma(Segmenter):
+    """A soft mask: the image's brightness to the power of gamma, or its reverse."""
+
+    gamma: float = 1.0  # some values fail: 13 cannot load, 66 kills the process, 7 fails on each image
+    is_dark: bool = False  # the reverse
+    sleep: float = 0.0  # seconds per image
+
+    source = "the tests"
+    licence = "Apache-2.0"
+    soft = True
+    batch_size = 2
+
+    def __post_init__(self):
+        if self.gamma <= 0:
+            raise ValueError(f"gamma: gamma must be above 0, got {self.gamma!r}")
+
+    def load(self, device: str) -> None:
+        if self.gamma == 13:
+            raise RuntimeError("no luck with 13")
+        if self.gamma == 66:
+            os._exit(7)
+
+    def segment(self, images, foregrounds=None) -> Iterator[Segments]:
+        for image in images:
+            if self.gamma == 7:
+                raise RuntimeError("no image with 7")
+            time.sleep(self.sleep)
+            bright = ((image.mean(2) / 255) ** self.gamma)[None].astype(np.float32)
+            yield Segments(1 - bright if self.is_dark else bright)
+
+
+def write_labelled(folder: Path, count: int, first: int = 0) -> None:
+    """Photographs of a bright blot on a dark ground with noise, and the blots as labels."""
+    (folder / "photos/wild").mkdir(parents=True, exist_ok=True)
+    (folder / "labels/wild").mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        rng = np.random.default_rng(i)
+        y, x = np.mgrid[: SIZE[0], : SIZE[1] + i % 3]
+        blot = (y - 20) ** 2 + (x - 24) ** 2 < (8 + i % 5) ** 2
+        picture = np.where(blot, 150, 70)[..., None] + rng.normal(0, 30, (*blot.shape, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"photos/wild/cat_{i}.png")
+        Image.fromarray(blot.astype(np.uint8) * 255).save(folder / f"labels/wild/cat_{i}.png")
+
+
+if __name__ == "__main__":
+    from raypipe import segmenters
+    from raypipe.cli import verbs as cli
+    from support import sweepable
+
+    segmenters.find = lambda name: sweepable.Gamma
+    sys.exit(cli.main(["sweep", "sweepable", *sys.argv[1:]]))

@@ -1,0 +1,219 @@
+"""What a sweep plans and refuses, which setting it calls best, and how its page shows it; no Ray."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tyro
+from PIL import Image
+from support.sweepable import SIZE, Gamma, write_labelled
+
+from raypipe import segmenters
+from raypipe.cli.verbs import main
+from raypipe.refiners.guided import Guided
+from raypipe.segmenters.gloper import Gloper
+from raypipe.sweep import page
+from raypipe.sweep.ranking import Setting, best, order
+from raypipe.sweep.sweep import Sweep, check, draw, labelled_images, plan
+from raypipe.sweep.trials import advance, with_images, write_state
+from raypipe.sweep.tuning import count_commits, run_trial, rungs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with six labelled photographs."""
+    write_labelled(tmp_path, 6)
+    return tmp_path
+
+
+def command(folder: Path, *options: str, output: str = "sweep") -> int:
+    places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / output)]
+    return main(["sweep", "kmeans", *places, "--foreground", "whole", *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--over", "kk=2,3"], "unknown option 'kk' (value '2'); did you mean 'k'?"),
+        (["--over", "k=2,many"], "option 'k': expected a whole number, got 'many'"),
+        (["--over", "k=1,2"], "kmeans: k must be between 2 and 255, got 1"),
+        (["--over", "k=2,3", "--k", "4"], "k is both given and swept"),
+        (["--over", "threshold=0.3,0.5"], "--threshold has no effect: kmeans gives binary masks; add --refine guided"),
+        (["--over", "refine_radius=3,4"], "'refine_radius' (value '3') has no effect without a refiner"),
+        (["--over", "threshold=0.5,1.5", "--refine", "guided"], "--threshold must be at least 0 and below 1, got 1.5"),
+        (["--over", "refine_radius=0,4", "--refine", "guided"], "guided: refine_radius must be at least 1, got 0"),
+        (["--over", "k=2..5"], "an interval has no grid"),
+        (["--over", "k=2,3", "--trials", "4"], "--trials has no effect on a grid"),
+        (["--over", "k=2,3", "--search", "random", "--trials", "0"], "--trials must be positive, got 0"),
+        (["--over", "k=2,3", "--metric", "auc"], "--metric 'auc': task 'pattern' has dice_fixed, dice_best"),
+        (["--over", "k=2,3", "--task", "patern"], "unknown task 'patern'; did you mean 'pattern'?"),
+        (["--over", "k=2,3", "--device", "cuda"], "--device cuda has no effect"),
+        (["--over", "refine_radius=3,4", "--refine", "guided", "--search", "asha"], "asha has nothing to stop"),
+        (["--over", "foreground=whole,wohle"], "unknown foreground 'wohle'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(folder, capsys, options, message):
+    given = [] if "foreground" in options[1] else ["--foreground", "whole"]
+    places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / "sweep")]
+    assert main(["sweep", "kmeans", *places, *given, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "sweep").exists()
+
+
+def test_labels_that_belong_to_no_image_are_an_error(folder, capsys):
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "labels/dog.png")
+    for file in (folder / "labels/wild").iterdir():
+        file.unlink()
+    assert command(folder, "--over", "k=2,3") == 2
+    assert "has the path or the stem of an image; images are named as" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
+def test_every_option_has_a_help_text_and_no_method_has_one_of_the_same_name():
+    actions = tyro.extras.get_parser(Sweep)._actions
+    texts = {action.dest: re.sub(r"\((default: .*|required|repeatable)\)", "", action.help or "") for action in actions}
+    assert len(texts) > len(dataclasses.fields(Sweep)) and all(text.strip() for text in texts.values()), texts
+    own = {field.name for field in dataclasses.fields(Sweep)}
+    for name in segmenters.names():
+        assert not own & {field.name for field in dataclasses.fields(segmenters.find(name))}, name
+
+
+def test_help_without_a_method_lists_the_methods(capsys):
+    assert main(["sweep", "--help"]) == 0 and main(["sweep"]) == 2
+    text = capsys.readouterr().out
+    assert "usage: raypipe sweep METHOD" in text and "kmeans" in text
+
+
+def test_a_stopped_trial_is_never_the_best(folder):
+    from raypipe.sweep.ranking import Setting, best, order
+
+    def setting(status, value, failed=0):
+        return Setting("t", {}, status, {"dice": value}, 4, failed, 1.0, "")
+
+    full, half, holes = setting("done", 0.5), setting("stopped", 0.9), setting("done", 0.8, failed=1)
+    assert best([half, full, holes], "dice", "max") is full  # and so is one that failed on images others could do
+    assert order([setting("failed", None), half, full], "dice", "max")[0] is full
+    low, high = setting("done", 0.1), setting("done", 0.7)
+    assert (best([high, low], "dice", "min"), best([low, high], "dice", "max")) == (low, high)
+    assert best([half, setting("done", None)], "dice", "max") is None
+
+
+def test_rungs_are_shares_of_the_images():
+    assert [rungs(count) for count in (1, 2, 3, 8, 20)] == [[1], [1, 2], [1, 2, 3], [2, 4, 8], [5, 10, 20]]
+
+
+def test_rungs_are_milestones_of_the_scheduler():
+    from ray.tune.schedulers import ASHAScheduler
+
+    for count in range(2, 200):
+        found = rungs(count)
+        scheduler = ASHAScheduler("images", "score", "max", max_t=count, grace_period=found[0], reduction_factor=2)
+        milestones = {milestone for milestone, _ in scheduler._brackets[0]._rungs}
+        assert milestones | {count} == set(found)
+
+
+def test_the_mask_before_its_inverse():
+    def setting(best, fixed):
+        return Setting("t", {}, "done", {"dice_best": best, "dice_fixed": fixed}, 4, 0, 1.0, "")
+
+    inverse, mask, worse = setting(0.9, 0.2), setting(0.9, 0.9), setting(0.8, 0.95)
+    assert order([inverse, worse, mask], "dice_best", "max") == [mask, inverse, worse]
+    assert best([inverse, mask], "dice_best", "max") is mask and best([mask, inverse], "dice_fixed", "min") is inverse
+    rows = [{"k": k, "group": g, "status": "ok", "dice_best": 0.9, "dice_fixed": 0.1 * k} for g in "ab" for k in (2, 3)]
+    chosen = page.groups(pa.Table.from_pylist(rows), ["k"], "dice_best", "max")
+    assert [each["values"] for each in chosen] == [{"k": 3}] * 2
+
+
+def test_given_options_stay_when_a_preset_is_swept(folder):
+    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("preset=fast,paper",))
+    drawn = [{"preset": "fast"}, {"preset": "paper"}]
+
+    def seeds(method, given=()):
+        return [trial.segmenter.seeds for trial in plan(job, method, None, drawn, given)]
+
+    standard = [Gloper(preset=name).seeds for name in ("fast", "paper")]
+    same = Gloper().seeds  # as its preset has it: only the caller knows that it was given
+    assert seeds(Gloper()) == seeds(Gloper(seeds=same)) == standard != [same, same]
+    assert seeds(Gloper(seeds=same), ["seeds"]) == [same, same] and seeds(Gloper(seeds=7)) == [7, 7]
+
+
+def test_the_command_knows_which_options_were_given(folder, monkeypatch):
+    found = {}
+
+    def sweep(job, segmenter, refiner, given):
+        found["given"] = given
+        raise ValueError("enough")
+
+    monkeypatch.setattr("raypipe.sweep.sweep.sweep", sweep)
+    (folder / "some.yaml").write_text("eps: 2\nthreshold: null\n")
+    assert command(folder, "--over", "k=2,3", "--seed=0", "--config", str(folder / "some.yaml")) == 2
+    assert {"foreground", "seed", "eps"} <= found["given"] and "threshold" not in found["given"]
+
+
+def test_every_later_value_is_planned_with_every_trial_and_each_checked_once(folder, monkeypatch):
+    from raypipe.pipeline import label as pipeline
+
+    calls, right = [], pipeline.check
+    monkeypatch.setattr(pipeline, "check", lambda *given: calls.append(given) or right(*given))
+    over = ("gamma=1:10:1", "threshold=0.1:0.9:0.1", "refine_radius=3,4")
+    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), over, refine="guided")
+    method, refiner = Gamma(), Guided()
+    trials = plan(job, method, refiner, draw(job, check(job, method, refiner), method, refiner))
+    assert [trial.segmenter.gamma for trial in trials] == [*range(1, 11)]
+    values = [(later["threshold"], later["refine_radius"]) for later in trials[9].later]
+    assert values == [(round(0.1 * i, 1), radius) for i in range(1, 10) for radius in (3, 4)]
+    assert len(calls) < 10 + 18 and all(trial.later == trials[0].later for trial in trials)
+
+
+def plan_one(folder: Path):
+    """A trial on all images, of which none is labelled yet."""
+    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",))
+    (trial,) = plan(job, Gamma(), None, [{"threshold": 0.5}])
+    return with_images(trial, labelled_images(job))
+
+
+@pytest.mark.parametrize(("status", "reported"), [("stopped", [2, 3]), ("running", [2, 3, 6])])
+def test_a_stopped_trial_reports_again_as_far_as_it_came(folder, monkeypatch, status, reported):
+    trial, reports = plan_one(folder), []
+    advance(trial, 3)
+    write_state(trial, status=status)
+    monkeypatch.setattr("ray.tune.report", reports.append)
+    run_trial({"index": 0}, [trial], [2, 3, 6], "dice_best", "max")
+    assert [each["images"] for each in reports] == reported and all(0 < each["score"] <= 1 for each in reports)
+    assert len(trial.run.commits()) == reported[-1]
+
+
+def test_commits_are_counted_while_trials_run(folder):
+    (folder / "photos/wild/cat_0.png").write_bytes(b"nothing")
+    trial = plan_one(folder)
+    advance(trial, 6)
+    assert count_commits([trial])() == (6, 1)
+
+
+def test_pictures_are_drawn_of_the_sampled_images_only_and_failed_ones_are_empty(folder, monkeypatch):
+    monkeypatch.setattr(page, "STRIP_IMAGES", 3)
+    trial = plan_one(folder)
+    advance(trial, 6)
+    stored = page.sampled_rows(trial)
+    assert [row["image_id"] for row in stored] == trial.images["image_id"].to_pylist()[:3]
+    (folder / "photos" / stored[1]["key"]).write_bytes(b"another")  # changed since
+    cells = list(page.draw_sample(trial, stored, "dice_best").values())
+    assert cells[1] == {"picture": None, "value": None}
+    assert all(cell["picture"].startswith("data:image/jpeg") and cell["value"] > 0.5 for cell in cells[::2])
+
+
+def test_a_point_without_a_value_does_not_move_the_others(folder):
+    means = [{"dice": 0.5, "other": 0.5}, {"dice": 0.6, "other": None}, {"dice": 0.7, "other": 0.7}]
+    found = [Setting("t", {"k": k}, "done", mean, 4, 0, 1.0, "") for k, mean in zip((2, 3, 4), means, strict=True)]
+    shown = {"title": "a", "method": "a", "images": 4, "best": found[2], "swept": ["k"], "metric": "dice", "twin": None}
+    shown |= {"settings": found, "shown": found, "curves": [page.curve("k", found, found, "dice")], "planes": []}
+    html = page.render(**shown, place="a b", groups=[], strips=[], made="2026", version="1")
+    points = [line.split() for line in re.findall(r'points="([^"]*)"', html)]
+    width = page.PLOT[0]
+    places = [[float(point.partition(",")[0]) for point in line] for line in points]
+    assert places == [[0, width / 2, width], [0, width]]
+    assert re.findall(r"<title>(k \S+ other .*)</title>", html) == ["k 2: other 0.5", "k 4: other 0.7"]
+    assert "--config &#39;a b/best.yaml&#39; --input" in html
