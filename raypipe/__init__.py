@@ -33,7 +33,7 @@ def load(run: str, columns: list[str] | None = None) -> pa.Table:
     run: the output folder of `label`, a path or a URI. columns: read only these. Raises FileNotFoundError when the
     folder is no run. Safe to call while a job writes: only committed rows are read.
     """
-    from raypipe.run.run import Run
+    from raypipe.run import Run
 
     return Run(str(run)).load(columns)
 

@@ -306,3 +306,12 @@ def _is_cut(name: str, data: bytes) -> bool:
     if name == "TIFF":
         return int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big") >= len(data)
     return _end_of_scan(data) < 0
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """An image as PNG. pixels: RGB or RGBA uint8 (H, W, C), or grey uint8 or uint16 (H, W)."""
+    import cv2
+
+    turned = {3: "COLOR_RGB2BGR", 4: "COLOR_RGBA2BGRA"}.get(pixels.shape[2]) if pixels.ndim == 3 else None
+    stored = pixels if turned is None else cv2.cvtColor(pixels, getattr(cv2, turned))
+    return cv2.imencode(".png", stored)[1].tobytes()

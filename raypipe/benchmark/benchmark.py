@@ -52,9 +52,9 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
     RuntimeError when a measuring process fails.
     """
     from raypipe.benchmark.figures import environment, load, markdown, table
-    from raypipe.run.run import parquet_bytes
+    from raypipe.run import parquet_bytes
     from raypipe.runtime.interruption import on_signals
-    from raypipe.storage.folder import Folder
+    from raypipe.storage import Folder
 
     chosen = _chosen(options.only)
     _check_weights(options)
@@ -72,11 +72,10 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
 
 def names() -> list[str]:
     """All benchmarks: every method and refiner, then those of whole jobs."""
-    from raypipe import refiners as refine
-    from raypipe import segmenters
+    from raypipe import refiners, segmenters
     from raypipe.benchmark.pipeline import JOBS
 
-    return [*segmenters.names(), *refine.names(), *JOBS, "help"]
+    return [*segmenters.names(), *refiners.names(), *JOBS, "help"]
 
 
 def _chosen(only: Sequence[str]) -> list[str]:
@@ -98,11 +97,10 @@ def _check_weights(options: Benchmark) -> None:
 
 
 def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[Figure]:
-    from raypipe.benchmark import methods, processes
-    from raypipe.benchmark import pipeline as jobs
+    from raypipe.benchmark import methods, pipeline, processes
 
     figures: list[Figure] = []
-    of_jobs = [name for name in chosen if name in jobs.JOBS]
+    of_jobs = [name for name in chosen if name in pipeline.JOBS]
     for name in chosen:
         if name not in of_jobs and name != "help":
             log.info("measuring %s", name)
@@ -110,7 +108,7 @@ def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[F
     if of_jobs:
         log.info("measuring %s", ", ".join(of_jobs))
         with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:
-            figures += jobs.measure(of_jobs, sizes, folder)
+            figures += pipeline.measure(of_jobs, sizes, folder)
     if "help" in chosen:
         figures.append(_help(HELP_STARTS * sizes.repeats))
     return figures

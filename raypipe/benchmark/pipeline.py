@@ -125,11 +125,12 @@ def run_all(specs: Sequence[Spec], photos: str, folder: str) -> list[Outcome]:
 def on_ray(spec: Spec, photos: str, output: str) -> Outcome:
     """`raypipe label` as a user has it."""
     from raypipe.benchmark.sleeper import Sleeper
-    from raypipe.pipeline import label as pipeline
+    from raypipe.pipeline.job import Label
+    from raypipe.pipeline.label import label
 
-    job = pipeline.Label(photos, output, limit=spec.images, actors=spec.workers, batch_size=spec.batch)
+    job = Label(photos, output, limit=spec.images, actors=spec.workers, batch_size=spec.batch)
     start = time.time()
-    pipeline.label(job, Sleeper(sleep=spec.sleep))
+    label(job, Sleeper(sleep=spec.sleep))
     times = commit_times(output)
     return Outcome(start, time.time(), output, times, steady_rate(times, spec.workers), None)
 
@@ -149,14 +150,14 @@ def bare_loop(spec: Spec, photos: str, worker: int) -> tuple[float, float]:
     import cv2
 
     from raypipe.benchmark.sleeper import Sleeper
-    from raypipe.pipeline import label as pipeline
     from raypipe.pipeline import stages
+    from raypipe.pipeline.job import Label, list_images, plan_work
 
     cv2.setNumThreads(1)
-    job = pipeline.Label(photos, "unused", batch_size=spec.batch)
-    work = pipeline.plan_work(job, Sleeper(sleep=spec.sleep), None)
+    job = Label(photos, "unused", batch_size=spec.batch)
+    work = plan_work(job, Sleeper(sleep=spec.sleep), None)
     share = -(-spec.images // spec.workers)
-    rows = pipeline.list_images(job, work).slice(worker * share, share)
+    rows = list_images(job, work).slice(worker * share, share)
     decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
     for first in range(0, len(rows), spec.batch):
         if first == spec.batch:
@@ -257,9 +258,10 @@ def _resume(session: Session, sizes: Sizes, photos: str, folder: str) -> list[Fi
 def start_again(photos: str, output: str) -> bool:
     """In a child: the same job once more. Returns whether that imported Ray. Raises RuntimeError if it did anything."""
     from raypipe.benchmark.sleeper import Sleeper
-    from raypipe.pipeline import label as pipeline
+    from raypipe.pipeline.job import Label
+    from raypipe.pipeline.label import label
 
-    summary = pipeline.label(pipeline.Label(photos, output), Sleeper())
+    summary = label(Label(photos, output), Sleeper())
     if summary.labelled or summary.pending:
         raise RuntimeError(f"{summary.labelled} images of a finished run were labelled again")
     return "ray" in sys.modules

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -20,6 +19,7 @@ from functools import partial
 from importlib import import_module
 
 from raypipe import lookup
+from raypipe.cli.methods import _methods
 
 log = logging.getLogger("raypipe")
 WAY_ON = "this command goes on:"  # begins the note that an error of a run carries
@@ -89,15 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _label(argv: list[str]) -> int:
-    from raypipe.pipeline import label as pipeline
+    from raypipe.pipeline.dry_run import _estimate_text
+    from raypipe.pipeline.job import Label
+    from raypipe.pipeline.label import _summary_text, label
 
     if not argv or argv[0].startswith("-"):
         return _choose_method("label METHOD --input PATH --output FOLDER [OPTIONS]", argv)
-    job, segmenter, refiner, terminal = _with_method("label", pipeline.Label, argv)
+    job, segmenter, refiner, terminal = _with_method("label", Label, argv)
     if terminal.print_config:
         return _print_config(job, segmenter, refiner)
     try:
-        result = pipeline.label(job, segmenter, refiner)
+        result = label(job, segmenter, refiner)
     except BaseException as error:
         if _has_begun(job):
             error.add_note(f"{WAY_ON}\n  {_command(argv)}")
@@ -113,15 +115,16 @@ def _label(argv: list[str]) -> int:
 
 def _sweep(argv: list[str]) -> int:
     from raypipe.sweep import sweep
+    from raypipe.sweep.plan import Sweep, refuse_given
 
     if not argv or argv[0].startswith("-"):
         usage = "sweep METHOD --input PATH --labels FOLDER --output FOLDER --over NAME=VALUES ... [OPTIONS]"
         return _choose_method(usage, argv)
-    job, segmenter, refiner, terminal = _with_method("sweep", sweep.Sweep, argv)
+    job, segmenter, refiner, terminal = _with_method("sweep", Sweep, argv)
     if terminal.print_config:
         return _print_config(job, segmenter, refiner)
     given = {word[2:].partition("=")[0].removeprefix("no-") for word in argv if word.startswith("--")}
-    sweep.refuse_given(job, given)
+    refuse_given(job, given)
     given |= {name for name, value in _config(argv, type(segmenter)).items() if value is not None}
     try:
         result = sweep.sweep(job, segmenter, refiner, given=given)
@@ -147,33 +150,17 @@ def _choose_method(usage: str, argv: list[str]) -> int:
 
 def _with_method(verb: str, options: type, argv: list[str]) -> tuple:
     """The options of a verb, the method that argv begins with, the refiner or None, and Terminal."""
-    from raypipe import refiners as refine
-    from raypipe import segmenters
+    from raypipe import refiners, segmenters
 
     method = segmenters.find(argv[0])
     values = _config(argv, method)
     refiner, kinds = _peek(argv, "--refine") or values.get("refine"), [options, method]
     if refiner not in (None, "None"):
-        kinds.append(refine.find(refiner))
+        kinds.append(refiners.find(refiner))
     else:
         _refuse_refiner_options(argv)
     job, segmenter, *rest = _parse(f"raypipe {verb} {argv[0]}", method.__doc__, kinds, argv[1:], values)
     return job, segmenter, (rest[0] if len(rest) == 2 else None), rest[-1]
-
-
-def _methods(argv: list[str]) -> int:
-    from raypipe import segmenters
-
-    terminal = _parse("raypipe methods", "What there is and what it needs.", [], argv, _config(argv))[0]
-    rows = [_method_row(segmenters.find(name)) for name in segmenters.names()]
-    if terminal.json:
-        print(json.dumps(rows))
-        return 0
-    for row in rows:
-        print(f"{row['name']:<12}{row['summary']}")
-        for name in ("needs", "licence", "source"):
-            print(f"{'':<12}{name:<9}{row[name]}")
-    return 0
 
 
 def _simple(verb: str, argv: list[str]) -> int:
@@ -189,22 +176,6 @@ def _simple(verb: str, argv: list[str]) -> int:
     if terminal.json:
         print(json.dumps(dataclasses.asdict(result)))
     return getattr(result, "exit_code", 0)
-
-
-def _method_row(kind: type) -> dict:
-    method, module = kind(), sys.modules[kind.__module__]
-    needs = [method.needs] if method.needs else []
-    if hasattr(method, "foreground"):
-        needs.append(f"a foreground (default {method.foreground})")
-    if method.gpus:
-        needs.append("a GPU is used where there is one")
-    return {
-        "name": method.name,
-        "summary": (module.__doc__ or "").strip().splitlines()[0],
-        "needs": "; ".join(needs) or "nothing",
-        "licence": method.licence,
-        "source": method.source,
-    }
 
 
 def _parse(prog: str, description: str | None, kinds: list[type], argv: list[str], values: dict) -> list:
@@ -236,12 +207,13 @@ def _config(argv: list[str], method: type | None = None) -> dict:
     path = _peek(argv, "--config")
     if path is None:
         return {}
-    from raypipe.cli import config as configfile
+    from raypipe.cli.config import read
+    from raypipe.storage import without_secrets
 
     try:
-        values = configfile.read(path)
+        values = read(path)
     except ValueError as error:
-        raise ValueError(f"--config {_without_credentials(path)}: {error}") from error
+        raise ValueError(f"--config {without_secrets(path)}: {error}") from error
     if method is None or not any(word == "--preset" or word.startswith(("--preset=", "preset=")) for word in argv):
         return values  # `preset=` is what `--over` takes
     chosen = {name for preset in method.presets.values() for name in preset}
@@ -288,39 +260,9 @@ def _print_config(*parts) -> int:
     return 0
 
 
-def _summary_text(summary, retry: str) -> str:
-    """What a run did. retry: the command that tries failed images again; "" leaves it out."""
-    from raypipe.runtime.progress import images, speed
-
-    failed = sum(summary.errors.values())
-    time = f"in {summary.seconds:.1f} s ({speed(summary.labelled / summary.seconds)})"
-    lines = [f"{summary.labelled:,} of {images(summary.images)} labelled {time}"]
-    if failed:
-        lines = [f"{summary.labelled:,} of {images(summary.images)} done {time}: "]
-        lines[0] += f"{summary.labelled - failed:,} labelled, {failed:,} failed"
-    if not summary.labelled:
-        lines = [f"nothing to do: all of {images(summary.images)} were done before"]
-    if summary.pending:
-        verb = "is" if summary.pending == 1 else "are"
-        lines.append(f"{images(summary.pending)} {verb} left; the same command goes on")
-    if summary.failed:
-        lines.append(f"{images(summary.failed)} failed in this run so far, see {summary.output}/errors.parquet")
-        lines += [f"  {count:>7,}  {reason}" for reason, count in sorted(summary.errors.items(), key=lambda e: -e[1])]
-        lines += [f"to try again: {retry}"] if retry else []
-    if summary.sheet:
-        lines.append(f"picture sheet: {summary.sheet}")
-    lines.append(f"masks: {summary.output}/masks/**/*.parquet, or raypipe.load({summary.output!r}) in Python")
-    return "\n".join(lines)
-
-
-def _estimate_text(estimate: dict) -> str:
-    width = max(map(len, estimate))
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in estimate.items())
-
-
 def _has_begun(job) -> bool:
     """Whether there is a run in the job's output that the same command would go on with."""
-    from raypipe.run.run import Run
+    from raypipe.run import Run
 
     try:
         return not job.dry_run and Run(job.output).configuration() is not None
@@ -330,33 +272,20 @@ def _has_begun(job) -> bool:
 
 def _command(argv: list[str], verb: str = "label") -> str:
     """The command line as it was typed, after the verb, but without credentials."""
-    shown = [_without_credentials(word) for word in argv]
+    from raypipe.storage import without_secrets
+
+    shown = [without_secrets(word) for word in argv]
     is_script = os.path.basename(sys.argv[0]) == f"{verb}.py"
     program = ["python", f"jobs/{verb}.py"] if is_script else ["raypipe", verb]
     left_out = "" if shown == argv else "  # with the credentials, which are left out here"
     return shlex.join([*program, *shown]) + left_out
 
 
-def _without_credentials(word: str) -> str:
-    """A word of the command line, its remote URI (also behind `--flag=`, `given:` and `run:`) without any secret."""
-    from raypipe import storage
-
-    before, uri = re.fullmatch(r"((?:--[\w-]+=)?(?:given:|run:)?)(.*)", word, re.DOTALL).groups()
-    parts = storage.split(uri)
-    if parts is None:
-        return word
-    user = parts.user.partition(":")[0] if parts.scheme.startswith("abfs") else ""  # the container, then a secret
-    options = "&".join(each for each in parts.options.split("&") if not each.startswith("client_secret="))
-    if (user, options) == (parts.user, parts.options):
-        return word
-    return before + parts._replace(user=user, options=options).at(parts.key)
-
-
 def _failed(error: BaseException) -> int:
     """Print an error and, where there is one, the command that goes on. Returns the exit code."""
-    from raypipe.run.run import OtherConfiguration
+    from raypipe.run import OtherConfiguration
     from raypipe.runtime.interruption import Interrupted
-    from raypipe.storage.lock import Locked
+    from raypipe.storage import Locked
 
     way_on = "".join(note for note in getattr(error, "__notes__", []) if note.startswith(WAY_ON))
     if isinstance(error, KeyboardInterrupt):

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
-from raypipe import schema, storage
-from raypipe.run import rows
-from raypipe.run.run import Run
-from raypipe.storage.folder import Folder
+from raypipe import storage
+from raypipe.run import Run, rows
+from raypipe.schema import VERSION
+from raypipe.storage import Folder
 
 LEAST = 10  # images named in the terminal
 BATCH_ROWS = 1000  # images of the table written at once
@@ -43,6 +43,21 @@ FIRST = pa.schema(  # what is compared: the first mask of an image in one run
         ("foreground", pa.string()),  # the same; null = the whole image
         ("failed", pa.bool_()),
     ]
+)
+# `raypipe agree`: one row per image of any of the runs, in no order. The file's metadata lists them as `raypipe.runs`.
+AGREEMENT = pa.schema(
+    [
+        ("image_id", pa.string()),  # in the first run that has the image
+        ("key", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("agreement", pa.float64()),  # mean IoU over all pairs of runs; null unless status is "ok"
+        ("nearest", pa.string()),  # the run with the highest mean IoU, the first among equals; null for two runs
+        ("ious", pa.list_(pa.float64())),  # of each run, its mean IoU with the others
+        ("signs", pa.list_(pa.int8())),  # of each run: 1 = its first mask, -1 = the rest of the foregrounds
+        ("status", pa.string()),  # ok, or what keeps the image from being compared: `missing: RUN`, `failed: RUN`, ...
+    ],
+    metadata={"raypipe.schema": str(VERSION)},
 )
 
 
@@ -81,7 +96,7 @@ class Agreement:
 
 
 def agree(options: Agree) -> Agreement:
-    """Compare the runs image by image and write schema.AGREEMENT; an earlier table is replaced at once.
+    """Compare the runs image by image and write AGREEMENT; an earlier table is replaced at once.
 
     Streams: the first masks go through temporary files, which take about their size. The table is held compressed,
     about 100 MB for a million images. Raises ValueError for fewer than two runs, the same one twice, or runs without a
@@ -95,7 +110,7 @@ def agree(options: Agree) -> Agreement:
         if not run.parts():
             raise ValueError(f"{run} has no rows")
     tally, buffer = Tally(names), io.BytesIO()
-    columns = schema.AGREEMENT.with_metadata(schema.AGREEMENT.metadata | {b"raypipe.runs": json.dumps(names).encode()})
+    columns = AGREEMENT.with_metadata(AGREEMENT.metadata | {b"raypipe.runs": json.dumps(names).encode()})
     with pq.ParquetWriter(buffer, columns, compression="zstd") as writer:
         compared = (tally.counted(compare(images, names, polarity=options.polarity)) for images in by_key(runs))
         while batch := list(itertools.islice(compared, BATCH_ROWS)):
@@ -209,7 +224,7 @@ def first_masks(table: pa.Table, run: int) -> pa.Table:
 
 
 def compare(images: list[dict], names: Sequence[str], *, polarity: str = "fixed") -> dict:
-    """A row of schema.AGREEMENT for one image. images: its rows of FIRST, in the order of the runs."""
+    """A row of AGREEMENT for one image. images: its rows of FIRST, in the order of the runs."""
     known = next((row for row in images if not row["failed"]), images[0])
     row = {name: known[name] for name in ("image_id", "key", "height", "width")}
     if status := _incomparable(images, names):

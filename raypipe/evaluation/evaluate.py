@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 import tyro
 
 from raypipe import storage
-from raypipe.evaluation import tasks as evaluation
+from raypipe.evaluation import tasks
 from raypipe.inputs import maskfiles
-from raypipe.inputs.containers import map_ahead
-from raypipe.run import rows
-from raypipe.run.run import Run
+from raypipe.run import Run, rows
+from raypipe.storage import map_ahead
 from raypipe.types import BadImage
 
 GROUPS = 40  # shown in the terminal
@@ -135,7 +134,7 @@ def evaluate(options: Evaluate) -> Evaluation | Comparison:
 
 def evaluate_run(place: str, options: Evaluate) -> Evaluation:
     """Measure one run. place: its folder."""
-    task, run = evaluation.find(options.task), Run(place)
+    task, run = tasks.find(options.task), Run(place)
     matches = maskfiles.match(options.labels, _keys(run))
     if not matches.location:
         raise ValueError(_nothing_matches(run, options.labels, matches.unused))

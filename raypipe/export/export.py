@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from csv import writer as csv_writer  # this package's `csv` is a format
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
 from types import ModuleType
 from typing import BinaryIO, Literal
 
@@ -18,14 +15,13 @@ import tyro
 
 from raypipe import storage
 from raypipe.export import formats
+from raypipe.export.about import About, csv_line
 from raypipe.export.target import RECORD, Target
 from raypipe.inputs.originals import Originals
-from raypipe.run import provenance, rows
-from raypipe.run.run import Run
+from raypipe.run import Run, provenance, rows
 from raypipe.types import BadImage
 
 LEFT_OUT = "_left_out.csv"
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how a spreadsheet recognises a formula
 
 
 @dataclass(frozen=True)
@@ -41,43 +37,6 @@ class Export:
     input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
     column: str | None = None  # as for `label`: the column of --input that holds URIs or images
     overwrite: bool = False  # replace an earlier export in the output
-
-
-@dataclass(frozen=True)
-class About:
-    """What every format may tell of the run."""
-
-    method: str
-    settings: dict  # the method's parameters
-    provenance: dict  # time, versions, weights with sha256
-    licence: str  # of the weights or the method; "" when it is not known here
-    where: str | None
-    labels: tuple[str, ...]  # those of the run's segments, sorted; of the whole run, so that numbers do not change
-    most: int  # segments of the image that has the most of them
-    category: str  # name of segments without a label
-    unlabelled: bool  # there are segments without a label
-
-    @cached_property
-    def categories(self) -> list[str]:
-        """Names of what segments show; the number of a category is its place from 1."""
-        return [*self.labels, *([self.category] if self.unlabelled and self.category not in self.labels else [])]
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.categories, 1)}
-
-    def name(self, segment: dict) -> str:
-        """The category's name of a segment."""
-        return self.category if segment["label"] is None else segment["label"]
-
-    def number(self, segment: dict) -> int:
-        """The category's number of a segment, from 1."""
-        return self._numbers[self.name(segment)]
-
-    def text(self) -> str:
-        """One sentence on where the masks come from."""
-        version = (self.provenance["packages"] or {}).get("raypipe", "")
-        return f"masks by raypipe {version}, method {self.method}"
 
 
 @dataclass(frozen=True)
@@ -194,15 +153,6 @@ class LeftOut:
 
     def _write(self, *cells: str) -> None:
         self._file.write(csv_line(cells))
-
-
-def csv_line(cells: Iterable) -> bytes:
-    """One line of a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    buffer = io.StringIO(newline="")
-    csv_writer(buffer).writerow(
-        f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA) else cell for cell in cells
-    )
-    return buffer.getvalue().encode()
 
 
 def _known(method: str) -> tuple[str, bool]:

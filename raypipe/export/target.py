@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from pyarrow import fs as pafs
 
-from raypipe.storage.folder import Folder
+from raypipe.storage import Folder
 
 RECORD = "_export.json"  # what was exported; the mark of a folder that may be replaced
 WRITES_AHEAD = 16  # remote files written at the same time

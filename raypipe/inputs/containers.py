@@ -9,9 +9,8 @@ import posixpath
 import re
 import tarfile
 from bisect import bisect_right
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import storage
+from raypipe.storage import map_ahead
 from raypipe.types import BadImage
 
 BATCH_ROWS = 50_000  # rows of a column of URIs that are read together
-READS_AHEAD = 16  # remote files read at the same time
 TAR_BUFFER = 1 << 15  # bytes: the headers of small neighbours come with one request, large pictures are jumped over
 COLUMNS = "uri url path file filename file_name image image_path image_uri image_url".split()
 # What the names of pictures end in, also of formats that are not read: those become error rows.
@@ -43,20 +42,6 @@ class Item(NamedTuple):
     length: int | None = None
     row: int | None = None
     column: str | None = None
-
-
-def map_ahead(function: Callable, arguments: Iterable, *, depth: int = READS_AHEAD) -> Iterator:
-    """function(argument) for all, in order, up to `depth` of them running ahead in threads."""
-    pool, running = ThreadPoolExecutor(depth), deque()
-    try:
-        for argument in arguments:
-            running.append(pool.submit(function, argument))
-            if len(running) >= depth:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 # URIs, in tables and in lists

@@ -18,6 +18,7 @@ from raypipe import schema, storage
 from raypipe.inputs import containers
 from raypipe.inputs import folders as listing
 from raypipe.inputs.containers import Item
+from raypipe.storage import map_ahead
 from raypipe.types import BadImage
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
@@ -250,7 +251,7 @@ def fetch(rows: list[dict], *, max_bytes: int) -> Iterator[bytes | BadImage]:
         return _bytes_or_error(row, max_bytes)
 
     remote = [row["row"] is None and storage.split(row["location"]) is not None for row in rows]
-    ahead = containers.map_ahead(read, [row for row, is_remote in zip(rows, remote, strict=True) if is_remote])
+    ahead = map_ahead(read, [row for row, is_remote in zip(rows, remote, strict=True) if is_remote])
     for row, is_remote in zip(rows, remote, strict=True):
         yield next(ahead) if is_remote else read(row)
 

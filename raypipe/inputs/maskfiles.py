@@ -54,10 +54,10 @@ def read(location: str, *, max_bytes: int, max_pixels: int) -> np.ndarray:
 
 def _index(folder: str) -> tuple[dict[str, str | None], dict[str, str | None]]:
     """Location by path without extension and by stem; None where two files have it."""
-    from raypipe.inputs import manifest as inputs
+    from raypipe.inputs.manifest import list_inputs
 
     by_path, by_stem = {}, {}
-    for chunk in inputs.list_inputs(folder).chunks:
+    for chunk in list_inputs(folder).chunks:
         if chunk["start"].null_count + chunk["row"].null_count < 2 * len(chunk):
             raise ValueError(f"{storage.redact(folder)}: masks in tars or tables are not matched; unpack them")
         for key, location in zip(chunk["key"].to_pylist(), chunk["location"].to_pylist(), strict=True):

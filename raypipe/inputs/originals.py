@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe import images
+from raypipe.images import encode_png
 from raypipe.inputs import manifest as inputs
 from raypipe.types import BadImage
 
@@ -94,15 +95,6 @@ def portable(row: dict, content: bytes) -> tuple[bytes, str]:
     if content.startswith(PNG) and b"exif" not in content.lower():
         return content, ".png"
     return encode_png(decode(row, content)), ".png"
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """An image as PNG. pixels: RGB or RGBA uint8 (H, W, C), or grey uint8 or uint16 (H, W)."""
-    import cv2
-
-    turned = {3: "COLOR_RGB2BGR", 4: "COLOR_RGBA2BGRA"}.get(pixels.shape[2]) if pixels.ndim == 3 else None
-    stored = pixels if turned is None else cv2.cvtColor(pixels, getattr(cv2, turned))
-    return cv2.imencode(".png", stored)[1].tobytes()
 
 
 def _unlisted(row: dict) -> BadImage:

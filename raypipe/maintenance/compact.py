@@ -26,11 +26,10 @@ import pyarrow.parquet as pq
 import tyro
 
 from raypipe import schema
-from raypipe.inputs.containers import map_ahead
 from raypipe.maintenance.integrity import Damage, read_record
-from raypipe.run.run import GROUP_ROWS, Run, new_attempt, parquet_bytes, superseded
+from raypipe.run import GROUP_ROWS, Run, new_attempt, parquet_bytes, superseded
 from raypipe.runtime.interruption import on_signals
-from raypipe.storage.lock import fence, hold
+from raypipe.storage import fence, hold, map_ahead
 
 MEGABYTE = 1_000_000
 CHUNK_BYTES = 256 << 20  # of decoded rows sorted at a time

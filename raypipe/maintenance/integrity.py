@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.run.run import Run, is_sealed
+from raypipe.run import Run, is_sealed
 
 CHUNK = 8 << 20  # bytes hashed at a time
 DEEP_ROWS = 64  # rows decoded at a time

@@ -24,9 +24,10 @@ import tyro
 from raypipe import schema
 from raypipe.maintenance import redo
 from raypipe.maintenance.integrity import Part, Problem, check_part
-from raypipe.run.run import OURS, Run, new_attempt, superseded
+from raypipe.run import OURS, Run, new_attempt, superseded
+from raypipe.run.attempts import jobs, read_attempt
 from raypipe.runtime.interruption import on_signals
-from raypipe.storage.lock import hold, live_attempt
+from raypipe.storage import hold, live_attempt
 
 READERS = 16  # parts read at a time
 LEFTOVER_AGE = 3600  # seconds after which a temporary file belongs to no live writer
@@ -212,7 +213,7 @@ def _leftovers(run: Run, live: str | None) -> Iterator[Problem]:
             if name.startswith("_tmp.") and (datetime.now(UTC) - info.mtime).total_seconds() > LEFTOVER_AGE:
                 yield Problem("/".join((*place, name)), "leftover", "a temporary file that no process writes")
     for name in sorted(run.folder.files("_runs")):
-        if name.endswith(".json") and redo.read_attempt(run, name) is None:
+        if name.endswith(".json") and read_attempt(run, name) is None:
             yield Problem(f"_runs/{name}", "attempt", "the attempt's record is not JSON")
     for name in run.folder.folders("masks"):
         if f"masks/{name}" != run.masks:
@@ -260,7 +261,7 @@ def _listed_errors(run: Run) -> set[str] | None:
 
 def _unlabelled(run: Run, rows: int) -> list[Problem]:
     """Images that an ended attempt had rows for and that have none now. rows: how many have one."""
-    ended = [job for job in redo.jobs(run) if job.labelled is not None]
+    ended = [job for job in jobs(run) if job.labelled is not None]
     worst = max(ended, key=lambda job: job.labelled, default=None)
     if worst is None or worst.labelled <= rows:
         return []

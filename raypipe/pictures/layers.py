@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import NamedTuple
 
 import numpy as np
 
 from raypipe import masks
 from raypipe.inputs import originals
-from raypipe.pictures.sheet import COLOURS, draw_order
+from raypipe.pictures.overlay import COLOURS, HALO, OUTSIDE, draw_order, jpeg, png
 from raypipe.types import BadImage
 
-OUTSIDE, HALO = len(COLOURS) + 1, len(COLOURS) + 2  # palette entries after 0 = transparent and the masks' colours
 QUALITIES = ((1.0, 80), (1.0, 60), (0.75, 60), (0.5, 50), (0.25, 40))  # (scale, JPEG quality) until it is small enough
 
 
@@ -84,25 +81,6 @@ def draw_layers(row: dict, size: tuple[int, int]) -> Layers:
     return Layers(png(fill), png(lines))
 
 
-def jpeg(image: np.ndarray, quality: int) -> str:
-    """A data URI. image: RGB uint8 (H, W, 3)."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, optimize=True)
-    return _data_uri("image/jpeg", buffer)
-
-
-def png(indices: np.ndarray) -> str:
-    """A data URI of a palette image. indices: uint8 (H, W), 0 = transparent, then COLOURS, OUTSIDE, HALO."""
-    from PIL import Image
-
-    buffer, picture = io.BytesIO(), Image.frombytes("P", indices.shape[::-1], indices.tobytes())
-    picture.putpalette([0, 0, 0, *COLOURS.ravel().tolist(), 0, 0, 0, 0, 0, 0])
-    picture.save(buffer, "PNG", compress_level=6, transparency=bytes([0, *[255] * (len(COLOURS) + 1), 150]))
-    return _data_uri("image/png", buffer)
-
-
 def _decoded(content: bytes | BadImage, row: dict) -> tuple[np.ndarray | None, str]:
     try:
         if isinstance(content, BadImage):
@@ -130,7 +108,3 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _scaled(size: tuple[int, int], side: float) -> tuple[int, int]:
     factor = min(1.0, side / max(*size, 1))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-
-def _data_uri(kind: str, buffer: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

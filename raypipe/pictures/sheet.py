@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import images, masks
-from raypipe.inputs import manifest as inputs
-from raypipe.run.run import Run
+from raypipe.inputs.manifest import fetch
+from raypipe.pictures.overlay import overlay
+from raypipe.run import Run
 from raypipe.types import BadImage
 
 log = logging.getLogger("raypipe")
@@ -23,11 +23,6 @@ COLUMNS = 3
 TILE = 260  # pixels a side of one picture
 CAPTION = 22  # pixels of text below
 GAP = 10
-# Okabe & Ito's palette, readable by colour-blind people (https://jfly.uni-koeln.de/color/), vermilion first.
-COLOURS = np.array(
-    [(213, 94, 0), (0, 114, 178), (240, 228, 66), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0)],
-    np.uint8,
-)
 
 
 def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int) -> str | None:
@@ -40,7 +35,7 @@ def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int
     rows = {row["image_id"]: row for row in _sample(run, manifest)}
     places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(rows, pa.string()))).to_pylist()
     tiles = []
-    for place, content in zip(places, inputs.fetch(places, max_bytes=max_bytes), strict=True):
+    for place, content in zip(places, fetch(places, max_bytes=max_bytes), strict=True):
         try:
             tiles.append(_tile(content, rows[place["image_id"]], max_pixels))
         except BadImage as error:  # it was readable when it was labelled
@@ -51,32 +46,6 @@ def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int
     Image.fromarray(draw_sheet(tiles)).save(buffer, "PNG", optimize=True)
     run.folder.write(buffer.getvalue(), "sheet.png")
     return run.folder.location("sheet.png")
-
-
-def overlay(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None = None) -> np.ndarray:
-    """An image with its masks in colour and what lies outside the foreground darkened.
-
-    image: RGB uint8 (H, W, 3). found: bool (N, H, W). foreground: bool (H, W). Returns RGB uint8 (H, W, 3).
-    """
-    import cv2
-
-    picture = image.astype(np.float32)
-    if foreground is not None:
-        picture[~foreground] *= 0.35
-    outlines = []
-    for i in draw_order([mask.sum() for mask in found]):
-        colour = COLOURS[i % len(COLOURS)]
-        picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * colour
-        outlines.append((cv2.findContours(found[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], colour))
-    picture = np.ascontiguousarray(picture.round().astype(np.uint8))
-    for contours, colour in outlines:
-        cv2.drawContours(picture, contours, -1, [int(c) for c in colour], 1)
-    return picture
-
-
-def draw_order(areas: Sequence[int]) -> list[int]:
-    """Indices of masks by area: large ones first, so that small ones drawn later stay visible."""
-    return sorted(range(len(areas)), key=lambda i: -areas[i])
 
 
 def draw_sheet(tiles: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from raypipe import storage
 from raypipe.pipeline import stages
 from raypipe.pipeline.stages import Work
-from raypipe.run import run as runs
+from raypipe.run.run import Run, parquet_bytes
 from raypipe.runtime import cores
 from raypipe.runtime.progress import duration, images
 
@@ -27,15 +27,15 @@ TIMED = 3  # images
 PATIENCE = 30.0  # seconds after which no further image is timed: some methods take minutes for one
 
 
-def estimate(job, work: Work, run: runs.Run, manifest: pa.Table) -> dict:
+def estimate(job, work: Work, run: Run, manifest: pa.Table) -> dict:
     """Inputs, pending images, workers and, with job.timing, expected time, memory and size.
 
     Writes and downloads nothing. Raises RuntimeError with the child's message when the method cannot be loaded or run.
     """
-    from raypipe.pipeline import label as pipeline
+    from raypipe.pipeline.job import device_here
 
     pending = run.plan(manifest, retry_errors=job.retry_errors, limit=job.limit)
-    device = pipeline.device_here(work)
+    device = device_here(work)
     actors = _actors(job, work, device)
     result = {
         "method": work.segmenter.name,
@@ -142,7 +142,7 @@ def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict
         "failed": stages.count_errors(table).total(),
         "load_seconds": loaded - start,
         "seconds_per_image": (time.perf_counter() - loaded) / len(done),
-        "bytes_per_image": len(runs.parquet_bytes(table)) / len(done),
+        "bytes_per_image": len(parquet_bytes(table)) / len(done),
         # bytes on macOS, KiB elsewhere
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
@@ -150,3 +150,8 @@ def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict
 
 if __name__ == "__main__":
     _child(Path(sys.argv[1]))
+
+
+def _estimate_text(estimate: dict) -> str:
+    width = max(map(len, estimate))
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in estimate.items())

@@ -118,7 +118,7 @@ def _segments(location: str) -> pa.ChunkedArray:
 
 def _of_run(output: str) -> Callable[[str], tuple[str | None, int | None]]:
     """A finder of (part, row) by key in another run; (None, None) where it has no good row."""
-    from raypipe.run.run import Run
+    from raypipe.run import Run
 
     run, places = Run(output), {}
     for name in run.parts():

@@ -8,9 +8,8 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
-from raypipe import lookup, segmenters
-from raypipe import refiners as refine
-from raypipe.pipeline.label import Label
+from raypipe import lookup, refiners, segmenters
+from raypipe.pipeline.job import Label
 from raypipe.types import Segmenter
 
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "None"}
@@ -24,7 +23,7 @@ def build(method: str, values: dict) -> tuple[Label, Segmenter, object | None]:
     """
     kinds = [Label, segmenters.find(method)]
     if values.get("refine") is not None:
-        kinds.append(refine.find(values["refine"]))
+        kinds.append(refiners.find(values["refine"]))
     values = checked(values, kinds)
     parts = [kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values}) for kind in kinds]
     return parts[0], parts[1], parts[2] if len(parts) == 3 else None
@@ -49,7 +48,7 @@ def flags(name: str, value) -> list[str]:
 
 def refiner_with(name: str) -> str | None:
     """The refiner that has an option; None when no one has it."""
-    return next((each for each in refine.names() if name in _types(refine.find(each))), None)
+    return next((each for each in refiners.names() if name in _types(refiners.find(each))), None)
 
 
 def _types(kind: type) -> dict[str, object]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe import images, masks, schema
-from raypipe.inputs import manifest as inputs
+from raypipe.inputs.manifest import fetch
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.foregrounds import Foreground
 from raypipe.types import BadImage, Segmenter, Segments
@@ -57,7 +57,7 @@ class Decode:
 
     def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
         rows = [{**row, "error": row.get("error", ""), "sha256": "", "height": 0, "width": 0} for row in rows]
-        contents = inputs.fetch([row for row in rows if not row["error"]], max_bytes=self._work.max_bytes)
+        contents = fetch([row for row in rows if not row["error"]], max_bytes=self._work.max_bytes)
         for row in rows:
             yield row if row["error"] else self._decoded(row, next(contents))
 

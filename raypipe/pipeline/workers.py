@@ -20,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import Datasink
+from ray.exceptions import GetTimeoutError, RayError
 
 from raypipe import masks, schema
 from raypipe.pipeline import stages
 from raypipe.pipeline.stages import Work
-from raypipe.run.run import Run
+from raypipe.run import Run
 from raypipe.types import BadImage, Segments
 
 MAX_TRIES = 2  # single-image tries of an image whose batch killed its process
@@ -257,3 +258,16 @@ def _unpacked(cell: pa.StructScalar) -> np.ndarray | None:
     if dtype == "uint8":
         return np.frombuffer(content, np.uint8).reshape(shape)
     return masks.unpack(content, shape, soft=dtype == "float32")
+
+
+class Asker:
+    """Asks the ledger for the progress; a ledger that is busy or restarting counts as unchanged."""
+
+    def __init__(self, ledger):
+        self._ledger, self._last = ledger, (0, 0)
+
+    def __call__(self) -> tuple[int, int]:
+        """Rows and error rows committed so far."""
+        with contextlib.suppress(GetTimeoutError, RayError):
+            self._last = max(self._last, tuple(ray.get(self._ledger.progress.remote(), timeout=5)))
+        return self._last

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe.inputs.containers import map_ahead
-from raypipe.run.run import Run, superseded
+from raypipe.run import Run, superseded
+from raypipe.storage import map_ahead
 
 # The leaves of the masks table that figures need: run lengths are 99 % of a part and stay on the disk.
 LEAVES = [

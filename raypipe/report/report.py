@@ -18,13 +18,12 @@ import tyro
 from raypipe import storage
 from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
-from raypipe.pictures import layers as pictures
-from raypipe.pictures.sheet import COLOURS
-from raypipe.report import measures as figures
+from raypipe.pictures.layers import draw
+from raypipe.pictures.overlay import COLOURS
+from raypipe.report import measures
 from raypipe.report.measures import MEASURED
-from raypipe.run import attempts, provenance
+from raypipe.run import Run, attempts, provenance
 from raypipe.run.rows import run_names
-from raypipe.run.run import Run
 from raypipe.types import RETRYABLE
 
 PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of the 20 MB that a page may have
@@ -121,8 +120,8 @@ def check(options: Report) -> None:
 
 def read(run: Run, name: str) -> Shown:
     """All that the page needs of a run but its masks. Raises FileNotFoundError when it is no run."""
-    table = figures.read(run)
-    return Shown(run, name, run.configuration(), attempts.read(run, table), table, figures.good(table))
+    table = measures.read(run)
+    return Shown(run, name, run.configuration(), attempts.read(run, table), table, measures.good(table))
 
 
 # Pictures
@@ -130,7 +129,7 @@ def read(run: Run, name: str) -> Shown:
 
 def draw_cards(options: Report, shown: list[Shown]) -> list[dict]:
     """One card per chosen image, oddest first: its picture and, per run, what was found."""
-    choices = figures.choose([run.good for run in shown], options.sample)
+    choices = measures.choose([run.good for run in shown], options.sample)
     keys = [choice.key for choice in choices]
     rows = [_chosen(run, keys) for run in shown]
     found = [[of_run.get(key) for of_run in rows] for key in keys]
@@ -140,7 +139,7 @@ def draw_cards(options: Report, shown: list[Shown]) -> list[dict]:
     cards = []
     for choice, panes, (row, content) in zip(choices, found, contents, strict=True):
         masks = [pane and pane["row"] for pane in panes]
-        picture = pictures.draw(content, masks, side=options.side, max_bytes=budget)
+        picture = draw(content, masks, side=options.side, max_bytes=budget)
         for pane, layers in zip(panes, picture.layers, strict=True):
             pane and pane.update(layers=layers)
         values = [pane and pane["figures"] for pane in panes]
@@ -159,14 +158,14 @@ def _chosen(run: Shown, keys: list[str]) -> dict[str, dict]:
     index = pc.index_in(pa.array(keys, pa.string()), value_set=run.good["key"].combine_chunks()).drop_null()
     if not len(index):
         return {}
-    signs, chosen = figures.signs(run.good), run.good.take(index)
+    signs, chosen = measures.signs(run.good), run.good.take(index)
     panes = {}
-    for i, row, values in zip(index.to_pylist(), figures.read_rows(run.run, chosen), chosen.to_pylist(), strict=True):
+    for i, row, values in zip(index.to_pylist(), measures.read_rows(run.run, chosen), chosen.to_pylist(), strict=True):
         panes[row["key"]] = {
             "row": row,
             "run_name": run.name,
             "figures": {name: _finite(values.get(name)) for name in NAMES},
-            "odd": [name for name, strength in signs.items() if strength[i] >= figures.ODD and name != "note"],
+            "odd": [name for name, strength in signs.items() if strength[i] >= measures.ODD and name != "note"],
             "notes": [note for note in (row["note"] or "").split(",") if note],
             "shares": [segment["area"] / max(row["height"] * row["width"], 1) for segment in row["segments"]],
         }
@@ -186,9 +185,10 @@ def overview(run: Shown) -> dict:
     medians = {
         name: float(np.nanmedian(values))
         for name in ("share", "count", *MEASURED)
-        if name in run.good.column_names and np.isfinite(values := figures.numbers(run.good, name)).any()
+        if name in run.good.column_names and np.isfinite(values := measures.numbers(run.good, name)).any()
     }
     rates = [attempt.rate for attempt in run.attempts if attempt.rate]
+    smallest, count = (measures.numbers(run.good, name) for name in ("smallest", "count"))
     return {
         "name": run.name,
         "place": str(run.run),
@@ -198,9 +198,9 @@ def overview(run: Shown) -> dict:
         "images": len(run.figures),
         "failed": len(run.figures) - len(run.good),
         "medians": medians,
-        "empty": int(((figures.numbers(run.good, "smallest") == 0) | (figures.numbers(run.good, "count") == 0)).sum()),
+        "empty": int(((smallest == 0) | (count == 0)).sum()),
         "rate": rates[-1] if rates else None,
-        "notes": figures.notes(run.good).most_common(12),
+        "notes": measures.notes(run.good).most_common(12),
     }
 
 
@@ -208,11 +208,11 @@ def charts(shown: list[Shown]) -> list[dict]:
     """A histogram per figure that some run has, over all its good images."""
     found = []
     for name, (title, unit) in NAMES.items():
-        values = [figures.numbers(run.good, name) if name in run.good.column_names else np.zeros(0) for run in shown]
+        values = [measures.numbers(run.good, name) if name in run.good.column_names else np.zeros(0) for run in shown]
         if not any(np.isfinite(array).any() for array in values):
             continue
         limits = (0, 1) if name in ("share", *MEASURED) else None
-        histogram = figures.histogram(values, limits=limits)
+        histogram = measures.histogram(values, limits=limits)
         edges = histogram.edges
         bins = np.arange(len(edges)) / (len(edges) - 1)
         found.append(
@@ -233,13 +233,13 @@ def charts(shown: list[Shown]) -> list[dict]:
 def errors(run: Shown) -> dict:
     """The failed images of a run by `stage: kind`, with examples and the command that tries them again."""
     groups = []
-    found = figures.reasons(run.figures)
+    found = measures.reasons(run.figures)
     for reason, count in found[:REASONS]:
         rows = run.figures.filter(pc.equal(run.figures["reason"], reason))
         first = rows.sort_by("image_id").slice(0, EXAMPLES)
         examples = [
             {"key": row["key"], "message": row["error"].split(": ", 2)[-1], "uri": row["uri"]}
-            for row in figures.read_rows(run.run, first)
+            for row in measures.read_rows(run.run, first)
         ]
         kind = reason.partition(": ")[2]
         groups.append({"reason": reason, "count": count, "examples": examples, "retryable": kind in RETRYABLE})

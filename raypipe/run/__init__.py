@@ -3,3 +3,15 @@
 Knows the commit protocol, and nothing of what a method, an input or a job is. Never imports `inputs`, `pipeline`, a
 method or Ray.
 """
+
+from raypipe.run.run import (
+    GROUP_ROWS,
+    OURS,
+    OtherConfiguration,
+    Run,
+    is_sealed,
+    new_attempt,
+    parquet_bytes,
+    seal,
+    superseded,
+)

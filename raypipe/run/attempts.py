@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypipe import storage
 from raypipe.run.run import Run
+
+# Options of one start, not of the rows: a redo does all that is pending and only that.
+ONCE = {"limit", "retry_errors", "sheet", "dry_run", "timing"}
 
 
 class Attempt(NamedTuple):
@@ -67,3 +72,39 @@ def _attempt(name: str, content: bytes | None, counts: dict[str, int]) -> Attemp
     return Attempt(
         name, started, seconds, counts.get(name, 0), record.get("exit_code"), record.get("reason") or "", record
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """The newest attempt that labelled one input."""
+
+    attempt: str
+    values: dict  # options of the job, the method and the refiner by name, as `options.build` takes them
+    labelled: int | None  # images of this input that had a row when it ended; None when it was killed
+
+
+def read_attempt(run: Run, name: str) -> dict | None:
+    """The content of an attempt's record `_runs/<name>`; None when it is not readable."""
+    try:
+        record = json.loads(run.folder.read("_runs", name) or b"")
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def jobs(run: Run) -> list[Job]:
+    """One job per input that was labelled into the run, in the order of their newest attempts."""
+    newest = {}
+    for name in sorted(run.folder.files("_runs")):
+        record = read_attempt(run, name) if name.endswith(".json") else None
+        if record is None or "input" not in record.get("options", {}):
+            continue
+        options = {key: value for key, value in record["options"].items() if key not in ONCE}
+        # the record has no credentials and no endpoint; an input on the run's own store takes over the run's
+        place = {"input": storage.locate(run.folder.uri, options["input"]), "output": run.folder.uri}
+        labelled = record["images"] - record["pending"] if "labelled" in record else None
+        newest.pop((place["input"], options["column"]), None)
+        newest[place["input"], options["column"]] = Job(
+            name.removesuffix(".json"), options | record["settings"] | place, labelled
+        )
+    return list(newest.values())

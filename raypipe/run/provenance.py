@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-
-from raypipe.pipeline import foregrounds
 
 PACKAGES = (
     "raypipe",
@@ -24,17 +21,6 @@ PACKAGES = (
     "numpy",
     "pyarrow",
 )
-
-
-def settings(segmenter, refiner, *, refine: str | None, keep_soft: bool) -> dict:
-    """The settings that decide the rows, flat, by the names of their options: what run.json freezes.
-
-    Paths in them are absolute and without credentials, so that they mean the same from any folder.
-    """
-    chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft}
-    if "foreground" in chosen:
-        chosen["foreground"] = str(foregrounds.parse(chosen["foreground"]))
-    return chosen | (asdict(refiner) if refiner else {})
 
 
 def environment() -> dict:

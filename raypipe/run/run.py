@@ -26,8 +26,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe import schema
-from raypipe.storage import lock
-from raypipe.storage.folder import Folder
+from raypipe.storage import Folder, lock
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 
 import ray
 import ray.data
-from ray.exceptions import GetTimeoutError, RayError, WorkerCrashedError
 
 from raypipe import storage
-from raypipe.pipeline import stages
 from raypipe.pipeline.stages import Work
 from raypipe.runtime import cores
-from raypipe.storage.lock import Locked
+from raypipe.storage import Locked
 
 log = logging.getLogger("raypipe")
 # What Ray prints at every start on a healthy machine and would hide what matters; its files keep all of it.
@@ -100,47 +98,16 @@ def warn_of_local_paths(**places: str) -> None:
                 log.warning(text, option, place)
 
 
-def probe(work: Work, where: Place) -> dict[str, str]:
-    """Load the method once on a worker, before the job starts. Returns its weights' checksums.
-
-    Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
-    """
-    if not any(_loads_something(method) for method in (work.segmenter, work.finder)):
-        return {}
-    task = ray.remote(num_cpus=1, num_gpus=where.gpus, max_retries=0)(_load)
-    try:
-        return ray.get(task.remote(work))
-    except WorkerCrashedError as error:
-        raise RuntimeError(f"{work.segmenter.name}: loading it killed the worker process: {error}") from error
-    except RayError as error:
-        raise ValueError(
-            f"{work.segmenter.name}: {str(_cause(error)).removeprefix(f'{work.segmenter.name}: ')}"
-        ) from error
-
-
-class Asker:
-    """Asks the ledger for the progress; a ledger that is busy or restarting counts as unchanged."""
-
-    def __init__(self, ledger):
-        self._ledger, self._last = ledger, (0, 0)
-
-    def __call__(self) -> tuple[int, int]:
-        """Rows and error rows committed so far."""
-        with contextlib.suppress(GetTimeoutError, RayError):
-            self._last = max(self._last, tuple(ray.get(self._ledger.progress.remote(), timeout=5)))
-        return self._last
-
-
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn Ray's nested task errors into RuntimeError with the cause's own message; a lost lock stays Locked."""
     try:
         yield
     except Exception as error:
-        cause = _cause(error)
-        if isinstance(cause, Locked):
-            raise cause from error
-        raise RuntimeError(f"the job stopped: {_text(cause)}") from error
+        first = cause(error)
+        if isinstance(first, Locked):
+            raise first from error
+        raise RuntimeError(f"the job stopped: {_text(first)}") from error
 
 
 def _configure(stall: float) -> None:
@@ -202,17 +169,7 @@ def _device(work: Work, gpus: float, joined: bool) -> str:
     return "cuda" if work.device == "auto" and gpus else "cpu"
 
 
-def _load(work: Work) -> dict[str, str]:
-    return stages.Segment(work).checksums()
-
-
-def _loads_something(method) -> bool:
-    from raypipe.types import Segmenter
-
-    return method is not None and type(method).load is not Segmenter.load
-
-
-def _cause(error: BaseException) -> BaseException:
+def cause(error: BaseException) -> BaseException:
     """The exception that user code raised, beneath Ray's wrappers."""
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner

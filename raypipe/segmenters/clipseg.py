@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from raypipe import networks
-from raypipe.segmenters import _inside as inside
+from raypipe.segmenters import _inside
 from raypipe.types import Segmenter, Segments
 
 PATCH = 16  # px: the image encoder is a ViT-B/16
@@ -38,7 +38,7 @@ class Clipseg(Segmenter):
 
     def __post_init__(self):
         networks.settle_options(self)
-        inside.check_options(self, smallest=PATCH)
+        _inside.check_options(self, smallest=PATCH)
         if self.size % PATCH:
             raise ValueError(f"clipseg: size must be a multiple of {PATCH}, got {self.size!r}")
         if not self.prompt.strip():
@@ -120,7 +120,7 @@ def masked(found: np.ndarray | None, foreground: np.ndarray) -> Segments:
     import cv2
 
     height, width = foreground.shape
-    note = inside.unusable(foreground) or ("flat_map" if found is None else "")
+    note = _inside.unusable(foreground) or ("flat_map" if found is None else "")
     if note:
         return Segments(np.zeros((1, height, width), np.float32), note=note)
     # Nearest by pixel centres, as Pillow does it; thresholding before or after makes no difference then.

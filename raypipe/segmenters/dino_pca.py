@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from raypipe import networks
-from raypipe.segmenters import _inside as inside
+from raypipe.segmenters import _inside
 from raypipe.types import Segmenter, Segments
 
 PATCH = 14  # px, of every DINOv2
@@ -42,7 +42,7 @@ class DinoPca(Segmenter):
 
     def __post_init__(self):
         networks.settle_options(self)
-        inside.check_options(self, smallest=2 * PATCH)
+        _inside.check_options(self, smallest=2 * PATCH)
         if self.size % PATCH:
             raise ValueError(f"dino_pca: size must be a multiple of {PATCH}, got {self.size!r}")
         if self.layers < 1:
@@ -127,7 +127,7 @@ def masked(picture: np.ndarray | None, foreground: np.ndarray) -> Segments:
     picture: float32 (h, w, 3), None for no variance. foreground: bool (H, W). Values are n / 255, so that the two masks
     complement each other exactly at the threshold 0.5.
     """
-    note = inside.unusable(foreground) or ("no_variance" if picture is None else "")
+    note = _inside.unusable(foreground) or ("no_variance" if picture is None else "")
     if note:
         return Segments(np.zeros((2, *foreground.shape), np.float32), note=note)
     grey = read_as_grey(picture, foreground.shape)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raypipe.segmenters import _inside as inside
+from raypipe.segmenters import _inside
 from raypipe.types import Segmenter, Segments
 
 COLOURS = 1 << 24
@@ -45,18 +45,18 @@ class Kmeans(Segmenter):
             raise ValueError(f"kmeans: max_iter must be at least 2, got {self.max_iter!r}")
         if not self.eps >= 0:
             raise ValueError(f"kmeans: eps must not be negative, got {self.eps!r}")
-        inside.check_options(self, smallest=inside.MIN_SIDE)
+        _inside.check_options(self, smallest=_inside.MIN_SIDE)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:
         for image, foreground in zip(images, foregrounds, strict=True):
-            yield inside.at_working_size(self._clusters, image, foreground, self.size)
+            yield _inside.at_working_size(self._clusters, image, foreground, self.size)
 
     def _clusters(self, image: np.ndarray, foreground: np.ndarray) -> Segments:
         codes = pack(image)  # (H, W)
         pixels = codes[foreground]
-        note = inside.unusable(foreground) or ("empty_foreground" if pixels.size < self.k else "")
+        note = _inside.unusable(foreground) or ("empty_foreground" if pixels.size < self.k else "")
         if note:
             return Segments(np.zeros((self.k, *foreground.shape), bool), note=note)
         distinct, counts = np.unique(pixels, return_counts=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raypipe.segmenters import _inside as inside
+from raypipe.segmenters import _inside
 from raypipe.types import Segmenter, Segments
 
 BOX = np.ones((3, 3), np.uint8)  # structuring element of all morphology (reference)
@@ -36,17 +36,17 @@ class Watershed(Segmenter):
                 raise ValueError(f"watershed: {name} must not be negative, got {getattr(self, name)!r}")
         if not 0 <= self.foreground_fraction < 1:
             raise ValueError(f"watershed: foreground_fraction must be in [0, 1), got {self.foreground_fraction!r}")
-        inside.check_options(self, smallest=inside.MIN_SIDE)
+        _inside.check_options(self, smallest=_inside.MIN_SIDE)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:
         for image, foreground in zip(images, foregrounds, strict=True):
-            yield inside.at_working_size(self._pattern, image, foreground, self.size)
+            yield _inside.at_working_size(self._pattern, image, foreground, self.size)
 
     def _pattern(self, image: np.ndarray, foreground: np.ndarray) -> Segments:
         nothing = np.zeros((1, *foreground.shape), bool)
-        if note := inside.unusable(foreground):
+        if note := _inside.unusable(foreground):
             return Segments(nothing, note=note)
         grey = blurred_grey(image, self.blur)
         if grey.min() == grey.max():

@@ -3,50 +3,23 @@
 Knows no run and no image: any room may use it. Never imports another room.
 """
 
-from raypipe.storage.files import (
+from raypipe.storage.files import fetch_error, map_ahead, patiently, read_bytes, resolve
+from raypipe.storage.folder import Folder, cannot_write, is_local, put
+from raypipe.storage.lock import Locked, fence, hold, live_attempt
+from raypipe.storage.uri import (
     ARROW_SCHEMES,
     SCHEME,
     WEB_SCHEMES,
     absolute,
     as_path,
     as_text,
-    cannot_write,
-    fetch_error,
-    is_local,
     is_text,
     join,
     local_path,
     local_uri,
     locate,
     normalise,
-    patiently,
-    put,
-    read_bytes,
     redact,
-    resolve,
     split,
+    without_secrets,
 )
-
-__all__ = [
-    "ARROW_SCHEMES",
-    "SCHEME",
-    "WEB_SCHEMES",
-    "absolute",
-    "as_path",
-    "as_text",
-    "cannot_write",
-    "fetch_error",
-    "is_local",
-    "is_text",
-    "join",
-    "local_path",
-    "local_uri",
-    "locate",
-    "normalise",
-    "patiently",
-    "put",
-    "read_bytes",
-    "redact",
-    "resolve",
-    "split",
-]

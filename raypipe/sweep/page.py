@@ -17,18 +17,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import masks, storage
-from raypipe.pictures import layers as pictures
-from raypipe.pictures.sheet import overlay
+from raypipe.pictures.overlay import jpeg, overlay
 from raypipe.run import provenance
-from raypipe.storage.folder import Folder
+from raypipe.storage import Folder
 from raypipe.sweep import trials
 from raypipe.sweep.ranking import Setting, best, fixed_twin
+from raypipe.sweep.scoring import Scorer
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import Trial
 from raypipe.types import BadImage, Segmenter
 
 if TYPE_CHECKING:
-    from raypipe.sweep.sweep import Sweep
+    from raypipe.sweep.plan import Sweep
 
 STRIP_IMAGES = 6  # images in a strip
 STRIP_VALUES = 13  # values across, evenly chosen where there are more
@@ -65,7 +65,7 @@ def write_page(
     swept: list[str],
 ) -> str:
     """Write sweep.html into the sweep's folder. found: all settings, best first. Returns the page's place."""
-    from raypipe.sweep.sweep import trial_of
+    from raypipe.sweep.plan import trial_of
 
     chosen, folder, stored = best(found, job.metric, job.goal), Folder(job.output), {}
     lines = {name: along(name, chosen, found, swept) for name in swept}
@@ -202,7 +202,7 @@ def draw_sample(trial: Trial, stored: list[dict], metric: str) -> dict[str, dict
     trial: with one later setting. stored: its `sampled_rows`. The cell of an image that failed or has changed since
     holds two Nones.
     """
-    scorer, (later,), cells = trials.Scorer(trial), trial.later, {}
+    scorer, (later,), cells = Scorer(trial), trial.later, {}
     for row in stored:
         cells[row["key"]] = {"picture": None, "value": None}
         label, status = scorer.label(row)
@@ -243,7 +243,7 @@ def draw(image: np.ndarray, label: np.ndarray, row: dict, measured: dict, *, is_
     shrunk = np.array([small(mask) for mask in found], bool).reshape(-1, *size[::-1])
     picture = overlay(cv2.resize(image, size, interpolation=cv2.INTER_AREA), shrunk, small(foreground))
     contours = cv2.findContours(small(label).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    return pictures.jpeg(cv2.drawContours(picture, contours, -1, LABEL, 1), QUALITY)
+    return jpeg(cv2.drawContours(picture, contours, -1, LABEL, 1), QUALITY)
 
 
 def render(**content) -> str:
@@ -251,7 +251,7 @@ def render(**content) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    from raypipe.sweep.sweep import shown
+    from raypipe.sweep.ranking import shown
 
     loader = PackageLoader("raypipe.report", "templates")
     environment = Environment(

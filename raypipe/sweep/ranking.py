@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from raypipe.evaluation import tasks as evaluation
+from raypipe.evaluation import tasks
 from raypipe.evaluation.evaluate import group
-from raypipe.storage.folder import Folder
+from raypipe.storage import Folder
 from raypipe.sweep import trials
+from raypipe.sweep.scoring import current, read_scores
 from raypipe.sweep.search import canonical
 
 STATUSES = ("done", "stopped", "failed", "running")  # the order in the table; running = left unfinished
@@ -41,7 +42,7 @@ def read(output: str, *, task: str, images: pa.Table, by: str) -> tuple[list[Set
     images: the manifest of the labelled images; others do not count. by: how images are grouped (`evaluate.group`).
     Returns the settings, and the task's table with the columns `trial` and `later` (JSON) and the images' groups.
     """
-    folder, found, tables = Folder(output), [], [evaluation.find(task).SCHEMA.remove_metadata().empty_table()]
+    folder, found, tables = Folder(output), [], [tasks.find(task).SCHEMA.remove_metadata().empty_table()]
     for name in sorted(folder.folders("trials")):
         settings, scores = read_trial(folder.location("trials", name), task=task, images=images)
         found += settings
@@ -53,8 +54,8 @@ def read(output: str, *, task: str, images: pa.Table, by: str) -> tuple[list[Set
 
 def read_trial(output: str, *, task: str, images: pa.Table) -> tuple[list[Setting], pa.Table]:
     """The settings of one trial's folder and their measures per image; none before anything was labelled."""
-    name, state, found = Folder(output).path().rpartition("/")[2], trials.read_state(output), evaluation.find(task)
-    scores = trials.current(trials.read_scores(output, found.SCHEMA), images).drop_columns(trials.LABEL)
+    name, state, found = Folder(output).path().rpartition("/")[2], trials.read_state(output), tasks.find(task)
+    scores = current(read_scores(output, found.SCHEMA), images).drop_columns(trials.LABEL)
     known = pa.array([canonical(later) for later in state.get("later", [])], pa.string())
     scores = scores.filter(pc.is_in(scores["later"], value_set=known))
     scores = scores.append_column("trial", pa.array([name] * len(scores), pa.string()))
@@ -148,3 +149,10 @@ def _settings(name: str, state: dict, scores: pa.Table, means: tuple[str, ...], 
         seconds, error = state["seconds"], state["error"]
         found.append(Setting(name, state["settings"] | later, status, values, len(good), failed, seconds, error))
     return found
+
+
+def shown(value) -> str:
+    """A parameter's value or a measure for people: four digits, and lists as `--over` takes them."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -9,25 +9,28 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from raypipe import segmenters
-from raypipe.pipeline import label as pipeline
+from raypipe import segmenters, storage
 from raypipe.pipeline.foregrounds import Foreground
+from raypipe.pipeline.graph import label_here, label_on_ray
+from raypipe.pipeline.job import frozen_settings, plan_work
+from raypipe.run import provenance
 from raypipe.runtime import cores
 from raypipe.runtime.progress import Progress
 from raypipe.runtime.progress import images as count_of_images
-from raypipe.storage.folder import Folder
-from raypipe.storage.lock import Locked
+from raypipe.storage import Folder, Locked, hold
 from raypipe.sweep import ranking
-from raypipe.sweep.trials import Trial, advance, has_labelled, read_state, score, with_images, write_state
+from raypipe.sweep.scoring import score
+from raypipe.sweep.trials import Trial, has_labelled, read_state, with_images, write_state
 
 if TYPE_CHECKING:
-    from raypipe.sweep.sweep import Sweep
+    from raypipe.sweep.plan import Sweep
 
 log = logging.getLogger("raypipe")
 FIRST = 4  # ASHA compares trials first after one in so many of the images
@@ -69,7 +72,7 @@ def _is_over(trial: Trial, how: str) -> bool:
 def run_alone(job: Sweep, trial: Trial) -> None:
     """One trial on all cores and GPUs, by Ray Data."""
     try:
-        _advanced(trial, len(trial.images), execute=pipeline.label_on_ray, threads=cores.count() + 1)
+        _advanced(trial, len(trial.images), execute=label_on_ray, threads=cores.count() + 1)
     except Locked:
         raise
     except Exception as error:
@@ -84,7 +87,7 @@ def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
 
     with cluster.connected(stall=1800.0):
         cluster.warn_of_local_paths(input=job.input, labels=job.labels, output=job.output)
-        place = cluster.place(pipeline.plan_work(todo[0].job, todo[0].segmenter, None), actors=job.actors)
+        place = cluster.place(plan_work(todo[0].job, todo[0].segmenter, None), actors=job.actors)
         if not has_labelled(Folder(job.output)):
             refuse_unloadable(todo, place)
         todo, total = share_foreground(job, todo), sum(len(trial.images) for trial in todo)
@@ -104,13 +107,13 @@ def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
 
 def refuse_unloadable(todo: list[Trial], place) -> None:
     """Load the method with one setting after the other until one succeeds; raise the first one's error if none does."""
-    from raypipe.runtime import cluster
+    from raypipe.pipeline.graph import probe
 
     first = None
     for trial in todo:
-        work = replace(pipeline.plan_work(trial.job, trial.segmenter, None), device=place.device)
+        work = replace(plan_work(trial.job, trial.segmenter, None), device=place.device)
         try:
-            cluster.probe(work, place)
+            probe(work, place)
             return
         except (ValueError, RuntimeError) as error:
             first = first or error
@@ -204,8 +207,49 @@ def share_foreground(job: Sweep, todo: list[Trial]) -> list[Trial]:
         return todo
     grabcut, place = segmenters.find("grabcut")(seed=todo[0].segmenter.seed), Folder(job.output).location("foreground")
     common = replace(todo[0], output=place, segmenter=grabcut, refiner=None, later=(), foreground=None)
-    _advanced(common, len(common.images), execute=pipeline.label_on_ray)
+    _advanced(common, len(common.images), execute=label_on_ray)
     return [with_images(trial, common.images, Foreground("run", place)) for trial in todo]
+
+
+def advance(trial: Trial, count: int, *, execute: Callable = label_here, threads: int = 1) -> pa.Table:
+    """Label and score the first `count` images, as far as that is not done yet. Returns all scores of the trial.
+
+    execute: `pipeline.label_here` or `pipeline.label_on_ray`. Writes the trial's folder; what was committed stays when
+    it is interrupted. Raises what labelling raises.
+    """
+    start, before = time.monotonic(), read_state(trial.output)
+    _label(trial, count, execute)
+    scores = score(trial, threads=threads)
+    seconds = before.get("seconds", 0.0) + time.monotonic() - start
+    is_done = len(trial.run.plan(trial.images)) == 0
+    write_state(trial, status="done" if is_done else "running", seconds=seconds)
+    return scores
+
+
+def _label(trial: Trial, count: int, execute: Callable) -> None:
+    """Label what is pending of the first `count` images, as `pipeline.label` does for a whole input."""
+    run, work = trial.run, replace(plan_work(trial.job, trial.segmenter, None), foreground=trial.foreground)
+    pending = run.plan(trial.images.slice(0, count))
+    if not len(pending):
+        return
+    start = time.monotonic()
+    frozen = frozen_settings(trial.segmenter, None, refine=None, keep_soft=trial.job.keep_soft)
+    options = asdict(trial.job) | {"input": storage.redact(trial.input), "output": storage.redact(trial.output)}
+    options["local"] = execute is label_here
+    record = {"options": options, "settings": frozen, "environment": provenance.environment(), "exit_code": None}
+    record |= {"images": len(trial.images), "planned": len(pending)}
+    with hold(run.folder, work.attempt):
+        run.clean()
+        run.record_attempt(work.attempt, record)
+        run.mark_complete(None)
+        execute(trial.job, work, run, pending, record)
+        run.finish(work.attempt)
+        left = len(run.plan(trial.images))
+        record |= {"labelled": len(pending), "pending": left, "seconds": round(time.monotonic() - start, 3)}
+        record |= {"exit_code": 0, "finished": provenance.now()}
+        run.record_attempt(work.attempt, record)
+        if not left:
+            run.mark_complete(record)
 
 
 # Workers of a sweep that was killed a moment ago may still hold its trials.

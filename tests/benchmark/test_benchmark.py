@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from skimage import data
 
-from raypipe.benchmark import methods, processes
-from raypipe.benchmark import pipeline as jobs
+from raypipe.benchmark import methods, pipeline, processes
 from raypipe.benchmark.benchmark import Benchmark, benchmark, names
 from raypipe.benchmark.figures import QUICK, Figure, Sizes, markdown
 from raypipe.benchmark.pipeline import JOBS, Outcome, Session
 from raypipe.benchmark.plain import kmeans as plain
+from raypipe.benchmark.plain.guided import box_sum
 from raypipe.benchmark.processes import Sample, Used
 from raypipe.cli.verbs import main
 
@@ -130,7 +130,7 @@ def test_box_sums_agree_with_a_slow_loop():
             [plane[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1].sum() for x in range(9)]
             for y in range(7)
         ]
-        np.testing.assert_allclose(plain.box_sum(plane, radius), slow)
+        np.testing.assert_allclose(box_sum(plane, radius), slow)
 
 
 def test_the_spread_of_opencvs_masks_is_opencvs_own_objective():
@@ -149,17 +149,17 @@ def test_the_spread_of_opencvs_masks_is_opencvs_own_objective():
 
 def test_the_rate_leaves_out_start_and_end():
     commits = [(5.0, 8), (5.1, 8), *((6.0 + i, 8) for i in range(10)), (40.0, 8), (41.0, 3)]
-    assert jobs.steady_rate(commits, 2) == pytest.approx(8)  # the ten in the middle, one a second
+    assert pipeline.steady_rate(commits, 2) == pytest.approx(8)  # the ten in the middle, one a second
 
 
 @pytest.mark.parametrize("last", [9, 10])
 def test_workers_that_commit_together_are_counted_in_whole_rounds(last):
     commits = [(float(i // 2), 64) for i in range(2 * last + 1)]  # two blocks a second, and one more
-    assert jobs.steady_rate(commits, 2) == pytest.approx(128)
+    assert pipeline.steady_rate(commits, 2) == pytest.approx(128)
 
 
 def test_a_run_of_few_commits_still_has_a_rate():
-    assert jobs.steady_rate([(1.0, 8), (3.0, 4)], 2) == pytest.approx(2)
+    assert pipeline.steady_rate([(1.0, 8), (3.0, 4)], 2) == pytest.approx(2)
 
 
 def test_ended_processes_keep_their_cpu_time():
@@ -181,17 +181,17 @@ def test_growth_per_image_is_read_between_start_up_and_end():
     ]
     run = Outcome(0.0, 11.0, "", commits, 0.0, None)
     sizes = dataclasses.replace(TINY, corpus=1000, settled=200)
-    assert jobs.steady_slope(Session({}, samples, 0), run, values, sizes) == pytest.approx(0.02)
+    assert pipeline.steady_slope(Session({}, samples, 0), run, values, sizes) == pytest.approx(0.02)
 
 
 def test_memory_counts_only_while_all_actors_live():
     def actor(pid: int, memory: float) -> dict:
-        return {(pid, "x"): Used(0.0, memory, jobs.ACTOR)}
+        return {(pid, "x"): Used(0.0, memory, pipeline.ACTOR)}
 
     samples = [Sample(0.0, actor(1, 50.0) | actor(2, 60.0)), Sample(1.0, actor(2, 61.0)), Sample(2.0, {})]
-    both = jobs.memory_of(samples, lambda _, used: jobs.ACTOR in used.command, number=2)
+    both = pipeline.memory_of(samples, lambda _, used: pipeline.ACTOR in used.command, number=2)
     assert both[0] == 110.0 and np.isnan(both[1:]).all()
-    assert jobs.memory_of(samples, lambda pid, _: pid == 2)[:2] == [60.0, 61.0]
+    assert pipeline.memory_of(samples, lambda pid, _: pid == 2)[:2] == [60.0, 61.0]
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc (Linux)")
@@ -216,8 +216,8 @@ def test_a_child_has_one_thread_and_not_the_clusters_address(monkeypatch):
 
 
 def test_bare_loops_run_the_stages(tmp_path):
-    jobs.write_photographs(str(tmp_path / "photos"), 24)
-    rate, cpu = jobs.bare_loop(jobs.Spec(24, workers=1, batch=8, bare=True), str(tmp_path / "photos"), 0)
+    pipeline.write_photographs(str(tmp_path / "photos"), 24)
+    rate, cpu = pipeline.bare_loop(pipeline.Spec(24, workers=1, batch=8, bare=True), str(tmp_path / "photos"), 0)
     assert rate > 0 and cpu > 0
 
 

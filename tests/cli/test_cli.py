@@ -13,11 +13,10 @@ import tyro
 import yaml
 from support.faulty import GOOD, write_images
 
-from raypipe import refiners as refine
-from raypipe import segmenters
+from raypipe import refiners, segmenters
 from raypipe.cli import verbs as cli
 from raypipe.cli.verbs import main
-from raypipe.pipeline.label import Label
+from raypipe.pipeline.job import Label
 
 
 @pytest.fixture
@@ -241,7 +240,7 @@ def test_an_unwritable_output_is_named_with_what_to_do(photos, capsys):
     assert f"{photos.parent}/locked" in text and "change the folder's owner or mode" in text and "goes on" not in text
 
 
-KINDS = [Label, cli.Terminal, *map(segmenters.find, segmenters.names()), *map(refine.find, refine.names())]
+KINDS = [Label, cli.Terminal, *map(segmenters.find, segmenters.names()), *map(refiners.find, refiners.names())]
 KINDS += [getattr(import_module(f"raypipe.{module}"), name) for module, name, _ in cli.MODULES.values()]
 
 

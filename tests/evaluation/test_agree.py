@@ -12,9 +12,9 @@ from support.faulty import GOOD, write_images
 import raypipe
 from raypipe import masks, schema
 from raypipe.cli.verbs import main
-from raypipe.evaluation.agree import Agree, agree, best_signs, by_key, compare, overlap, pairwise_iou
-from raypipe.run.run import Run
-from raypipe.storage.lock import hold
+from raypipe.evaluation.agree import AGREEMENT, Agree, agree, best_signs, by_key, compare, overlap, pairwise_iou
+from raypipe.run import Run
+from raypipe.storage import hold
 
 NAMES = ["one", "two", "three", "four"]
 
@@ -157,7 +157,7 @@ def test_two_methods_on_real_images_give_a_table_in_the_first_run(tmp_path, caps
     assert lines[0].startswith("5 of 6 images compared, mean agreement 0.")
     result = json.loads(lines[-1])
     table = pq.read_table(result["table"], partitioning=None)
-    assert table.schema.equals(schema.AGREEMENT)
+    assert table.schema.equals(AGREEMENT)
     assert json.loads(table.schema.metadata[b"raypipe.runs"]) == runs == result["runs"]
     loaded = [{row["key"]: row for row in raypipe.load(run).to_pylist()} for run in runs]
     values = {}

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import raypipe
-from raypipe import schema
 from raypipe.cli.verbs import main
-from raypipe.evaluation import tasks as evaluation
+from raypipe.evaluation import tasks
 from raypipe.evaluation.evaluate import Evaluate, evaluate, group
 from raypipe.evaluation.tasks import pattern
+from raypipe.evaluation.tasks.pattern import SCHEMA
 from raypipe.inputs import maskfiles
 
 
@@ -76,9 +76,9 @@ def test_groups_are_folders_or_name_prefixes():
 
 
 def test_an_unknown_task_is_named_with_the_known_ones():
-    assert "pattern" in evaluation.names()
+    assert "pattern" in tasks.names()
     with pytest.raises(ValueError, match="did you mean 'pattern'"):
-        evaluation.find("patern")
+        tasks.find("patern")
 
 
 def touch(folder, *names):
@@ -140,7 +140,7 @@ def test_a_run_gets_a_row_per_image_and_says_what_could_not_be_measured(labelled
     run, labels = labelled
     result = evaluate(Evaluate((str(run),), str(labels), group="prefix"))
     table = pq.read_table(result.table, partitioning=None)
-    assert table.schema.equals(schema.PATTERN)
+    assert table.schema.equals(SCHEMA)
     rows = {row["key"]: row for row in table.to_pylist()}
     statuses = {"cat_1.png": "ok", "cat_2.png": "ok", "cow_1.png": "failed", "cow_2.png": "no_label"}
     assert {key: row["status"] for key, row in rows.items()} == statuses | {

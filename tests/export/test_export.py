@@ -21,7 +21,7 @@ from raypipe.export.export import Export, export
 from raypipe.export.formats import find, names
 from raypipe.export.target import Target, safe_stem
 from raypipe.inputs.originals import portable
-from raypipe.run.run import Run
+from raypipe.run import Run
 
 HOSTILE = {  # key of an image -> size of its picture
     "plain.jpg": (20, 31),

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 
-from raypipe.inputs import folders as listing
+from raypipe.inputs.folders import walk
 
 
 def test_walking_follows_links_once_and_ends_on_loops(tmp_path):
@@ -26,7 +26,7 @@ def test_walking_follows_links_once_and_ends_on_loops(tmp_path):
     (inside / "broken.jpg").symlink_to("nowhere")
     os.mkfifo(inside / "fifo")
     skipped = Counter()
-    assert list(listing.walk(str(inside), skipped)) == ["b.jpg", "b/1.jpg", "file.jpg", "linked/3.jpg"]
+    assert list(walk(str(inside), skipped)) == ["b.jpg", "b/1.jpg", "file.jpg", "linked/3.jpg"]
     assert skipped == {"hidden names": 2, "links to folders listed elsewhere": 4, "broken links and special files": 2}
 
 
@@ -36,5 +36,5 @@ def test_walking_works_through_fsspec():
     for key in ("b/c.jpg", "a b.jpg", ".hidden.jpg"):
         fsspec.filesystem("memory").pipe(f"/walked/{key}", b"x")
     skipped = Counter()
-    assert list(listing.walk("memory://walked", skipped)) == ["a b.jpg", "b/c.jpg"]
+    assert list(walk("memory://walked", skipped)) == ["a b.jpg", "b/c.jpg"]
     assert skipped == {"hidden names": 1}

@@ -17,8 +17,8 @@ from raypipe.cli.verbs import main
 from raypipe.maintenance import compact as module
 from raypipe.maintenance.compact import Compact, compact
 from raypipe.maintenance.verify import Verify, verify
-from raypipe.run.run import Run, new_attempt
-from raypipe.storage.lock import Locked, hold
+from raypipe.run import Run, new_attempt
+from raypipe.storage import Locked, hold
 
 MASKS = "masks/method=kmeans"
 

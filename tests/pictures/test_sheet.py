@@ -6,7 +6,9 @@ from PIL import Image
 from support.faulty import GOOD, Faulty, write_images
 
 from raypipe.pictures import sheet
-from raypipe.pipeline.label import Label, label
+from raypipe.pictures.overlay import COLOURS, overlay
+from raypipe.pipeline.job import Label
+from raypipe.pipeline.label import label
 
 
 @pytest.fixture
@@ -21,9 +23,9 @@ def test_masks_are_coloured_and_what_is_outside_the_foreground_is_dark():
     found[0, 5:35, 5:25] = found[1, 10:20, 40:50] = True
     foreground = np.zeros((40, 60), bool)
     foreground[:, :55] = True
-    drawn = sheet.overlay(image, found, foreground)
+    drawn = overlay(image, found, foreground)
     for i, (y, x) in enumerate(((20, 15), (15, 45))):
-        np.testing.assert_allclose(drawn[y, x], 0.45 * 200 + 0.55 * sheet.COLOURS[i], atol=1)
+        np.testing.assert_allclose(drawn[y, x], 0.45 * 200 + 0.55 * COLOURS[i], atol=1)
     np.testing.assert_array_equal(drawn[20, 30], image[20, 30])
     assert (drawn[:, 56:] == 70).all()
 
@@ -32,8 +34,8 @@ def test_a_small_mask_is_drawn_over_a_large_one():
     found = np.ones((2, 20, 20), bool)
     found[0] = False
     found[0, 8:12, 8:12] = True
-    drawn = sheet.overlay(np.zeros((20, 20, 3), np.uint8), found)
-    over = 0.55 * sheet.COLOURS[0] + 0.45 * 0.55 * sheet.COLOURS[1]
+    drawn = overlay(np.zeros((20, 20, 3), np.uint8), found)
+    over = 0.55 * COLOURS[0] + 0.45 * 0.55 * COLOURS[1]
     np.testing.assert_allclose(drawn[9:11, 9:11], np.broadcast_to(over, (2, 2, 3)), atol=1)
 
 

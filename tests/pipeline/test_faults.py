@@ -23,7 +23,7 @@ from support.written import rows_of
 
 import raypipe
 from raypipe import storage
-from raypipe.pipeline.label import BLOCK_BATCHES
+from raypipe.pipeline.graph import BLOCK_BATCHES
 
 TESTS = Path(__file__).parents[1]
 IMAGES = 48  # a tenth of a second each: long enough to be interrupted, short enough for a test

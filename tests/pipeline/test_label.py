@@ -18,11 +18,12 @@ from support.written import rows_of
 import raypipe
 from raypipe import schema
 from raypipe.cli.verbs import main
-from raypipe.pipeline.label import Label, block_size, label, plan_work
+from raypipe.pipeline.graph import block_size
+from raypipe.pipeline.job import Label, plan_work
+from raypipe.pipeline.label import label
 from raypipe.pipeline.options import build
 from raypipe.refiners.guided import Guided
-from raypipe.storage.folder import Folder
-from raypipe.storage.lock import Locked, hold
+from raypipe.storage import Folder, Locked, hold
 
 
 @pytest.fixture(scope="module", autouse=True)

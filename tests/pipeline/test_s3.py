@@ -13,8 +13,7 @@ from pyarrow import fs as pafs
 import raypipe
 from raypipe import storage
 from raypipe.inputs.manifest import fetch, list_inputs
-from raypipe.storage.folder import Folder
-from raypipe.storage.lock import Locked, hold
+from raypipe.storage import Folder, Locked, hold
 from raypipe.types import BadImage
 
 NAMES = ["a b.jpg", "a%20b.jpg", "a#b.jpg", "what?x=1.jpg", "ünï 📷.jpg", "plus+and&.jpg", "deep/er/x.png"]

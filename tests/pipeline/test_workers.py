@@ -5,8 +5,8 @@ from support.faulty import GOOD, Faulty, write_images
 
 import raypipe
 from raypipe.pipeline import foregrounds, stages
-from raypipe.pipeline.label import Label, label
-from raypipe.run import provenance
+from raypipe.pipeline.job import Label, frozen_settings
+from raypipe.pipeline.label import label
 from raypipe.types import BadImage
 
 
@@ -58,7 +58,7 @@ def test_a_foreground_folder_means_the_same_from_anywhere(tmp_path, monkeypatch)
     from raypipe.segmenters.kmeans import Kmeans
 
     monkeypatch.chdir(tmp_path)
-    frozen = provenance.settings(Kmeans(foreground="given:masks"), None, refine=None, keep_soft=False)
+    frozen = frozen_settings(Kmeans(foreground="given:masks"), None, refine=None, keep_soft=False)
     assert frozen["foreground"] == f"given:{tmp_path}/masks"
 
 

@@ -20,13 +20,13 @@ from PIL import Image
 import raypipe
 from raypipe import masks, schema
 from raypipe.cli import verbs as cli
-from raypipe.pictures import layers as pictures
-from raypipe.pictures.sheet import COLOURS
-from raypipe.report import measures as figures
+from raypipe.pictures.layers import draw, draw_layers
+from raypipe.pictures.overlay import COLOURS
+from raypipe.report import measures
 from raypipe.report.report import Report, report
+from raypipe.run import Run, new_attempt
 from raypipe.run.rows import run_names
-from raypipe.run.run import Run, new_attempt
-from raypipe.storage.lock import hold
+from raypipe.storage import hold
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -98,64 +98,64 @@ def test_figures_agree_with_a_slow_loop(tmp_path):
     rng = np.random.default_rng(1)
     rows = [row(f"{i}.png", list(rng.random(rng.integers(1, 4)))) for i in range(30)]
     rows[4]["segments"], rows[9]["error"] = [], "decode: corrupt: a: b"
-    table = figures.read(write_run(tmp_path / "run", rows))
+    table = measures.read(write_run(tmp_path / "run", rows))
     for wanted, found in zip(rows, table.to_pylist(), strict=True):
         shares = [segment["area"] / 200 for segment in wanted["segments"]]
         assert found["count"] == len(shares) and found["share"] == (shares or [0])[0]
         assert found["largest"] == max(shares, default=0) and found["smallest"] == min(shares, default=1)
         assert found["reason"] == ("decode: corrupt" if wanted["error"] else "")
         assert found["megapixels"] == 0.0002 and np.isnan(found["score"])
-    assert figures.reasons(table) == [("decode: corrupt", 1)] and len(figures.good(table)) == 29
+    assert measures.reasons(table) == [("decode: corrupt", 1)] and len(measures.good(table)) == 29
 
 
 def test_rows_are_read_back_from_their_places(tmp_path):
     run = write_run(tmp_path / "run", [row(f"{i}.png") for i in range(30)])
-    table = figures.read(run)
+    table = measures.read(run)
     chosen = table.take([29, 0, 13])
-    assert [found["key"] for found in figures.read_rows(run, chosen)] == ["29.png", "0.png", "13.png"]
-    assert "soft" not in figures.read_rows(run, chosen)[0]["segments"][0]
+    assert [found["key"] for found in measures.read_rows(run, chosen)] == ["29.png", "0.png", "13.png"]
+    assert "soft" not in measures.read_rows(run, chosen)[0]["segments"][0]
 
 
 def test_a_row_that_was_done_again_counts_once(tmp_path):
     write_run(tmp_path / "run", [row("a.png", error="fetch: network: gone"), row("b.png")])
     run = write_run(tmp_path / "run", [row("a.png")])
-    assert sorted(figures.read(run)["key"].to_pylist()) == ["a.png", "b.png"]
-    assert figures.reasons(figures.read(run)) == []
+    assert sorted(measures.read(run)["key"].to_pylist()) == ["a.png", "b.png"]
+    assert measures.reasons(measures.read(run)) == []
 
 
 def test_the_oddest_come_first_and_the_rest_is_the_same_random_sample_each_time(tmp_path):
     rows = [row(f"{i:03d}.png", [0.2 + 0.001 * (i % 9), 0.7]) for i in range(200)]
     rows[50], rows[60] = row("050.png", [0.995]), row("060.png", [0.2, 0.0])
     rows[70] = row("070.png", [0.2, 0.7], note="few_colours")
-    table = figures.good(figures.read(write_run(tmp_path / "run", rows, per_part=64)))
-    chosen = figures.choose([table], 20)
+    table = measures.good(measures.read(write_run(tmp_path / "run", rows, per_part=64)))
+    chosen = measures.choose([table], 20)
     assert [choice.key for choice in chosen[:3]] == ["050.png", "060.png", "070.png"]
-    assert all(choice.oddness >= figures.ODD for choice in chosen[:3]) and chosen[3].oddness == 0
+    assert all(choice.oddness >= measures.ODD for choice in chosen[:3]) and chosen[3].oddness == 0
     smallest = sorted(rows, key=lambda row: row["image_id"])[:17]
     assert {choice.key for choice in chosen if choice.is_random} == {row["key"] for row in smallest}
     shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
-    assert figures.choose([shuffled], 20) == chosen
+    assert measures.choose([shuffled], 20) == chosen
 
 
 def test_at_most_half_of_the_sample_is_odd(tmp_path):
     rows = [row(f"{i:03d}.png", [0.2 if i % 3 else 0.9]) for i in range(90)]
-    chosen = figures.choose([figures.good(figures.read(write_run(tmp_path / "run", rows)))], 20)
+    chosen = measures.choose([measures.good(measures.read(write_run(tmp_path / "run", rows)))], 20)
     assert len(chosen) <= 20 and sum(choice.is_random for choice in chosen) == 10
 
 
 def test_histograms_agree_with_a_slow_loop_and_share_their_edges():
     rng = np.random.default_rng(2)
     values = [rng.gamma(2, 1, 500), np.append(rng.gamma(3, 1, 300), np.nan)]
-    found = figures.histogram(values)
+    found = measures.histogram(values)
     for counts, array in zip(found.counts, values, strict=True):
         pairs = list(zip(found.edges[:-1], found.edges[1:], strict=True))
         slow = [sum(low <= value < high for value in array) for low, high in pairs]
         slow[-1] += sum(array == found.edges[-1])
         assert counts.tolist() == slow
     assert found.medians == [np.median(values[0]), np.nanmedian(values[1])]
-    whole = figures.histogram([np.array([2.0, 2.0, 4.0])])
+    whole = measures.histogram([np.array([2.0, 2.0, 4.0])])
     assert whole.counts[0].tolist() == [0, 2, 0, 1, 0]
-    assert figures.histogram([np.array([np.nan])]).counts[0].sum() == 0
+    assert measures.histogram([np.array([np.nan])]).counts[0].sum() == 0
 
 
 # Pictures
@@ -165,7 +165,7 @@ def test_layers_show_each_mask_in_its_colour_and_the_small_one_on_top():
     large, small = np.zeros((2, 40, 60), bool)
     large[:, :50], small[10:30, 10:30] = True, True
     found = {"segments": masks.encode_segments(np.stack([large, small])), "foreground": masks.encode_rle(large)}
-    layers = pictures.draw_layers(found, (40, 60))
+    layers = draw_layers(found, (40, 60))
     fill, contour = (np.asarray(open_uri(uri).convert("RGBA")) for uri in layers)
     assert tuple(fill[20, 20]) == (*COLOURS[1], 255) and tuple(fill[5, 5]) == (*COLOURS[0], 255)
     assert tuple(fill[20, 55]) == (0, 0, 0, 255)  # outside the foreground
@@ -177,8 +177,8 @@ def test_a_picture_shrinks_until_it_fits_its_bytes():
     content = encoded(noise)
     found = row("a.png", height=400, width=600, sha256=sha256(content).hexdigest())
     found["segments"] = masks.encode_segments(noise[None, :, :, 0] > 127)
-    large = pictures.draw(content, [found], side=480, max_bytes=10**9)
-    small = pictures.draw(content, [found], side=480, max_bytes=60_000)
+    large = draw(content, [found], side=480, max_bytes=10**9)
+    small = draw(content, [found], side=480, max_bytes=60_000)
     assert (large.width, large.height) == (480, 320) and small.width < 480 and small.nbytes <= 60_000
 
 

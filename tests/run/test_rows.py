@@ -8,9 +8,8 @@ from support.written import masks_row, random_masks, write_run
 
 from raypipe import schema
 from raypipe.cli.verbs import main
-from raypipe.run import rows
-from raypipe.run.run import Run, new_attempt
-from raypipe.storage.lock import hold
+from raypipe.run import Run, new_attempt, rows
+from raypipe.storage import hold
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from support.attempts import Killed, attempt_all, finished, kill_at, manifest
 from support.faulty import GOOD, RAISES, Faulty, write_images
 
 from raypipe import schema
-from raypipe.pipeline.label import Label, label
-from raypipe.run.run import OtherConfiguration, Run, new_attempt, superseded
-from raypipe.storage.folder import Folder
-from raypipe.storage.lock import Locked, hold
+from raypipe.pipeline.job import Label
+from raypipe.pipeline.label import label
+from raypipe.run import OtherConfiguration, Run, new_attempt, superseded
+from raypipe.storage import Folder, Locked, hold
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_of_many_contenders_one_gets_the_lock(run):
 
 def test_the_lock_of_a_dead_process_is_taken_at_once_and_its_worker_is_fenced_off(run):
     code = (
-        "import os; from raypipe.storage.folder import Folder; from raypipe.storage.lock import hold\n"
+        "import os; from raypipe.storage import Folder; from raypipe.storage import hold\n"
         f"held = hold(Folder({run.folder.uri!r}), 'dead'); held.__enter__(); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9

@@ -8,7 +8,7 @@ from support.tiny.dino_pca import write_model
 
 from raypipe.benchmark import methods
 from raypipe.benchmark.figures import Sizes
-from raypipe.benchmark.plain.clipseg import PlainDinoPca
+from raypipe.benchmark.plain.dino_pca import PlainDinoPca
 from raypipe.segmenters.dino_pca import DinoPca, components, masked, project, read_as_grey
 
 SIZE = 112  # of the tiny network's input; its positions are for 70 and get interpolated

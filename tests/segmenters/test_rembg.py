@@ -12,7 +12,7 @@ import pytest
 from support.faulty import FaultyOnGpu
 from support.tiny.rembg import write_network
 
-from raypipe.pipeline.label import Label, plan_work
+from raypipe.pipeline.job import Label, plan_work
 from raypipe.pipeline.stages import Segment
 from raypipe.segmenters.rembg import Rembg
 

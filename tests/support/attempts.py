@@ -5,9 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from raypipe import schema, storage
-from raypipe.run.run import Run, new_attempt
-from raypipe.storage.folder import Folder
-from raypipe.storage.lock import hold
+from raypipe.run import Run, new_attempt
+from raypipe.storage import Folder, hold
 
 
 def manifest(count: int) -> pa.Table:
@@ -58,6 +57,6 @@ def kill_at(step: int, monkeypatch) -> None:
 
         return change
 
-    monkeypatch.setattr(storage, "put", counted(storage.put))
+    monkeypatch.setattr("raypipe.storage.folder.put", counted(storage.put))
     for name in ("delete", "delete_folder"):
         monkeypatch.setattr(Folder, name, counted(getattr(Folder, name)))

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 import raypipe
 from raypipe import masks, schema
-from raypipe.run.run import Run, new_attempt
-from raypipe.storage.lock import hold
+from raypipe.run import Run, new_attempt
+from raypipe.storage import hold
 
 UNSTABLE = ("seconds", "attempt")  # columns that differ between equal runs
 

@@ -13,13 +13,14 @@ from support.sweepable import SIZE, Gamma, write_labelled
 
 from raypipe import segmenters
 from raypipe.cli.verbs import main
+from raypipe.pipeline.job import check_job
 from raypipe.refiners.guided import Guided
 from raypipe.segmenters.gloper import Gloper
 from raypipe.sweep import page
+from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan
 from raypipe.sweep.ranking import Setting, best, order
-from raypipe.sweep.sweep import Sweep, check, draw, labelled_images, plan
-from raypipe.sweep.trials import advance, with_images, write_state
-from raypipe.sweep.tuning import count_commits, run_trial, rungs
+from raypipe.sweep.trials import with_images, write_state
+from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
 
 
 @pytest.fixture
@@ -154,10 +155,8 @@ def test_the_command_knows_which_options_were_given(folder, monkeypatch):
 
 
 def test_every_later_value_is_planned_with_every_trial_and_each_checked_once(folder, monkeypatch):
-    from raypipe.pipeline import label as pipeline
-
-    calls, right = [], pipeline.check
-    monkeypatch.setattr(pipeline, "check", lambda *given: calls.append(given) or right(*given))
+    calls, right = [], check_job
+    monkeypatch.setattr("raypipe.sweep.plan.check_job", lambda *given: calls.append(given) or right(*given))
     over = ("gamma=1:10:1", "threshold=0.1:0.9:0.1", "refine_radius=3,4")
     job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), over, refine="guided")
     method, refiner = Gamma(), Guided()

@@ -19,14 +19,15 @@ from support.sweepable import SIZE, Gamma, write_labelled
 
 from raypipe import masks
 from raypipe.cli.verbs import main
-from raypipe.pipeline import label as pipeline
-from raypipe.pipeline.label import Label, label
+from raypipe.pipeline.job import Label
+from raypipe.pipeline.label import label
 from raypipe.refiners.guided import Guided
-from raypipe.run.run import OtherConfiguration, Run
+from raypipe.run import OtherConfiguration, Run
 from raypipe.segmenters.grabcut import Grabcut
 from raypipe.segmenters.kmeans import Kmeans
-from raypipe.sweep.sweep import Sweep, sweep
-from raypipe.sweep.trials import as_stored
+from raypipe.sweep.plan import Sweep
+from raypipe.sweep.scoring import as_stored
+from raypipe.sweep.sweep import sweep
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = "support/sweepable.py"
@@ -306,8 +307,7 @@ def test_relative_places_mean_the_same_to_every_trial(folder, monkeypatch):
 
 
 def test_a_sweep_in_use_ends_with_code_4(folder, capsys):
-    from raypipe.storage.folder import Folder
-    from raypipe.storage.lock import hold
+    from raypipe.storage import Folder, hold
 
     with hold(Folder(str(folder / "sweep")), "another"):
         assert command(folder, "--over", "k=2,3") == 4
@@ -409,7 +409,6 @@ def test_the_script_for_ray_job_submit_sweeps(folder):
 
 def test_a_sweep_reads_nothing_of_ray_when_all_is_done(folder, monkeypatch):
     run(folder, "gamma=1,2")
-    monkeypatch.setattr(pipeline, "label_here", None)
-    monkeypatch.setattr(pipeline, "label_on_ray", None)
-    monkeypatch.setattr("raypipe.sweep.tuning.run_on_tune", None)
+    for name in ("label_here", "label_on_ray", "run_on_tune"):
+        monkeypatch.setattr(f"raypipe.sweep.tuning.{name}", None)
     assert run(folder, "gamma=1,2").trials["done"] == 2

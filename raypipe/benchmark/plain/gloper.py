@@ -6,12 +6,16 @@ What `segmenters/gloper/` are tested and measured against. Torch, one problem at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from raypipe.benchmark.figures import Figure
+from raypipe.benchmark.turns import compared, in_turns
 
 STEPS = {"cpu": 5, "cuda": 100}  # of one measurement; on a GPU fewer would take no longer than their set-up
 
@@ -145,3 +149,20 @@ def photograph(image: np.ndarray, side: int) -> Tensor:
     """RGB uint8 (H, W, 3) as a square: (1, 3, side, side) in [0, 1]."""
     x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     return F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+
+
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """Steps of the optimisation: of one local size where that fills the device, and of four sizes side by side."""
+    figures = []
+    for side, sizes in ((1024 if device == "cuda" else 128, (8,)), (64, (4, 8, 16, 32))):
+        arms = [
+            lambda image, run=run, side=side, sizes=sizes: run(method, device, image, side, sizes)
+            for run in (ours, plain)
+        ]
+        seconds, _ = in_turns(arms, images, repeats)
+        against = f"{device}; float32, {len(sizes)} local size(s), one after the other"
+        each = [[total / STEPS[device] for total in arm] for arm in seconds]
+        for figure in compared("gloper", each, against):
+            name = figure.figure.replace("time per image", "time per step")
+            figures.append(replace(figure, figure=f"{name}, {side} px, {len(sizes)} size(s)"))
+    return figures

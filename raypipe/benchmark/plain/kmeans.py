@@ -1,8 +1,13 @@
-"""What a method is measured against: the same result by the plainest formulation, kept here for that."""
+"""K-Means by OpenCV on every pixel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from raypipe.benchmark.figures import Figure
+from raypipe.benchmark.turns import compared, in_turns, segment
 
 
 def opencv_kmeans(image: np.ndarray, *, k: int, attempts: int, max_iter: int, eps: float) -> np.ndarray:
@@ -22,34 +27,13 @@ def spread(image: np.ndarray, masks: np.ndarray) -> float:
     return sum(((group - group.mean(0)) ** 2).sum() for group in groups)
 
 
-def cumulative_guided_filter(masks: np.ndarray, image: np.ndarray, *, radius: int, eps: float) -> np.ndarray:
-    """The grey guided filter with box sums from cumulative sums, mask by mask (He, Sun, Tang, TPAMI 2013, alg. 1).
-
-    masks: (N, H, W) bool or float in [0, 1]. image: RGB uint8 (H, W, 3). In float64, since cumulative sums of a large
-    image lose digits. Returns float64 (N, H, W), clipped to [0, 1].
-    """
-    guide = image.mean(2) / 255  # (H, W)
-    pixels = box_sum(np.ones(guide.shape), radius)
-
-    def mean(plane: np.ndarray) -> np.ndarray:
-        return box_sum(plane, radius) / pixels
-
-    refined = []
-    for mask in masks.astype(np.float64):
-        mean_guide, mean_mask = mean(guide), mean(mask)
-        covariance = mean(guide * mask) - mean_guide * mean_mask
-        slope = covariance / (mean(guide * guide) - mean_guide**2 + eps)
-        offset = mean_mask - slope * mean_guide
-        refined.append(mean(slope) * guide + mean(offset))
-    return np.clip(refined, 0, 1)
-
-
-def box_sum(plane: np.ndarray, radius: int) -> np.ndarray:
-    """Sums of float (H, W) over square windows of 2 * radius + 1 px, cut off at the border."""
-    for axis in (0, 1):
-        sums = np.cumsum(plane, axis)
-        sums = np.insert(sums, 0, 0, axis)  # sums[i]: of the first i lines
-        line = np.arange(plane.shape[axis])
-        ends = np.minimum(line + radius + 1, len(line)), np.maximum(line - radius, 0)
-        plane = np.take(sums, ends[0], axis) - np.take(sums, ends[1], axis)
-    return plane
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """Time and objective against `cv2.kmeans`."""
+    settings = {name: getattr(method, name) for name in ("k", "attempts", "max_iter", "eps")}
+    arms = [lambda image: segment(method, [image])[0], lambda image: opencv_kmeans(image, **settings)]
+    seconds, found = in_turns(arms, images, repeats)
+    against = f"cv2.kmeans, {method.attempts} attempts, k = {method.k}"
+    objectives = [[spread(*pair) for pair in zip(images, masks, strict=True)] for masks in found]
+    ratios = [a / b for a, b in zip(*objectives, strict=True)]
+    note = "sum of squared distances; 1 or less is as good or better"
+    return [*compared("kmeans", seconds, against), Figure("kmeans", "objective, ours / plain", "x", ratios, note)]

@@ -6,10 +6,38 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from raypipe import schema
+from raypipe.schema import VERSION
 
-SCHEMA = schema.PATTERN
+# One row per image of the run. Counts and ratios are null unless status is "ok".
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("key", pa.string()),
+        ("group", pa.string()),
+        ("method", pa.string()),
+        ("reference", pa.string()),  # the folder of labels
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("tp_fixed", pa.int64()),  # pixels; fixed polarity: segment 0 is the pattern
+        ("fp_fixed", pa.int64()),
+        ("fn_fixed", pa.int64()),
+        ("tn_fixed", pa.int64()),
+        ("tp_best", pa.int64()),  # best polarity: `segment` with `sign` is the pattern
+        ("fp_best", pa.int64()),
+        ("fn_best", pa.int64()),
+        ("tn_best", pa.int64()),
+        ("segment", pa.int32()),
+        ("sign", pa.int8()),  # 1 = the segment itself, -1 = the rest of the foreground
+        ("dice_fixed", pa.float64()),
+        ("dice_best", pa.float64()),
+        ("iou_fixed", pa.float64()),
+        ("iou_best", pa.float64()),
+        ("status", pa.string()),  # ok, failed (an error row), no_label, other_size, or bad_label
+    ],
+    metadata={"raypipe.schema": str(VERSION)},
+)
 LEAVES = ("size", "counts")  # fields of a segment that `score` needs
 MEANS = ("dice_fixed", "dice_best", "iou_fixed", "iou_best")
 

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 
-from raypipe.export.export import About
+from raypipe.export.about import About
 from raypipe.export.target import Target
 
 ORIGINALS, CATEGORIES = False, True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from raypipe.export.export import About, csv_line
+from raypipe.export.about import About, csv_line
 from raypipe.export.target import Target
 
 ORIGINALS, CATEGORIES = False, False

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from raypipe import masks
-from raypipe.export.export import About
+from raypipe.export.about import About
 from raypipe.export.target import Target
-from raypipe.inputs.originals import decode, encode_png
+from raypipe.images import encode_png
+from raypipe.inputs.originals import decode
 
 ORIGINALS, CATEGORIES = True, False
 

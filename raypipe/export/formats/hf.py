@@ -10,10 +10,11 @@ from contextlib import ExitStack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe.export.export import About
+from raypipe.export.about import About
 from raypipe.export.formats.png import OVERLAP, label_map, value_names
 from raypipe.export.target import Target
-from raypipe.inputs.originals import encode_png, portable
+from raypipe.images import encode_png
+from raypipe.inputs.originals import portable
 
 ORIGINALS, CATEGORIES = True, True
 GROUP_ROWS, GROUP_BYTES = 100, 64_000_000  # of a row group: what a reader with random access has to fetch

@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from raypipe import masks
-from raypipe.export.export import About
+from raypipe.export.about import About
 from raypipe.export.target import Target
 
 ORIGINALS, CATEGORIES = False, True

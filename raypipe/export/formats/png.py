@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from raypipe import masks
-from raypipe.export.export import About, csv_line
+from raypipe.export.about import About, csv_line
 from raypipe.export.target import Target
-from raypipe.inputs.originals import encode_png
+from raypipe.images import encode_png
 
 ORIGINALS, CATEGORIES = False, False
 IGNORE = 255  # by custom the value of pixels that do not count; never a segment

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from raypipe.export.export import About
+from raypipe.export.about import About
 from raypipe.export.formats.png import OVERLAP, label_map
 from raypipe.export.target import Target
-from raypipe.inputs.originals import encode_png, portable
+from raypipe.images import encode_png
+from raypipe.inputs.originals import portable
 
 ORIGINALS, CATEGORIES = True, True
 SHARD_BYTES = 500_000_000  # a shard is closed once it has this size

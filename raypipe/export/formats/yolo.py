@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from raypipe import masks
-from raypipe.export.export import About
+from raypipe.export.about import About
 from raypipe.export.target import Target
 from raypipe.inputs.originals import portable
 

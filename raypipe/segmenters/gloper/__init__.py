@@ -13,8 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from raypipe.segmenters import _inside as inside
-from raypipe.segmenters import _presets as presets
+from raypipe.segmenters import _inside, _presets
 from raypipe.types import Segmenter, Segments
 
 DIVISOR = 16  # sides must be multiples of it: the network halves them four times
@@ -84,8 +83,8 @@ class Gloper(Segmenter):
     batch_size = 4
 
     def __post_init__(self):
-        presets.fill(self)
-        inside.check_options(self, smallest=SMALLEST)
+        _presets.fill(self)
+        _inside.check_options(self, smallest=SMALLEST)
         self._check_numbers()
         if not fitting(self.local_sizes, self.size):
             least = min(self.local_sizes)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raypipe import networks
-from raypipe.segmenters.gloper import unet as gloper
+from raypipe.segmenters.gloper import unet
 
 # Pixels of all problems that are optimised side by side. On one thread of an EPYC (Zen 4) four sizes together are 1.1
 # to 1.4 times as fast as in turns at 64 px, 1.0 to 1.1 times at 128 px, 1.1 at 256 px: there not worth their memory.
@@ -106,7 +106,7 @@ class Problems:
         self._pool = pool
         self._settings, self._sizes, self._grid = settings, sizes, (len(sizes), seeds, images)
         with torch.device("meta"):
-            self.networks = gloper.Unets(settings.widths, len(sizes) * seeds * images)
+            self.networks = unet.Unets(settings.widths, len(sizes) * seeds * images)
         self.networks.to_empty(device=device)
         options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "capturable": device.type == "cuda"}
         self._optimiser = torch.optim.AdamW(self.networks.parameters(), **options, fused=True)
@@ -145,7 +145,7 @@ class Problems:
     def load_weights(self, weights: Sequence[dict[str, Tensor]]) -> None:
         """Start from these weights, one set per seed."""
         sizes, _, images = self._grid
-        stacked = gloper.stack([each for each in weights for _ in range(images)] * sizes)
+        stacked = unet.stack([each for each in weights for _ in range(images)] * sizes)
         self.networks.load_state_dict(stacked)
 
     def _reset(self, weights: Sequence[dict[str, Tensor]], seeds: Sequence[int]) -> None:
@@ -222,7 +222,7 @@ class Problems:
 @lru_cache(maxsize=8)
 def initial_weights(widths: tuple[int, ...], seed: int, device: torch.device) -> dict[str, Tensor]:
     """`gloper.initial_weights` on a device, drawn once: on a GPU that takes as long as many steps."""
-    return {name: tensor.to(device) for name, tensor in gloper.initial_weights(widths, seed).items()}
+    return {name: tensor.to(device) for name, tensor in unet.initial_weights(widths, seed).items()}
 
 
 @contextmanager

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raypipe import lookup, networks
-from raypipe.segmenters import _inside as inside
-from raypipe.segmenters import _presets as presets
-from raypipe.segmenters.sam import generator
-from raypipe.segmenters.sam import network as model
+from raypipe.segmenters import _inside, _presets
+from raypipe.segmenters.sam import generator, network
 from raypipe.segmenters.sam.generator import Candidates, Crop, Record
 from raypipe.types import Segmenter, Segments
 
@@ -68,9 +66,9 @@ class Sam(Segmenter):
     size = None  # the network has its own working size
 
     def __post_init__(self):
-        presets.fill(self)
+        _presets.fill(self)
         networks.settle_options(self)
-        inside.check_options(self, smallest=1)
+        _inside.check_options(self, smallest=1)
         if self.result not in RESULTS:
             raise ValueError(f"sam: unknown result {self.result!r}; {lookup.suggest(self.result, RESULTS)}")
         for name in ("points_per_side", "crop_n_points_downscale_factor", "points_per_batch", "crops_per_batch"):
@@ -99,7 +97,7 @@ class Sam(Segmenter):
 
     def load(self, device: str) -> None:
         self._place = networks.locate(self.weights, method=self.name)
-        self._network = model.load(self._place, device)
+        self._network = network.load(self._place, device)
         self._side = self._network.config.vision_config.image_size
 
     def checksums(self) -> dict[str, str]:
@@ -127,9 +125,9 @@ class Sam(Segmenter):
         with torch.inference_mode():
             for start in range(0, len(crops), self.crops_per_batch):
                 group = crops[start : start + self.crops_per_batch]
-                parts = [model.resize(image[crop.y0 : crop.y1, crop.x0 : crop.x1], self._side) for crop in group]
-                pixels = model.normalise(parts, self._side, self._network.device.type)
-                features = model.encode(self._network, pixels, dtype=self.dtype)
+                parts = [network.resize(image[crop.y0 : crop.y1, crop.x0 : crop.x1], self._side) for crop in group]
+                pixels = network.normalise(parts, self._side, self._network.device.type)
+                features = network.encode(self._network, pixels, dtype=self.dtype)
                 for own, crop in zip(features, group, strict=True):
                     records += self._in_crop(own, crop, size)
         if len(crops) > 1:
@@ -153,9 +151,9 @@ class Sam(Segmenter):
         """What some points of a crop prompt and the filters leave. points: (P, 2) float64, (x, y) px in the crop."""
         import torch
 
-        height, width = model.input_size(crop.size, self._side)
+        height, width = network.input_size(crop.size, self._side)
         scale = torch.tensor([width / crop.size[1], height / crop.size[0]], dtype=points.dtype, device=points.device)
-        logits, scores = model.decode(self._network, features, points * scale, dtype=self.dtype)
+        logits, scores = network.decode(self._network, features, points * scale, dtype=self.dtype)
         points = points.repeat_interleave(scores.shape[1], 0)  # the masks of a point stand side by side
         logits, scores = logits.flatten(0, 1), scores.flatten()
         good = scores > self.pred_iou_thresh
@@ -171,7 +169,7 @@ class Sam(Segmenter):
 
     def _upsampled(self, logits: torch.Tensor, crop: Crop) -> Iterator[torch.Tensor]:
         """Logits (M, s, s) at the crop's size, a few at a time: float32 (m, H, W)."""
-        inner = model.input_size(crop.size, self._side)
+        inner = network.input_size(crop.size, self._side)
         return generator.upsample(logits, side=self._side, input_size=inner, size=crop.size)
 
 

@@ -1,0 +1,59 @@
+"""DINOv2-PCA in the plainest form: all hidden states kept, a singular value decomposition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from raypipe import networks
+from raypipe.benchmark.figures import Figure
+from raypipe.benchmark.plain.clipseg import squeezed
+from raypipe.benchmark.turns import with_network
+from raypipe.networks import IMAGENET_MEAN, IMAGENET_STD
+
+
+class PlainDinoPca:
+    """DINOv2 with all its hidden states, and scikit-learn's full solver: a singular value decomposition in numpy."""
+
+    def __init__(self, weights: str, device: str):
+        from transformers import Dinov2WithRegistersModel
+
+        self._network = Dinov2WithRegistersModel.from_pretrained(weights).eval().to(device)
+        self._device = device
+
+    def __call__(self, image: np.ndarray, *, size: int, layers: int, normalize: bool) -> np.ndarray:
+        """Bright and dark: bool (2, H, W) of RGB uint8 (H, W, 3)."""
+        import cv2
+
+        features = self._features(squeezed(image, size), layers, normalize)
+        centred = features - features.mean(0)
+        _, _, axes = np.linalg.svd(centred, full_matrices=False)
+        axes = axes[:3]
+        axes = axes * np.sign(axes[np.arange(3), np.abs(axes).argmax(1)])[:, None]
+        scores = centred @ axes.T
+        side = int(len(scores) ** 0.5)
+        picture = ((scores - scores.min()) / (scores.max() - scores.min())).reshape(side, side, 3).astype(np.float32)
+        large = cv2.resize(picture, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        grey = cv2.cvtColor((large.clip(0, 1) * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+        return np.stack([grey > 127, grey <= 127])
+
+    def _features(self, colours: np.ndarray, layers: int, normalize: bool) -> np.ndarray:
+        """Float64 (P, D) of colours (size, size, 3) in [0, 1]."""
+        import torch
+
+        if normalize:
+            colours = (colours - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        pixels = torch.from_numpy(colours.transpose(2, 0, 1)[None]).to(self._device)
+        with torch.inference_mode():
+            states = self._network(pixels, output_hidden_states=True).hidden_states[-layers:]
+            mean = torch.stack([self._network.layernorm(state) for state in states]).mean(0)
+        return mean[0, 1 + self._network.config.num_register_tokens :].double().cpu().numpy()
+
+
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """In full batches, against one image at a time."""
+    plain_one = PlainDinoPca(networks.locate(method.weights, method=method.name), device)
+    settings = {name: getattr(method, name) for name in ("size", "layers", "normalize")}
+    against = "all hidden states, SVD of the features in numpy, one image at a time"
+    return with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)

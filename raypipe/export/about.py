@@ -1,0 +1,57 @@
+"""What every format may tell of a run, and how a line of a CSV file is written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from csv import writer as csv_writer
+from dataclasses import dataclass
+from functools import cached_property
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how a spreadsheet recognises a formula
+
+
+@dataclass(frozen=True)
+class About:
+    """What every format may tell of the run."""
+
+    method: str
+    settings: dict  # the method's parameters
+    provenance: dict  # time, versions, weights with sha256
+    licence: str  # of the weights or the method; "" when it is not known here
+    where: str | None
+    labels: tuple[str, ...]  # those of the run's segments, sorted; of the whole run, so that numbers do not change
+    most: int  # segments of the image that has the most of them
+    category: str  # name of segments without a label
+    unlabelled: bool  # there are segments without a label
+
+    @cached_property
+    def categories(self) -> list[str]:
+        """Names of what segments show; the number of a category is its place from 1."""
+        return [*self.labels, *([self.category] if self.unlabelled and self.category not in self.labels else [])]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.categories, 1)}
+
+    def name(self, segment: dict) -> str:
+        """The category's name of a segment."""
+        return self.category if segment["label"] is None else segment["label"]
+
+    def number(self, segment: dict) -> int:
+        """The category's number of a segment, from 1."""
+        return self._numbers[self.name(segment)]
+
+    def text(self) -> str:
+        """One sentence on where the masks come from."""
+        version = (self.provenance["packages"] or {}).get("raypipe", "")
+        return f"masks by raypipe {version}, method {self.method}"
+
+
+def csv_line(cells: Iterable) -> bytes:
+    """One line of a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    buffer = io.StringIO(newline="")
+    csv_writer(buffer).writerow(
+        f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA) else cell for cell in cells
+    )
+    return buffer.getvalue().encode()

@@ -1,0 +1,129 @@
+"""The stages of a job as a graph on Ray Data, and as a plain loop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, replace
+
+import pyarrow as pa
+
+from raypipe.pipeline import stages
+from raypipe.pipeline.job import Label, device_here
+from raypipe.pipeline.stages import Work
+from raypipe.run import Run, provenance
+from raypipe.runtime.progress import Progress
+from raypipe.types import Segmenter
+
+DECODED = 4  # images that a decoding task holds at a time
+BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of lost work
+BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as long as they may
+
+
+def label_here(job: Label, work: Work, run: Run, pending: pa.Table, record: dict) -> Counter:
+    """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`."""
+    work = replace(work, device=device_here(work))
+    decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
+    run.freeze(record["settings"], provenance.environment() | {"weights": segment.checksums()})
+    counts, rows_per_block = Counter(), block_size(job, work, on_gpu=work.device == "cuda")
+    with Progress(len(pending), lambda: (counts["rows"], counts["errors"])):
+        errors = Counter()
+        for task, start in enumerate(range(0, len(pending), rows_per_block)):
+            manifest_rows = pending.slice(start, rows_per_block).to_pylist()
+            rows = stages.table(encode(segment(decode(manifest_rows))))
+            run.commit(work.attempt, task, rows)
+            errors += stages.count_errors(rows)
+            counts.update(rows=len(rows), errors=stages.count_errors(rows).total())
+    return errors
+
+
+def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, record: dict) -> Counter:
+    """The stages on Ray Data. Returns the error rows by `stage: kind`."""
+    import ray
+
+    from raypipe.pipeline import workers
+    from raypipe.runtime import cluster
+
+    timeout = job.timeout or work.segmenter.timeout
+    # A batch may take timeout x batch size before its worker gives it up; Ray must not give the job up before.
+    with cluster.connected(stall=max(1800.0, 3 * timeout * work.batch_size)):
+        cluster.warn_of_local_paths(input=job.input, output=job.output)
+        place = cluster.place(work, actors=job.actors)
+        work = replace(work, device=place.device)
+        run.freeze(record["settings"], provenance.environment() | {"weights": probe(work, place)})
+        ledger = workers.Ledger.remote()
+        sink = workers.CommitSink(run, work.attempt, ledger)
+        rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), place, ledger)
+        with Progress(len(pending), workers.Asker(ledger)), cluster.plain_errors():
+            rows.write_datasink(sink)
+        record["ray"] = {"resources": ray.cluster_resources(), "place": asdict(place), "stats": rows.stats()}
+    if sink.rows != len(pending):
+        raise RuntimeError(f"{sink.rows} rows were committed for {len(pending)} images; run the same command again")
+    return sink.errors
+
+
+def graph(job: Label, work: Work, files, count: int, place, ledger):
+    """The dataset of finished rows: pending images -> decode -> segment -> encode.
+
+    A method without GPU runs all three stages in one actor, since images then never leave the process. A GPU method has
+    its actors to itself, with decoding and encoding in tasks around them.
+    """
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    from raypipe.pipeline import workers
+
+    fs, paths = files
+    few = -(-count // (4 * place.expected_actors))  # of few images each actor still gets some
+    block = min(block_size(job, work, on_gpu=place.gpus > 0), few)
+    batch = {"batch_size": min(work.batch_size, block), "batch_format": "pyarrow"}
+    compute = ActorPoolStrategy(min_size=place.min_actors, max_size=place.max_actors, max_tasks_in_flight_per_actor=2)
+    guard = (work, ledger, job.timeout or work.segmenter.timeout)
+    rows = ray.data.read_parquet(paths, filesystem=fs).repartition(target_num_rows_per_block=block)
+    if not place.gpus:
+        return rows.map_batches(workers.LabelOnCpu, compute=compute, num_cpus=1, fn_constructor_args=guard, **batch)
+    few = batch | {"batch_size": min(DECODED, block)}
+    rows = rows.map_batches(workers.decode_on_cpu, num_cpus=1, fn_args=guard, **few)
+    rows = rows.map_batches(
+        workers.SegmentOnGpu, compute=compute, num_gpus=place.gpus, fn_constructor_args=guard, **batch
+    )
+    return rows.map_batches(workers.encode_on_cpu, num_cpus=1, fn_args=guard, **batch)
+
+
+def block_size(job: Label, work: Work, *, on_gpu: bool) -> int:
+    """Images per block. Without a GPU slow methods get few: an image may take hours, and a batch gains nothing."""
+    batches = BLOCK_BATCHES * work.batch_size
+    if on_gpu:
+        return batches
+    in_time = int(BLOCK_SECONDS / (job.timeout or work.segmenter.timeout))
+    return min(batches, max(in_time, job.batch_size or 1))
+
+
+def probe(work: Work, place) -> dict[str, str]:
+    """Load the method once on a worker, before the job starts. Returns its weights' checksums.
+
+    Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
+    """
+    import ray
+    from ray.exceptions import RayError, WorkerCrashedError
+
+    from raypipe.runtime.cluster import cause
+
+    if not any(_loads_something(method) for method in (work.segmenter, work.finder)):
+        return {}
+    task = ray.remote(num_cpus=1, num_gpus=place.gpus, max_retries=0)(_load)
+    try:
+        return ray.get(task.remote(work))
+    except WorkerCrashedError as error:
+        raise RuntimeError(f"{work.segmenter.name}: loading it killed the worker process: {error}") from error
+    except RayError as error:
+        raise ValueError(
+            f"{work.segmenter.name}: {str(cause(error)).removeprefix(f'{work.segmenter.name}: ')}"
+        ) from error
+
+
+def _load(work: Work) -> dict[str, str]:
+    return stages.Segment(work).checksums()
+
+
+def _loads_something(method) -> bool:
+    return method is not None and type(method).load is not Segmenter.load

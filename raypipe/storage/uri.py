@@ -1,0 +1,154 @@
+"""Locations as text: local paths and URIs, taken apart, joined, normalised and shown without secrets."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from typing import NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"}
+WEB_SCHEMES = {"http", "https"}
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)  # two letters or more: C:\ is a Windows drive
+# What pyarrow takes behind a `?`. Any other `?` belongs to the object's key.
+OPTION = (
+    r"(?:endpoint_override|region|scheme|allow_bucket_creation|allow_bucket_deletion|tls_ca_file_path|"
+    r"tls_verify_certificates|force_virtual_addressing|project_id|retry_limit_seconds|user|replication|buffer_size|"
+    r"kerb_ticket|blob_storage_authority|dfs_storage_authority|blob_storage_scheme|dfs_storage_scheme|"
+    r"enable_tls|credential_kind|tenant_id|client_id|client_secret)=[^&?]*"
+)
+OPTIONS = re.compile(rf"{OPTION}(?:&{OPTION})*")
+
+
+class Parts(NamedTuple):
+    """A remote URI taken apart without decoding anything: keys from a listing are raw."""
+
+    scheme: str
+    user: str  # before the @: credentials; for abfs the container
+    host: str  # host or bucket
+    key: str
+    options: str  # for pyarrow, without the `?`
+
+    @property
+    def root(self) -> str:
+        return f"{self.scheme}://{self.user}@{self.host}" if self.user else f"{self.scheme}://{self.host}"
+
+    def at(self, key: str) -> str:
+        """The URI of another key at the same place."""
+        return f"{self.root}/{key}" + (f"?{self.options}" if self.options else "")
+
+
+def split(uri: str) -> Parts | None:
+    """The parts of a remote URI; None for a local path or file:// URI."""
+    match = SCHEME.match(uri)
+    if not match or match[1].lower() == "file":
+        return None
+    scheme, rest, options = match[1].lower(), match[2], ""
+    head, _, tail = rest.rpartition("?")
+    if scheme in ARROW_SCHEMES and head and OPTIONS.fullmatch(tail):
+        rest, options = head, tail
+    authority, _, key = rest.partition("/")
+    user, _, host = authority.rpartition("@")
+    return Parts(scheme, user, host, key, options)
+
+
+def local_path(uri: str) -> str | None:
+    """The absolute path of a local file (links are not resolved); None for a remote URI."""
+    if split(uri) is not None:
+        return None
+    match = SCHEME.match(uri)
+    if match:
+        path = os.fsdecode(unquote_to_bytes("/" + match[2].partition("/")[2]))
+        return os.path.abspath(path)
+    return os.path.abspath(os.path.expanduser(uri) if uri.startswith("~") else uri)
+
+
+def absolute(uri: str) -> str:
+    """The same location for processes with another current folder: plain local paths become absolute."""
+    return uri if SCHEME.match(uri) else local_path(uri)
+
+
+def local_uri(path: str) -> str:
+    """An absolute path as text that a table can hold: a name that is not valid UTF-8 becomes a quoted file:// URI."""
+    return path if is_text(path) else "file://" + quote_from_bytes(os.fsencode(path))
+
+
+def is_text(name: str) -> bool:
+    """False for names with surrogates: undecodable bytes of a file name, which Arrow strings cannot hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_text(name: str) -> str:
+    """A name as a table can hold it: percent-quoted when it is not valid UTF-8."""
+    return name if is_text(name) else quote_from_bytes(os.fsencode(name))
+
+
+def normalise(uri: str) -> str:
+    """The canonical form of a location, whose hash is the id of an image.
+
+    Local: the absolute plain path (see `local_uri`). Remote: scheme://host/key without user info and options; the
+    query of an http(s) URL stays, since it may say which image is meant, its fragment goes.
+    """
+    parts = split(uri)
+    if parts is None:
+        return local_uri(local_path(uri))
+    key = parts.key.partition("#")[0] if parts.scheme in WEB_SCHEMES else parts.key
+    container = parts.user.partition(":")[0] + "@" if parts.scheme.startswith("abfs") and parts.user else ""
+    return f"{parts.scheme}://{container}{parts.host}/{key}"
+
+
+def redact(uri: str) -> str:
+    """A location for tables and logs: normalised and without anything that may be a secret (queries too)."""
+    parts = split(uri)
+    if parts is None or parts.scheme in ARROW_SCHEMES:
+        return normalise(uri)
+    return normalise(uri).partition("?")[0]
+
+
+def as_path(location: str) -> str:
+    """What is shown of a location as a path: local names raw, web addresses without their query."""
+    return local_path(location) or redact(location)
+
+
+def join(uri: str, name: str) -> str:
+    """The location of a file beneath a folder's URI; `name` is relative, raw and may contain `..`."""
+    parts = split(uri)
+    if parts is None:
+        return local_uri(os.path.abspath(os.path.join(local_path(uri), name)))
+    key = f"{parts.key.rstrip('/')}/{name}".lstrip("/")
+    return parts.at(posixpath.normpath(key) if name.startswith(("./", "../")) else key)
+
+
+def locate(source: str, entry: str) -> str:
+    """The location that an entry of a list or table means; relative ones start at the folder of `source`.
+
+    An entry on the same kind of store takes over credentials and endpoint of the source.
+    """
+    home, there = split(source), split(entry)
+    if there is not None:
+        same = home is not None and home.scheme == there.scheme and not (there.user or there.options)
+        return there._replace(user=home.user, options=home.options).at(there.key) if same and home.options else entry
+    if SCHEME.match(entry) or entry.startswith("/"):
+        return local_uri(local_path(entry))
+    if home is None:
+        return join(os.path.dirname(local_path(source)), entry)
+    key = home.key.partition("?")[0] if home.scheme in WEB_SCHEMES else home.key
+    return join(home.at(posixpath.dirname(key)), entry)
+
+
+def without_secrets(word: str) -> str:
+    """A word of the command line, its remote URI (also behind `--flag=`, `given:` and `run:`) without any secret."""
+    before, uri = re.fullmatch(r"((?:--[\w-]+=)?(?:given:|run:)?)(.*)", word, re.DOTALL).groups()
+    parts = split(uri)
+    if parts is None:
+        return word
+    user = parts.user.partition(":")[0] if parts.scheme.startswith("abfs") else ""  # the container, then a secret
+    options = "&".join(each for each in parts.options.split("&") if not each.startswith("client_secret="))
+    if (user, options) == (parts.user, parts.options):
+        return word
+    return before + parts._replace(user=user, options=options).at(parts.key)
