@@ -33,9 +33,9 @@ def load(run: str, columns: list[str] | None = None) -> pa.Table:
     run: the output folder of `label`, a path or a URI. columns: read only these. Raises FileNotFoundError when the
     folder is no run. Safe to call while a job writes: only committed rows are read.
     """
-    from raypipe.run import Run
+    from raypipe.run import Run, rows
 
-    return Run(str(run)).load(columns)
+    return rows.load(Run(str(run)), columns)
 
 
 def decode(row: dict) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Looking things up by name: the modules of a package, and what to say about an unknown name. Imports nothing heavy."""
+"""Words: the modules of a package by name, what to say about an unknown name or an error. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ def module(package: str, name: object, known: list[str], *, kind: str) -> Module
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known)}")
     return import_module(f"{package}.{name}")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, its start and end where it is long; its kind where it says nothing.
+
+    An operating system's error without its number, and with the file that it is about.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= 250 else f"{text[:150]} ... {text[-95:]}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from raypipe import lookup
+from raypipe.lookup import one_line
 from raypipe.types import Segmenter
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight files
@@ -95,12 +96,6 @@ def reason(error: BaseException) -> str:
     if any(word in type(error).__name__ for word in ("Connect", "Proxy", "Timeout")):  # those of each HTTP library
         return f"no connection: {one_line(error)}"
     return one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, its start and end where it is long; its kind where it says nothing."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 250 else f"{text[:150]} ... {text[-95:]}"
 
 
 def is_non_commercial(licence: str) -> bool:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import dataclass
+
+from raypipe import segmenters
 
 
-def _methods(argv: list[str]) -> int:
-    from raypipe import segmenters
-    from raypipe.cli.verbs import _config, _parse
-
-    terminal = _parse("raypipe methods", "What there is and what it needs.", [], argv, _config(argv))[0]
-    rows = [_method_row(segmenters.find(name)) for name in segmenters.names()]
-    if terminal.json:
-        print(json.dumps(rows))
-        return 0
-    for row in rows:
-        print(f"{row['name']:<12}{row['summary']}")
-        for name in ("needs", "licence", "source"):
-            print(f"{'':<12}{name:<9}{row[name]}")
-    return 0
+@dataclass(frozen=True)
+class Methods:
+    """What there is and what it needs."""
 
 
-def _method_row(kind: type) -> dict:
+class Listed(list):
+    """A dict per method: name, summary, needs, licence, source."""
+
+    def text(self) -> str:
+        """Four lines per method."""
+        lines = []
+        for row in self:
+            lines.append(f"{row['name']:<12}{row['summary']}")
+            lines += [f"{'':<12}{name:<9}{row[name]}" for name in ("needs", "licence", "source")]
+        return "\n".join(lines)
+
+
+def methods(options: Methods) -> Listed:
+    """All methods, sorted by name."""
+    return Listed(_row(segmenters.find(name)) for name in segmenters.names())
+
+
+def _row(kind: type) -> dict:
     method, module = kind(), sys.modules[kind.__module__]
     needs = [method.needs] if method.needs else []
     if hasattr(method, "foreground"):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from types import ModuleType
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import pyarrow.compute as pc
 import tyro
 
-from raypipe import storage
 from raypipe.export import formats
 from raypipe.export.about import About, csv_line
 from raypipe.export.target import RECORD, Target
 from raypipe.inputs.originals import Originals
 from raypipe.run import Run, provenance, rows
+from raypipe.storage import Location, normalise
 from raypipe.types import BadImage
 
 LEFT_OUT = "_left_out.csv"
@@ -29,7 +28,7 @@ class Export:
     """Hand a run's masks to another tool, in a new folder."""
 
     run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
-    format: Literal["coco", "csv", "cutout", "hf", "labelstudio", "png", "webdataset", "yolo"]  # what the tool reads
+    format: str  # coco, csv, cutout, hf, labelstudio, png, webdataset or yolo: what the tool reads
     output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
     where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
     join: str | None = None  # Parquet table of one row per image (key or image_id) with more columns for --where
@@ -74,11 +73,11 @@ def export(options: Export) -> Result:
     joined = None if options.join is None else rows.read_joined(options.join)
     images = rows.select(run, where=options.where, joined=joined)
     originals = Originals(options.input, column=options.column) if form.ORIGINALS else None
-    place = options.output or run.folder.location("export", options.format)
-    target = Target(place)
+    output = Location(options.output or run.folder.location("export", options.format))
+    target = Target(output)
     target.clear(overwrite=options.overwrite)
     record = {"run": str(run), "format": options.format, "where": options.where, "started": provenance.now()}
-    target.folder.write(_json(record | {"finished": None}), RECORD)
+    target.folder.write_json(record | {"finished": None}, RECORD)
     counts, left_out = Counter(), Counter()
     with target, target.stream(LEFT_OUT) as file:
         kept = _exportable(images, form, originals, LeftOut(file, left_out))
@@ -86,7 +85,7 @@ def export(options: Export) -> Result:
     if target.renamed:
         remarks["files have their image's id in the name: another image has that name"] = target.renamed
     result = Result(
-        output=storage.redact(place),
+        output=str(output),
         format=options.format,
         images=counts["images"],
         segments=counts["segments"],
@@ -95,7 +94,7 @@ def export(options: Export) -> Result:
         remarks={remark: count for remark, count in remarks.items() if count},
         exit_code=3 if any(not reason.startswith("labelling failed") for reason in left_out) else 0,
     )
-    target.folder.write(_json(record | asdict(result) | {"finished": provenance.now()}), RECORD)
+    target.folder.write_json(record | asdict(result) | {"finished": provenance.now()}, RECORD)
     return result
 
 
@@ -109,15 +108,14 @@ def check(options: Export, form: ModuleType) -> None:
         raise ValueError(f"--category has no effect: {options.format} does not name what segments show")
     if options.join and not options.where:
         raise ValueError("--join has no effect without --where, which may use its columns")
-    places = [storage.normalise(place or "").rstrip("/") + "/" for place in (options.input, options.output)]
-    if options.input and options.output and places[1].startswith(places[0]):
+    source, output = (normalise(uri or "").rstrip("/") + "/" for uri in (options.input, options.output))
+    if options.input and options.output and output.startswith(source):
         raise ValueError(f"the output {options.output!r} lies inside the input: the next run would label its files")
 
 
 def describe(run: Run, options: Export) -> About:
     """What formats tell of a run; reads its labels. Raises FileNotFoundError when the folder is no run."""
-    method = run.masks.rpartition("=")[2]
-    configuration = run.configuration()
+    method, configuration = run.method, run.configuration()
     labels, most, unlabelled = set(), 0, False
     for batch in rows.batches(run, leaves=("label",)):
         lengths = pc.max(pc.list_value_length(batch["segments"])).as_py()
@@ -189,7 +187,3 @@ def _counted(images: Iterator[dict], counts: Counter) -> Iterator[dict]:
     for row in images:
         counts.update(images=1, segments=len(row["segments"]))
         yield row
-
-
-def _json(content: dict) -> bytes:
-    return (json.dumps(content, indent=2, default=str) + "\n").encode()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import storage
-from raypipe.storage import map_ahead
+from raypipe.storage import Location, map_ahead
 from raypipe.types import BadImage
 
 BATCH_ROWS = 50_000  # rows of a column of URIs that are read together
@@ -35,7 +35,7 @@ PICTURES = set(
 class Item(NamedTuple):
     """One manifest row before it gets its id."""
 
-    location: str
+    location: Location
     key: str
     part: str = ""  # `#member` or `#row=3`: which part of the location
     start: int | None = None  # with a length: a byte range; without: nothing could be listed from here on
@@ -59,7 +59,7 @@ def find_uri_column(names: list[str], column: str | None) -> str:
     return found[0]
 
 
-def uri_item(source: str, entry: str) -> Item:
+def uri_item(source: Location, entry: str) -> Item:
     """The row of a file by its entry in the list or table `source`. Its key depends on nothing but the entry.
 
     The key of a relative entry is the entry itself, normalised and without leading `..`; that of an absolute path is
@@ -67,7 +67,7 @@ def uri_item(source: str, entry: str) -> Item:
     """
     location = storage.locate(source, entry)
     if storage.split(entry) is not None:
-        key = storage.redact(entry).partition("://")[2]
+        key = Location(entry).partition("://")[2]
     elif storage.SCHEME.match(entry) or entry.startswith("/"):
         key = storage.local_path(entry).lstrip("/")
     else:
@@ -106,7 +106,7 @@ def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[It
         yield from _cells_of(location, os.path.splitext(storage.as_text(file))[0], footer, name)
 
 
-def _footer_or_error(location: str) -> pq.FileMetaData | Exception:
+def _footer_or_error(location: Location) -> pq.FileMetaData | Exception:
     try:
         return _footer(location)
     except (pa.ArrowException, OSError) as error:
@@ -115,7 +115,7 @@ def _footer_or_error(location: str) -> pq.FileMetaData | Exception:
 
 @lru_cache(maxsize=8)
 @storage.patiently
-def _footer(location: str) -> pq.FileMetaData:
+def _footer(location: Location) -> pq.FileMetaData:
     filesystem, path = storage.resolve(location)
     return pq.read_metadata(path, filesystem=filesystem)
 
@@ -148,14 +148,14 @@ def _image_column(table: pa.Schema, column: str | None) -> str:
     return images[0] if images else find_uri_column([name for name in usable], None)
 
 
-def _column_of_uris(location: str, name: str) -> Iterator[str]:
+def _column_of_uris(location: Location, name: str) -> Iterator[str]:
     filesystem, path = storage.resolve(location)
     with pq.ParquetFile(path, filesystem=filesystem) as table:
         for batch in table.iter_batches(BATCH_ROWS, columns=[name]):
             yield from filter(None, batch.column(0).to_pylist())
 
 
-def _cells_of(location: str, stem: str, footer: pq.FileMetaData, name: str) -> Iterator[Item]:
+def _cells_of(location: Location, stem: str, footer: pq.FileMetaData, name: str) -> Iterator[Item]:
     """A row per cell; where a whole row group has Hugging Face paths but no bytes, a row per path."""
     leaves = [footer.schema.column(i).path for i in range(footer.num_columns)]
     dotted = f"{name}.bytes" if f"{name}.bytes" in leaves else name
@@ -174,7 +174,7 @@ def _cells_of(location: str, stem: str, footer: pq.FileMetaData, name: str) -> I
 
 
 @storage.patiently
-def _column(location: str, dotted: str, group: int) -> pa.ChunkedArray:
+def _column(location: Location, dotted: str, group: int) -> pa.ChunkedArray:
     """One column, or one field of a struct, of one row group."""
     filesystem, path = storage.resolve(location)
     with pq.ParquetFile(path, filesystem=filesystem) as table:
@@ -186,13 +186,13 @@ _column_kept = lru_cache(maxsize=1)(_column)  # consecutive rows share it; more 
 
 
 @lru_cache(maxsize=8)
-def _first_rows(location: str) -> list[int]:
+def _first_rows(location: Location) -> list[int]:
     """The first row of each row group, and behind them the number of rows."""
     footer = _footer(location)
     return list(itertools.accumulate((footer.row_group(i).num_rows for i in range(footer.num_row_groups)), initial=0))
 
 
-def read_cell(location: str, column: str, *, row: int, max_bytes: int) -> bytes:
+def read_cell(location: Location, column: str, *, row: int, max_bytes: int) -> bytes:
     """The bytes in a row of a table; its row group's column stays in memory for the next call.
 
     column: the dotted name, such as `image.bytes`. Raises BadImage("fetch", kind, message): missing, too_large; and
@@ -200,11 +200,11 @@ def read_cell(location: str, column: str, *, row: int, max_bytes: int) -> bytes:
     """
     firsts = _first_rows(location)
     if row >= firsts[-1]:
-        raise BadImage("fetch", "missing", f"{storage.redact(location)} has only {firsts[-1]} rows")
+        raise BadImage("fetch", "missing", f"{location} has only {firsts[-1]} rows")
     group = bisect_right(firsts, row) - 1
     value = _column_kept(location, column, group)[row - firsts[group]]
     if not value.is_valid:
-        raise BadImage("fetch", "missing", f"row {row} of {storage.redact(location)} has no bytes")
+        raise BadImage("fetch", "missing", f"row {row} of {location} has no bytes")
     content = value.as_buffer()
     if content.size > max_bytes:
         raise BadImage("fetch", "too_large", f"{content.size} bytes, the limit is {max_bytes}")
@@ -271,6 +271,6 @@ def _ends_here(stream: io.BufferedReader, offset: int) -> bool:
     return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
-def _unlisted(location: str, name: str, start: int) -> Item:
+def _unlisted(location: Location, name: str, start: int) -> Item:
     """The row that stands for all that a damaged file holds from byte `start` on: it becomes an error row at fetch."""
     return Item(location, f"{posixpath.splitext(storage.as_text(name))[0]}/damaged", "#damaged", start)

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import posixpath
 import re
 from collections import Counter
@@ -15,11 +16,12 @@ from hashlib import blake2b
 import pyarrow as pa
 
 from raypipe import schema, storage
-from raypipe.inputs import containers
-from raypipe.inputs import folders as listing
+from raypipe.inputs import containers, folders
 from raypipe.inputs.containers import Item
-from raypipe.storage import map_ahead
+from raypipe.storage import Location, map_ahead
 from raypipe.types import BadImage
+
+log = logging.getLogger("raypipe")
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
 FIELD_CHARACTERS = 1 << 30  # of a CSV field: a column beside the URIs may hold whole documents or encoded images
@@ -35,39 +37,52 @@ SIDECARS = set(
 SIDECAR_NAMES = {"license", "licence", "copying", "notice", "readme", "authors", "changelog", "makefile"}
 
 
-class Listing:
-    """What a source holds. Iterate `chunks` once; the counts are complete afterwards."""
+def list_inputs(source: str, *, column: str | None = None) -> pa.Table:
+    """List the images of a source without reading any pixel: rows of schema.MANIFEST. Logs what it left out.
 
-    def __init__(self, source: str, items: Iterable[Item], skipped: Counter):
-        self.chunks: Iterator[pa.Table] = self._chunks(items)  # tables of schema.MANIFEST, up to 50,000 rows each
-        self.skipped = skipped  # what was left out: extension or reason -> how many
-        self.duplicates = 0  # entries dropped because their image had come before
-        self._source = storage.redact(source)
+    source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl),
+    a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column: the column
+    of a list or table with URIs or images; None finds it. Rows come in the order of the names, or of the list. An
+    image has the same key however the rest of the source changes; one that is listed twice has one row.
+    Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError.
+    """
+    source, skipped = Location(source), Counter()
+    try:
+        items = _items(source, column, skipped)
+        first = next(items, None)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{source} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"{storage.fetch_error(error, source).message}") from error
+    if first is None:
+        left_out = f"; left out: {_count(skipped)}" if skipped else ""
+        raise ValueError(f"no images, .tar or .parquet files in {source}{left_out}")
+    manifest, again = _manifest(itertools.chain([first], items))
+    if skipped:
+        log.warning("%s: left out %s", source, _count(skipped))
+    if again:
+        log.warning("%s: %s entries are listed twice and labelled once", source, f"{again:,}")
+    return manifest
 
-    def remarks(self) -> list[str]:
-        """Sentences for the log about what was left out."""
-        remarks = []
-        if self.skipped:
-            remarks.append(f"{self._source}: left out {_count(self.skipped)}")
-        if self.duplicates:
-            remarks.append(f"{self._source}: {self.duplicates:,} entries are listed twice and labelled once")
-        return remarks
 
-    def _chunks(self, items: Iterable[Item]) -> Iterator[pa.Table]:
-        ids, keys, items = set(), set(), iter(items)
-        while batch := list(itertools.islice(items, CHUNK_ROWS)):
-            rows = []
-            for item in batch:
-                digest = blake2b((storage.normalise(item.location) + item.part).encode(), digest_size=16)
-                if digest.digest() in ids:
-                    self.duplicates += 1
-                    continue
-                ids.add(digest.digest())
-                image_id, uri = digest.hexdigest(), storage.redact(item.location) + item.part
-                rows.append((image_id, uri, _unique(item.key, image_id, keys), item.location, *item[3:]))
-            columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema.MANIFEST, strict=True)]
-            yield pa.Table.from_arrays(arrays, schema=schema.MANIFEST)
+def _manifest(items: Iterator[Item]) -> tuple[pa.Table, int]:
+    """Rows of schema.MANIFEST, and how many entries were dropped because their image had come before."""
+    ids, keys, again, chunks = set(), set(), 0, []
+    while batch := list(itertools.islice(items, CHUNK_ROWS)):
+        rows = []
+        for item in batch:
+            digest = blake2b((storage.normalise(item.location) + item.part).encode(), digest_size=16)
+            if digest.digest() in ids:
+                again += 1
+                continue
+            ids.add(digest.digest())
+            image_id, location = digest.hexdigest(), item.location
+            key = _unique(item.key, image_id, keys)
+            rows.append((image_id, location + item.part, key, location.uri, *item[3:]))
+        columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema.MANIFEST, strict=True)]
+        chunks.append(pa.Table.from_arrays(arrays, schema=schema.MANIFEST))
+    return pa.concat_tables(chunks), again
 
 
 def _unique(key: str, image_id: str, keys: set[int]) -> str:
@@ -85,47 +100,24 @@ def _count(skipped: Counter) -> str:
     return ", ".join(f"{number:,} {reason}" for reason, number in skipped.most_common())
 
 
-def list_inputs(source: str, *, column: str | None = None) -> Listing:
-    """List the images of a source without reading any pixel.
-
-    source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl),
-    a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column: the column
-    of a list or table with URIs or images; None finds it. Rows come in the order of the names, or of the list. An
-    image has the same key however the rest of the source changes.
-    Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError at once.
-    """
-    skipped: Counter = Counter()
-    try:
-        items = _items(source, column, skipped)
-        first = next(items, None)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{storage.redact(source)} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"{storage.fetch_error(error, source).message}") from error
-    if first is None:
-        left_out = f"; left out: {_count(skipped)}" if skipped else ""
-        raise ValueError(f"no images, .tar or .parquet files in {storage.redact(source)}{left_out}")
-    return Listing(source, itertools.chain([first], items), skipped)
-
-
-def _items(source: str, column: str | None, skipped: Counter) -> Iterator[Item]:
-    kind = listing.kind(source)
+def _items(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
+    kind = folders.kind(source)
     if kind == "file":
         return _of_file(source, column, skipped)
     if kind == "folder":
-        names = listing.walk(source, skipped)
+        names = folders.walk(source, skipped)
         return _of_files(((storage.join(source, name), name) for name in names), column, skipped, sidecars=SIDECARS)
     if kind == "other":
-        raise ValueError(f"{storage.redact(source)} is neither a file nor a folder")
+        raise ValueError(f"{source} is neither a file nor a folder")
     parts = storage.split(source)
-    if not listing.WILDCARD.search(parts.key if parts else source):
+    if not folders.WILDCARD.search(parts.key if parts else source.uri):
         raise FileNotFoundError(source)
-    folder, names = listing.glob(source, skipped)
+    folder, names = folders.glob(source.uri, skipped)
     return _of_files(((storage.join(folder, name), name) for name in names), column, skipped, sidecars=set())
 
 
-def _of_file(source: str, column: str | None, skipped: Counter) -> Iterator[Item]:
-    location = source if storage.split(source) else storage.local_uri(storage.local_path(source))
+def _of_file(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
+    location = source if storage.split(source) else Location(storage.local_uri(storage.local_path(source)))
     name = storage.as_text(posixpath.basename(storage.as_path(location)))
     suffix = _suffix(name)
     if suffix in LISTS:
@@ -189,7 +181,7 @@ def _suffix(name: str) -> str:
 # Lists
 
 
-def _of_list(source: str, suffix: str, column: str | None) -> Iterator[Item]:
+def _of_list(source: Location, suffix: str, column: str | None) -> Iterator[Item]:
     if suffix == ".txt" and column is not None:
         raise ValueError(f"--column {column!r} has no effect: a .txt list has no columns")
     try:
@@ -202,7 +194,7 @@ def _of_list(source: str, suffix: str, column: str | None) -> Iterator[Item]:
         try:
             yield from READ_LIST[suffix](lines, column)
         except csv.Error as error:
-            raise ValueError(f"{storage.redact(source)} cannot be read as {suffix}: {error}") from error
+            raise ValueError(f"{source} cannot be read as {suffix}: {error}") from error
 
     return (containers.uri_item(source, entry) for entry in entries() if entry)
 
@@ -257,12 +249,12 @@ def fetch(rows: list[dict], *, max_bytes: int) -> Iterator[bytes | BadImage]:
 
 
 def _bytes_or_error(row: dict, max_bytes: int) -> bytes | BadImage:
-    location, start, length = row["location"], row["start"], row["length"]
+    location, start, length = Location(row["location"]), row["start"], row["length"]
     try:
         if row["row"] is not None:
             return containers.read_cell(location, row["column"], row=row["row"], max_bytes=max_bytes)
         if start is not None and length is None:
-            text = f"{storage.redact(location)} is damaged from byte {start} on: what follows is not listed; repair it"
+            text = f"{location} is damaged from byte {start} on: what follows is not listed; repair it"
             return BadImage("fetch", "damaged", text)
         return storage.read_bytes(location, start=start, length=length, max_bytes=max_bytes)
     except BadImage as error:

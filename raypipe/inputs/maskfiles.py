@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from raypipe import storage
+from raypipe import images, storage
+from raypipe.inputs.manifest import list_inputs
+from raypipe.storage import Location
 
 LEVEL = 128  # a mask's pixels from this value on are set
 
@@ -46,22 +48,19 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
 
 def read(location: str, *, max_bytes: int, max_pixels: int) -> np.ndarray:
     """A mask file as bool (H, W): the brightest channel is at least 128. Raises BadImage when it cannot be read."""
-    from raypipe import images
-
     content = storage.read_bytes(location, max_bytes=max_bytes)
     return images.decode(content, max_pixels=max_pixels).max(2) >= LEVEL
 
 
 def _index(folder: str) -> tuple[dict[str, str | None], dict[str, str | None]]:
     """Location by path without extension and by stem; None where two files have it."""
-    from raypipe.inputs.manifest import list_inputs
 
     by_path, by_stem = {}, {}
-    for chunk in list_inputs(folder).chunks:
-        if chunk["start"].null_count + chunk["row"].null_count < 2 * len(chunk):
-            raise ValueError(f"{storage.redact(folder)}: masks in tars or tables are not matched; unpack them")
-        for key, location in zip(chunk["key"].to_pylist(), chunk["location"].to_pylist(), strict=True):
-            path, stem = str(PurePosixPath(key).with_suffix("")), PurePosixPath(key).stem
-            by_path[path] = None if path in by_path else location
-            by_stem[stem] = None if stem in by_stem else location
+    files = list_inputs(folder)
+    if files["start"].null_count + files["row"].null_count < 2 * len(files):
+        raise ValueError(f"{Location(folder)}: masks in tars or tables are not matched; unpack them")
+    for key, location in zip(files["key"].to_pylist(), files["location"].to_pylist(), strict=True):
+        path, stem = str(PurePosixPath(key).with_suffix("")), PurePosixPath(key).stem
+        by_path[path] = None if path in by_path else location
+        by_stem[stem] = None if stem in by_stem else location
     return by_path, by_stem

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import logging
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -14,10 +13,9 @@ import pyarrow as pa
 
 from raypipe import images
 from raypipe.images import encode_png
-from raypipe.inputs import manifest as inputs
+from raypipe.inputs import manifest
 from raypipe.types import BadImage
 
-log = logging.getLogger("raypipe")
 MAX_BYTES = 1 << 34  # of one file; `label` had its own limit, which the file passed
 ROWS_AT_ONCE = 64
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -33,12 +31,7 @@ class Originals:
 
     def __init__(self, source: str | None = None, *, column: str | None = None):
         """source, column: as `inputs.list_inputs` takes them. Raises what it raises."""
-        self._places: pa.Table | None = None
-        if source is not None:
-            listing = inputs.list_inputs(source, column=column)
-            self._places = pa.concat_tables(listing.chunks)
-            for remark in listing.remarks():
-                log.warning("%s", remark)
+        self._listed: pa.Table | None = None if source is None else manifest.list_inputs(source, column=column)
 
     def fetch(self, rows: Iterable[dict]) -> Iterator[tuple[dict, bytes | BadImage]]:
         """Each row with its original's bytes, whose sha256 is the row's, or with a BadImage.
@@ -47,29 +40,29 @@ class Originals:
         """
         rows = iter(rows)
         while group := list(itertools.islice(rows, ROWS_AT_ONCE)):
-            places = [self._place(row) for row in group]
-            contents = inputs.fetch([place for place in places if place], max_bytes=MAX_BYTES)
-            for row, place in zip(group, places, strict=True):
-                yield row, self._proven(row, next(contents)) if place else _unlisted(row)
+            listed = [self._manifest_row(row) for row in group]
+            contents = manifest.fetch([each for each in listed if each], max_bytes=MAX_BYTES)
+            for row, found in zip(group, listed, strict=True):
+                yield row, self._proven(row, next(contents)) if found else _unlisted(row)
 
-    def _place(self, row: dict) -> dict | None:
+    def _manifest_row(self, row: dict) -> dict | None:
         """The manifest row of an image; None when the listing does not hold it."""
-        if self._places is None:
+        if self._listed is None:
             return dict.fromkeys(("start", "length", "row", "column")) | {"location": row["uri"]}
-        place = self._by_id.get(row["image_id"], self._by_key.get(row["key"]))
-        return None if place is None else self._places.slice(place, 1).to_pylist()[0]
+        index = self._by_id.get(row["image_id"], self._by_key.get(row["key"]))
+        return None if index is None else self._listed.slice(index, 1).to_pylist()[0]
 
     @cached_property
     def _by_id(self) -> dict[str, int]:
-        return {image_id: i for i, image_id in enumerate(self._places["image_id"].to_pylist())}
+        return {image_id: i for i, image_id in enumerate(self._listed["image_id"].to_pylist())}
 
     @cached_property
     def _by_key(self) -> dict[str, int]:
-        return {key: i for i, key in enumerate(self._places["key"].to_pylist())}
+        return {key: i for i, key in enumerate(self._listed["key"].to_pylist())}
 
     def _proven(self, row: dict, content: bytes | BadImage) -> bytes | BadImage:
         if isinstance(content, BadImage):
-            if self._places is None and content.kind not in ("io", "memory"):
+            if self._listed is None and content.kind not in ("io", "memory"):
                 return BadImage(content.stage, content.kind, f"{content.message}; give the label job's --input")
             return content
         if hashlib.sha256(content).hexdigest() != row["sha256"]:

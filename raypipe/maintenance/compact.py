@@ -3,7 +3,10 @@
 An external merge in bounded memory: the parts are read once, sorted chunks go to a temporary folder, cut into ranges of
 ids, and range by range into the new files. The same rows give the same files, whatever parts they came from. The new
 records are written when all new files are there, and the old parts go after that, so a kill at any moment leaves either
-files that do not count or rows twice, which `runs.superseded` settles.
+files that do not count or rows twice, which `run.superseded` settles.
+
+Not by DuckDB's ORDER BY: at 200,000 rows of 1.03 GB and a limit of 1 GB it ends out of memory on the nested lists,
+where this takes 198 s and 1.1 GB. On 60,000 rows it would be four times faster.
 """
 
 from __future__ import annotations
@@ -27,16 +30,16 @@ import tyro
 
 from raypipe import schema
 from raypipe.maintenance.integrity import Damage, read_record
-from raypipe.run import GROUP_ROWS, Run, new_attempt, parquet_bytes, superseded
-from raypipe.runtime.interruption import on_signals
-from raypipe.storage import fence, hold, map_ahead
+from raypipe.run import Run, new_attempt, superseded
+from raypipe.runtime.interruption import held
+from raypipe.storage import GROUP_ROWS, fence, map_ahead, parquet_bytes
 
 MEGABYTE = 1_000_000
 CHUNK_BYTES = 256 << 20  # of decoded rows sorted at a time
 RANGE_BYTES = 64 << 20  # of decoded rows merged at a time
 CHUNKS = 500  # at most, since all their files are open at once; a larger run has larger chunks
 EXPANSION = 3  # decoded bytes per byte of a part, about
-READS_AHEAD = 16  # parts read at a time, fewer when they are large
+PARTS_AHEAD = 16  # read at a time, fewer when they are large
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def compact(options: Compact) -> Compacted:
         raise ValueError(f"--megabytes must be positive, got {options.megabytes}")
     start, run, attempt = time.monotonic(), Run(options.run), new_attempt()
     run.parts()  # raises when it is no run, before the lock makes a folder
-    with on_signals(), hold(run.folder, attempt):
+    with held(run.folder, attempt):
         run.clean()
         old, before = run.parts(), _sizes(run)
         if not _is_compact(old, options.megabytes):
@@ -113,7 +116,7 @@ def _rewrite(run: Run, attempt: str, megabytes: int) -> dict[str, pa.Table]:
     bounds = ids.take(pa.array(range(step, len(ids), step), pa.int64()))  # first ids of all ranges but the first
     del commits
     with tempfile.TemporaryDirectory(prefix="raypipe-compact-") as scratch, ExitStack() as stack:
-        depth = min(READS_AHEAD, 1 + CHUNK_BYTES // max(sizes.values(), default=1))
+        depth = min(PARTS_AHEAD, 1 + CHUNK_BYTES // max(sizes.values(), default=1))
         contents = zip(sizes, map_ahead(partial(_read_part, run), sizes, depth=depth), strict=True)
         tables = (table for name, content in contents for table in _rows(content, lost[name]))
         chunks = _gathered(tables, max(CHUNK_BYTES, decoded // CHUNKS))
@@ -211,11 +214,11 @@ def _merged(readers: list[pa.ipc.RecordBatchFileReader], ranges: int) -> Iterato
 
 def _write(run: Run, attempt: str, megabytes: int, groups: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
     """Write row groups into files of about `megabytes`; yields (name, commit record)."""
-    for i, held in enumerate(_files(groups, megabytes * MEGABYTE)):
+    for i, groups_of_file in enumerate(_files(groups, megabytes * MEGABYTE)):
         name, ids, sink = f"part-{attempt}-compact{megabytes}_{i:05d}.parquet", [], pa.BufferOutputStream()
         columns = schema.MASKS.with_metadata(run.part_metadata())
         with pq.ParquetWriter(sink, columns, compression="zstd") as writer:
-            for group in held:
+            for group in groups_of_file:
                 writer.write_table(group.replace_schema_metadata(run.part_metadata()), row_group_size=GROUP_ROWS)
                 ids.append(group.select(schema.COMMIT.names))
         yield name, run.write_part(name, memoryview(sink.getvalue()), pa.concat_tables(ids))

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
+from raypipe.lookup import one_line
 from raypipe.run import Run, is_sealed
 
-CHUNK = 8 << 20  # bytes hashed at a time
+HASHED_BYTES = 8 << 20  # at a time
 DEEP_ROWS = 64  # rows decoded at a time
 # Kinds of problem for which repair removes the part with its record.
 CONDEMNED = {"torn", "altered", "missing", "record", "ids", "schema", "mask"}
@@ -90,13 +91,13 @@ def read_record(content: bytes) -> tuple[pa.Table, dict]:
             raise ValueError("it has other columns or another number of rows than it should")
         return record, {"bytes": int(expected["bytes"]), "sha256": str(expected["sha256"])}
     except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
-        raise Damage("record", f"the commit record cannot be read: {_line(error)}") from error
+        raise Damage("record", f"the commit record cannot be read: {one_line(error)}") from error
 
 
 def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: bool) -> bytes | None:
     """Compare a data file with its record; returns the run.json that it repeats. Raises Damage."""
     try:
-        file = run.folder.fs.open_input_file(run.folder.path(run.masks, name))
+        file = run.open(name)
     except FileNotFoundError:
         raise Damage("missing", "a commit record without its data file") from None
     with file:
@@ -109,7 +110,7 @@ def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: boo
         try:
             parquet = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
-            raise Damage("schema", f"not a Parquet file: {_line(error)}") from error
+            raise Damage("schema", f"not a Parquet file: {one_line(error)}") from error
         _check_columns(parquet.schema_arrow)
         _check_rows(parquet.read(columns=schema.COMMIT.names), record)
         if deep:
@@ -119,7 +120,7 @@ def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: boo
 
 def _sha256(file: pa.NativeFile) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(CHUNK):
+    while chunk := file.read(HASHED_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
 
@@ -200,7 +201,3 @@ def run_lengths(counts: str) -> np.ndarray:
     lengths[1::2] = np.cumsum(lengths[1::2])
     lengths[2::2] = np.cumsum(lengths[2::2])
     return lengths
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 import pyarrow as pa
@@ -25,12 +24,11 @@ from raypipe import schema
 from raypipe.maintenance import redo
 from raypipe.maintenance.integrity import Part, Problem, check_part
 from raypipe.run import OURS, Run, new_attempt, superseded
-from raypipe.run.attempts import jobs, read_attempt
-from raypipe.runtime.interruption import on_signals
-from raypipe.storage import hold, live_attempt
+from raypipe.run.attempts import newest_by_input, read_record
+from raypipe.runtime.interruption import held
+from raypipe.storage import TEMPORARY, live_attempt
 
-READERS = 16  # parts read at a time
-LEFTOVER_AGE = 3600  # seconds after which a temporary file belongs to no live writer
+PARTS_AHEAD = 16  # read at a time
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def find(run: Run, *, deep: bool = False, own: str | None = None) -> Findings:
     live = None if live == own else live
     records, files = _names(run, "_commits"), _names(run, run.masks)  # in this order: a part is there before its record
     strays = {name for name in records ^ files if not OURS.fullmatch(name)}
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(PARTS_AHEAD) as pool:
         parts = list(pool.map(partial(check_part, run, deep=deep), sorted(records - strays)))
     problems = [part.problem for part in parts if part.problem]
     for name in sorted(strays):
@@ -152,11 +150,10 @@ def mend(run: Run, *, deep: bool = False) -> Findings:
     finished run has no commit record at all: it was copied without them.
     """
     attempt = new_attempt()
-    with on_signals(), hold(run.folder, attempt):
+    with held(run.folder, attempt):
         found = find(run, deep=deep, own=attempt)
         if found.configuration:
-            content = json.dumps(found.configuration, indent=2) + "\n"
-            run.folder.write(content.encode(), "run.json")
+            run.folder.write_json(found.configuration, "run.json")
         elif _configuration(run) is None:
             raise RuntimeError(f"{run}: run.json is lost and no good part repeats it; label into another --output")
         run.clean()  # orphans, leftovers
@@ -190,14 +187,13 @@ def _open(uri: str) -> Run:
 def _configuration(run: Run) -> dict | None:
     """The content of run.json; None when it is missing or unreadable."""
     try:
-        found = run.configuration()
-        return found if found and {"schema", "method", "settings", "provenance"} <= found.keys() else None
-    except (ValueError, AttributeError):
+        return run.configuration()
+    except ValueError:
         return None
 
 
 def _names(run: Run, *place: str) -> set[str]:
-    return {name for name in run.folder.files(*place) if not name.startswith("_tmp.")}
+    return {name for name in run.folder.files(*place) if not name.startswith(TEMPORARY)}
 
 
 # The rest of the folder
@@ -208,12 +204,11 @@ def _leftovers(run: Run, live: str | None) -> Iterator[Problem]:
     for name in run.folder.folders("_runs"):
         if name != live:
             yield Problem(f"_runs/{name}/", "leftover", "the work list of an attempt that ended")
-    for place in ((), (run.masks,), ("_commits",), ("_runs",)):
-        for name, info in run.folder.files(*place).items():
-            if name.startswith("_tmp.") and (datetime.now(UTC) - info.mtime).total_seconds() > LEFTOVER_AGE:
-                yield Problem("/".join((*place, name)), "leftover", "a temporary file that no process writes")
+    for names in run.folders():
+        for name in run.folder.dead_files(*names):
+            yield Problem("/".join((*names, name)), "leftover", "a temporary file that no process writes")
     for name in sorted(run.folder.files("_runs")):
-        if name.endswith(".json") and read_attempt(run, name) is None:
+        if name.endswith(".json") and read_record(run, name) is None:
             yield Problem(f"_runs/{name}", "attempt", "the attempt's record is not JSON")
     for name in run.folder.folders("masks"):
         if f"masks/{name}" != run.masks:
@@ -261,7 +256,7 @@ def _listed_errors(run: Run) -> set[str] | None:
 
 def _unlabelled(run: Run, rows: int) -> list[Problem]:
     """Images that an ended attempt had rows for and that have none now. rows: how many have one."""
-    ended = [job for job in jobs(run) if job.labelled is not None]
+    ended = [job for job in newest_by_input(run) if job.labelled is not None]
     worst = max(ended, key=lambda job: job.labelled, default=None)
     if worst is None or worst.labelled <= rows:
         return []

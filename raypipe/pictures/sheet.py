@@ -9,12 +9,11 @@ import logging
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe import images, masks
 from raypipe.inputs.manifest import fetch
 from raypipe.pictures.overlay import overlay
-from raypipe.run import Run
+from raypipe.run import Run, rows
 from raypipe.types import BadImage
 
 log = logging.getLogger("raypipe")
@@ -32,12 +31,12 @@ def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int
     """
     from PIL import Image
 
-    rows = {row["image_id"]: row for row in _sample(run, manifest)}
-    places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(rows, pa.string()))).to_pylist()
+    sample = {row["image_id"]: row for row in _sample(run, manifest)}
+    places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
     tiles = []
     for place, content in zip(places, fetch(places, max_bytes=max_bytes), strict=True):
         try:
-            tiles.append(_tile(content, rows[place["image_id"]], max_pixels))
+            tiles.append(_tile(content, sample[place["image_id"]], max_pixels))
         except BadImage as error:  # it was readable when it was labelled
             log.warning("sheet: %s is left out: %s", place["key"], error)
     if not tiles:
@@ -97,12 +96,7 @@ def _sample(run: Run, manifest: pa.Table) -> list[dict]:
         pc.equal(commits["error"], ""), pc.is_in(commits["image_id"], value_set=manifest["image_id"].combine_chunks())
     )
     chosen = commits.filter(good).sort_by("image_id").slice(0, SAMPLE)
-    ids = pc.field("image_id").isin(chosen["image_id"].combine_chunks())
-    rows = []
-    for part in sorted(set(chosen["part"].to_pylist())):
-        path = run.folder.path(run.masks, part)
-        rows += pq.read_table(path, filesystem=run.folder.fs, filters=ids, partitioning=None).to_pylist()
-    return rows
+    return rows.take(run, chosen["image_id"].to_pylist())
 
 
 def _shortened(text: str, draw, font, width: int) -> str:

@@ -9,16 +9,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 
-from raypipe import storage
 from raypipe.pipeline import stages
+from raypipe.pipeline.job import Label, list_images, open_run, plan_work
 from raypipe.pipeline.stages import Work
-from raypipe.run.run import Run, parquet_bytes
 from raypipe.runtime import cores
-from raypipe.runtime.progress import duration, images
+from raypipe.runtime.progress import count_of_images, duration
+from raypipe.storage import Location, parquet_bytes
+from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
 STARTUP = 10.0  # seconds: Ray and its first worker processes, measured on two cores
@@ -27,42 +29,58 @@ TIMED = 3  # images
 PATIENCE = 30.0  # seconds after which no further image is timed: some methods take minutes for one
 
 
-def estimate(job, work: Work, run: Run, manifest: pa.Table) -> dict:
+class Estimate(dict):
+    """What a run would do, by name, in the order in which it is shown."""
+
+    def text(self) -> str:
+        """A line per entry."""
+        width = max(map(len, self))
+        return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in self.items())
+
+
+def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> Estimate:
     """Inputs, pending images, workers and, with job.timing, expected time, memory and size.
 
-    Writes and downloads nothing. Raises RuntimeError with the child's message when the method cannot be loaded or run.
+    Writes and downloads nothing. Raises RuntimeError with the child's message when the method cannot be loaded or run,
+    and what `label` raises for what it is given.
     """
-    from raypipe.pipeline.job import device_here
-
-    pending = run.plan(manifest, retry_errors=job.retry_errors, limit=job.limit)
-    device = device_here(work)
+    run, _ = open_run(job, segmenter, refiner)
+    work = plan_work(job, segmenter, refiner)
+    images = list_images(job, work)
+    pending = run.plan(images, retry_errors=job.retry_errors, limit=job.limit)
+    device = cores.device_here(job.device, gpus=work.gpus)
     actors = _actors(job, work, device)
-    result = {
-        "method": work.segmenter.name,
-        "needs": _needs(work),
-        "licence": work.segmenter.licence,
-        "input": storage.redact(job.input),
-        "images": len(manifest),
-        "pending": len(pending),
-        "device": device,
-        "actors": actors,
-    }
-    if not job.timing or not len(pending):
-        return result
+    result = Estimate(
+        method=work.segmenter.name,
+        needs=_needs(work),
+        licence=work.segmenter.licence,
+        input=str(Location(job.input)),
+        images=len(images),
+        pending=len(pending),
+        device=device,
+        actors=actors,
+    )
+    if job.timing and len(pending):
+        result |= _expected(job, work, pending, device=device, actors=actors)
+    return result
+
+
+def _expected(job: Label, work: Work, pending: pa.Table, *, device: str, actors: int) -> dict:
+    """Time, size and memory, from up to three images; or why they were not timed."""
     step = max(1, len(pending) // TIMED)
     rows = pending.take(list(range(0, len(pending), step))[:TIMED]).to_pylist()
-    log.info("timing up to %s; --no-timing leaves this out", images(len(rows)))
+    log.info("timing up to %s; --no-timing leaves this out", count_of_images(len(rows)))
     timed = _timed(work, device, rows, alone=job.local, timeout=job.timeout or work.segmenter.timeout)
     if "missing" in timed:
         reason = "left out, since a dry run sets HF_HUB_OFFLINE and downloads nothing"
-        return result | {"timing": f"{reason}: {timed['missing']}"}
+        return {"timing": f"{reason}: {timed['missing']}"}
     seconds = timed["load_seconds"] + STARTUP * (not job.local) + timed["seconds_per_image"] * len(pending) / actors
-    return result | {
+    return {
         "seconds_per_image": round(timed["seconds_per_image"], 4),
         "expected_time": duration(seconds),
         "expected_size": f"{timed['bytes_per_image'] * len(pending) / 1e6:.1f} MB",
         "expected_memory": f"{timed['memory'] * actors / 1e9:.1f} GB in {actors} actor{'s' * (actors != 1)}",
-        "timed": f"{images(timed['images'])}, {timed['failed']} of them failed",
+        "timed": f"{count_of_images(timed['images'])}, {timed['failed']} of them failed",
     }
 
 
@@ -102,11 +120,11 @@ def _timed(work: Work, device: str, rows: list[dict], *, alone: bool, timeout: f
             child = subprocess.run(command, input=task, capture_output=True, env=environment, timeout=limit)
         except subprocess.TimeoutExpired:
             raise RuntimeError(
-                f"timing {images(len(rows))} took longer than {duration(limit)}; --no-timing leaves it out"
+                f"timing {count_of_images(len(rows))} took longer than {duration(limit)}; --no-timing leaves it out"
             ) from None
         if child.returncode:
             reason = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"]
-            raise RuntimeError(f"timing {images(len(rows))} failed: {reason[-1]}; --no-timing leaves it out")
+            raise RuntimeError(f"timing {count_of_images(len(rows))} failed: {reason[-1]}; --no-timing leaves it out")
         return pickle.loads(answer.read_bytes())
 
 
@@ -150,8 +168,3 @@ def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict
 
 if __name__ == "__main__":
     _child(Path(sys.argv[1]))
-
-
-def _estimate_text(estimate: dict) -> str:
-    width = max(map(len, estimate))
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in estimate.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +12,8 @@ import pyarrow.parquet as pq
 
 from raypipe import segmenters, storage
 from raypipe.inputs import maskfiles
+from raypipe.run import Run, rows
+from raypipe.storage import Location
 from raypipe.types import BadImage, Segmenter
 
 GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
@@ -31,7 +32,7 @@ class Foreground:
     def __str__(self) -> str:
         """The spec with an absolute path and without credentials: what is frozen and shown."""
         if self.is_read:
-            return f"{self.kind}:{storage.redact(self.argument)}"
+            return f"{self.kind}:{Location(self.argument)}"
         return f"{self.kind}:{self.argument}" if self.argument else self.kind
 
     @property
@@ -70,13 +71,15 @@ def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:
     """
     keys = manifest["key"].to_pylist()
     if foreground.kind == "given":
-        location = maskfiles.match(foreground.argument, keys).location
-        places = [(location.get(key), None) for key in keys]
+        files = maskfiles.match(foreground.argument, keys).location
+        where = {key: (location, None) for key, location in files.items()}
     else:
-        find = _of_run(foreground.argument)
-        places = [find(key) for key in keys]
-    manifest = manifest.append_column("foreground_location", pa.array([place[0] for place in places], pa.string()))
-    return manifest.append_column("foreground_row", pa.array([place[1] for place in places], pa.int64()))
+        where = rows.good_rows(Run(foreground.argument))
+    nowhere = (None, None)
+    uris, indices = zip(*(where.get(key, nowhere) for key in keys), strict=True) if keys else ((), ())
+    uris = [uri and Location(uri).uri for uri in uris]
+    manifest = manifest.append_column("foreground_location", pa.array(uris, pa.string()))
+    return manifest.append_column("foreground_row", pa.array(indices, pa.int64()))
 
 
 def read(row: dict, foreground: Foreground, *, max_bytes: int, max_pixels: int) -> np.ndarray:
@@ -95,7 +98,7 @@ def read(row: dict, foreground: Foreground, *, max_bytes: int, max_pixels: int) 
     try:
         return maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
     except BadImage as error:
-        raise BadImage("foreground", error.kind, f"{storage.redact(location)}: {error.message}") from error
+        raise BadImage("foreground", error.kind, f"{Location(location)}: {error.message}") from error
 
 
 def check_size(mask: np.ndarray, image: np.ndarray) -> None:
@@ -112,19 +115,5 @@ def _segments(location: str) -> pa.ChunkedArray:
     try:
         return pq.read_table(path, filesystem=fs, columns=["segments"], partitioning=None)["segments"]
     except (OSError, pa.ArrowInvalid) as error:
-        text = f"{storage.redact(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
+        text = f"{Location(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
         raise BadImage("foreground", "io", text) from error
-
-
-def _of_run(output: str) -> Callable[[str], tuple[str | None, int | None]]:
-    """A finder of (part, row) by key in another run; (None, None) where it has no good row."""
-    from raypipe.run import Run
-
-    run, places = Run(output), {}
-    for name in run.parts():
-        path, location = run.folder.path(run.masks, name), run.folder.location(run.masks, name)
-        table = pq.read_table(path, filesystem=run.folder.fs, columns=["key", "error"], partitioning=None)
-        for i, (key, error) in enumerate(zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)):
-            if not error:
-                places[key] = (location, i)
-    return lambda key: places.get(key, (None, None))

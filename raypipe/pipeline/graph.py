@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 import pyarrow as pa
 
 from raypipe.pipeline import stages
-from raypipe.pipeline.job import Label, device_here
+from raypipe.pipeline.job import Label
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run, provenance
+from raypipe.runtime.cores import device_here
 from raypipe.runtime.progress import Progress
 from raypipe.types import Segmenter
 
@@ -19,25 +20,24 @@ BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of los
 BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as long as they may
 
 
-def label_here(job: Label, work: Work, run: Run, pending: pa.Table, record: dict) -> Counter:
-    """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`."""
-    work = replace(work, device=device_here(work))
+def label_here(job: Label, work: Work, run: Run, pending: pa.Table, settings: dict) -> tuple[Counter, dict]:
+    """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`, and {}."""
+    work = replace(work, device=device_here(job.device, gpus=work.gpus))
     decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
-    run.freeze(record["settings"], provenance.environment() | {"weights": segment.checksums()})
-    counts, rows_per_block = Counter(), block_size(job, work, on_gpu=work.device == "cuda")
-    with Progress(len(pending), lambda: (counts["rows"], counts["errors"])):
-        errors = Counter()
+    run.freeze(settings, provenance.environment() | {"weights": segment.checksums()})
+    rows_done, errors, rows_per_block = 0, Counter(), block_size(job, work, on_gpu=work.device == "cuda")
+    with Progress(len(pending), lambda: (rows_done, errors.total())):
         for task, start in enumerate(range(0, len(pending), rows_per_block)):
             manifest_rows = pending.slice(start, rows_per_block).to_pylist()
             rows = stages.table(encode(segment(decode(manifest_rows))))
             run.commit(work.attempt, task, rows)
             errors += stages.count_errors(rows)
-            counts.update(rows=len(rows), errors=stages.count_errors(rows).total())
-    return errors
+            rows_done += len(rows)
+    return errors, {}
 
 
-def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, record: dict) -> Counter:
-    """The stages on Ray Data. Returns the error rows by `stage: kind`."""
+def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, settings: dict) -> tuple[Counter, dict]:
+    """The stages on Ray Data. Returns the error rows by `stage: kind`, and what the attempt's record says of Ray."""
     import ray
 
     from raypipe.pipeline import workers
@@ -47,21 +47,21 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, record: di
     # A batch may take timeout x batch size before its worker gives it up; Ray must not give the job up before.
     with cluster.connected(stall=max(1800.0, 3 * timeout * work.batch_size)):
         cluster.warn_of_local_paths(input=job.input, output=job.output)
-        place = cluster.place(work, actors=job.actors)
-        work = replace(work, device=place.device)
-        run.freeze(record["settings"], provenance.environment() | {"weights": probe(work, place)})
+        resources = cluster.resources(gpus=work.gpus, device=job.device, actors=job.actors)
+        work = replace(work, device=resources.device)
+        run.freeze(settings, provenance.environment() | {"weights": probe(work, gpus=resources.gpus)})
         ledger = workers.Ledger.remote()
         sink = workers.CommitSink(run, work.attempt, ledger)
-        rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), place, ledger)
+        rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), resources, ledger)
         with Progress(len(pending), workers.Asker(ledger)), cluster.plain_errors():
             rows.write_datasink(sink)
-        record["ray"] = {"resources": ray.cluster_resources(), "place": asdict(place), "stats": rows.stats()}
+        facts = {"resources": ray.cluster_resources(), "place": asdict(resources), "stats": rows.stats()}
     if sink.rows != len(pending):
         raise RuntimeError(f"{sink.rows} rows were committed for {len(pending)} images; run the same command again")
-    return sink.errors
+    return sink.errors, {"ray": facts}
 
 
-def graph(job: Label, work: Work, files, count: int, place, ledger):
+def graph(job: Label, work: Work, files, count: int, resources, ledger):
     """The dataset of finished rows: pending images -> decode -> segment -> encode.
 
     A method without GPU runs all three stages in one actor, since images then never leave the process. A GPU method has
@@ -73,18 +73,19 @@ def graph(job: Label, work: Work, files, count: int, place, ledger):
     from raypipe.pipeline import workers
 
     fs, paths = files
-    few = -(-count // (4 * place.expected_actors))  # of few images each actor still gets some
-    block = min(block_size(job, work, on_gpu=place.gpus > 0), few)
+    few = -(-count // (4 * resources.expected_actors))  # of few images each actor still gets some
+    block = min(block_size(job, work, on_gpu=resources.gpus > 0), few)
     batch = {"batch_size": min(work.batch_size, block), "batch_format": "pyarrow"}
-    compute = ActorPoolStrategy(min_size=place.min_actors, max_size=place.max_actors, max_tasks_in_flight_per_actor=2)
+    sizes = {"min_size": resources.min_actors, "max_size": resources.max_actors}
+    compute = ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)
     guard = (work, ledger, job.timeout or work.segmenter.timeout)
     rows = ray.data.read_parquet(paths, filesystem=fs).repartition(target_num_rows_per_block=block)
-    if not place.gpus:
+    if not resources.gpus:
         return rows.map_batches(workers.LabelOnCpu, compute=compute, num_cpus=1, fn_constructor_args=guard, **batch)
     few = batch | {"batch_size": min(DECODED, block)}
     rows = rows.map_batches(workers.decode_on_cpu, num_cpus=1, fn_args=guard, **few)
     rows = rows.map_batches(
-        workers.SegmentOnGpu, compute=compute, num_gpus=place.gpus, fn_constructor_args=guard, **batch
+        workers.SegmentOnGpu, compute=compute, num_gpus=resources.gpus, fn_constructor_args=guard, **batch
     )
     return rows.map_batches(workers.encode_on_cpu, num_cpus=1, fn_args=guard, **batch)
 
@@ -98,8 +99,8 @@ def block_size(job: Label, work: Work, *, on_gpu: bool) -> int:
     return min(batches, max(in_time, job.batch_size or 1))
 
 
-def probe(work: Work, place) -> dict[str, str]:
-    """Load the method once on a worker, before the job starts. Returns its weights' checksums.
+def probe(work: Work, *, gpus: float) -> dict[str, str]:
+    """Load the method once on a worker, before the job starts. Returns its weights' checksums. gpus: of the worker.
 
     Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
     """
@@ -110,7 +111,7 @@ def probe(work: Work, place) -> dict[str, str]:
 
     if not any(_loads_something(method) for method in (work.segmenter, work.finder)):
         return {}
-    task = ray.remote(num_cpus=1, num_gpus=place.gpus, max_retries=0)(_load)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_load)
     try:
         return ray.get(task.remote(work))
     except WorkerCrashedError as error:

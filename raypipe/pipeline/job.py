@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,15 +10,13 @@ from typing import Literal
 
 import pyarrow as pa
 
-from raypipe import storage
 from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.stages import Work
-from raypipe.run import new_attempt
+from raypipe.run import Run
 from raypipe.runtime import cores
+from raypipe.storage import Location, local_path, normalise
 from raypipe.types import Segmenter
-
-log = logging.getLogger("raypipe")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Label:
     input: str  # folder, glob, image, list (.txt .csv .jsonl), Parquet or tar: a path or a URI (s3://...)
     output: str  # the run's folder, made or resumed: a path or a URI
     column: str | None = None  # column of a list or table that holds URIs or images; None finds it
-    refine: Literal["guided"] | None = None  # sharpen the masks along the image's edges
+    refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     keep_soft: bool = False  # also store the probabilities that were thresholded (16-bit PNG)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
     actors: int | None = None  # processes that run the method; None = one per core, or as many as the GPUs hold
@@ -50,10 +47,16 @@ def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Non
     """Raise ValueError for options that cannot work or have no effect, before anything starts."""
     if (job.refine is None) != (refiner is None):
         raise ValueError("refine and the refiner's options must be given together")
-    if not segmenter.soft and refiner is None:
-        for option, is_set in (("threshold", segmenter.threshold is not None), ("keep-soft", job.keep_soft)):
-            if is_set:
-                raise ValueError(f"--{option} has no effect: {segmenter.name} gives binary masks; add --refine guided")
+    _check_ranges(job, segmenter)
+    _check_effects(job, segmenter, refiner)
+    if job.actors and "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
+        cpus = cores.for_local_ray()
+        if job.actors + 1 > cpus:
+            raise ValueError(f"--actors {job.actors} leaves no CPU for reading and writing: at most {cpus - 1} here")
+    check_folders(job.input, job.output)
+
+
+def _check_ranges(job: Label, segmenter: Segmenter) -> None:
     for option in ("actors", "batch_size", "timeout", "max_pixels", "max_bytes", "limit"):
         value = getattr(job, option)
         if value is not None and value <= 0:
@@ -64,6 +67,13 @@ def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Non
         raise ValueError(f"--seed must be in 0..{2**31 - 1}, got {segmenter.seed}")
     if not 0 <= job.max_bad_fraction <= 1:
         raise ValueError(f"--max-bad-fraction must be in 0..1, got {job.max_bad_fraction}")
+
+
+def _check_effects(job: Label, segmenter: Segmenter, refiner: Callable | None) -> None:
+    if not segmenter.soft and refiner is None:
+        for option, is_set in (("threshold", segmenter.threshold is not None), ("keep-soft", job.keep_soft)):
+            if is_set:
+                raise ValueError(f"--{option} has no effect: {segmenter.name} gives binary masks; add --refine guided")
     if job.device == "cuda" and not plan_work(job, segmenter, refiner).gpus:
         raise ValueError(
             f"--device cuda has no effect: {segmenter.name} runs on the CPU only"
@@ -74,69 +84,29 @@ def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Non
             raise ValueError(f"--{option} has no effect with --{other.replace('_', '-')}")
     if not job.timing and not job.dry_run:
         raise ValueError("--no-timing has no effect without --dry-run")
-    if job.actors and "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
-        cpus = cores.for_local_ray()
-        if job.actors + 1 > cpus:
-            raise ValueError(f"--actors {job.actors} leaves no CPU for reading and writing: at most {cpus - 1} here")
-    check_places(job.input, job.output)
 
 
-def check_places(source: str, output: str) -> None:
+def check_folders(source: str, output: str) -> None:
     """Raise ValueError for an output that is a file, or that a later listing of the input would find."""
-    shown = storage.redact(output)
-    place = storage.local_path(output) or "/"
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    if not os.path.isdir(place):
+    shown, folder = str(Location(output)), local_path(output) or "/"
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
         raise ValueError(f"the output {shown!r} is a file or lies below one; choose a folder")
     fixed = source.partition("**")[0] if "**" in source else source
-    inside, outside = (storage.local_path(place) or storage.normalise(place) for place in (output, fixed))
-    inside, outside = (os.path.realpath(place) if os.path.isabs(place) else place for place in (inside, outside))
+    inside, outside = (local_path(uri) or normalise(uri) for uri in (output, fixed))
+    inside, outside = (os.path.realpath(uri) if os.path.isabs(uri) else uri for uri in (inside, outside))
     if f"{inside.rstrip('/')}/".startswith(f"{outside.rstrip('/')}/"):
         raise ValueError(f"the output {shown!r} lies inside the input: the next run would label its files")
 
 
-def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Work:
-    """What the workers need to know. Raises ValueError for a foreground that does not parse."""
-    spec = getattr(segmenter, "foreground", None)
-    return Work(
-        attempt=new_attempt(),
-        segmenter=segmenter,
-        refiner=refiner,
-        foreground=None if spec is None else foregrounds.parse(spec),
-        device=job.device,
-        batch_size=job.batch_size or segmenter.batch_size,
-        keep_soft=job.keep_soft,
-        max_pixels=job.max_pixels,
-        max_bytes=job.max_bytes,
-    )
-
-
-def list_images(job: Label, work: Work) -> pa.Table:
-    """The manifest of the whole input, with the places of given foregrounds."""
-    listing = list_inputs(job.input, column=job.column)
-    manifest = pa.concat_tables(listing.chunks)
-    for remark in listing.remarks():
-        log.warning("%s", remark)
-    if work.foreground and work.foreground.is_read:
-        return foregrounds.attach(manifest, work.foreground)
-    return manifest
-
-
-def device_here(work: Work) -> str:
-    """cpu or cuda for a run in this process. Raises ValueError for cuda where there is none."""
-    if not work.gpus:
-        return "cpu"
-    import torch
-
-    if work.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device on this machine")
-    return "cuda" if work.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def public_options(job: Label) -> dict:
-    """The options without credentials."""
-    return asdict(job) | {"input": storage.redact(job.input), "output": storage.redact(job.output)}
+def open_run(job: Label, segmenter: Segmenter, refiner: Callable | None) -> tuple[Run, dict]:
+    """The run in the job's output and the settings that it freezes. Raises OtherConfiguration if it has others."""
+    run = Run(job.output, segmenter.name)
+    settings = frozen_settings(segmenter, refiner, refine=job.refine, keep_soft=job.keep_soft)
+    standard = frozen_settings(type(segmenter)(), refiner and type(refiner)(), refine=None, keep_soft=False)
+    run.check_configuration(settings, defaults=standard)
+    return run, settings
 
 
 def frozen_settings(segmenter, refiner, *, refine: str | None, keep_soft: bool) -> dict:
@@ -148,3 +118,33 @@ def frozen_settings(segmenter, refiner, *, refine: str | None, keep_soft: bool) 
     if "foreground" in chosen:
         chosen["foreground"] = str(foregrounds.parse(chosen["foreground"]))
     return chosen | (asdict(refiner) if refiner else {})
+
+
+def public_options(job: Label) -> dict:
+    """The options without credentials."""
+    return asdict(job) | {"input": Location(job.input), "output": Location(job.output)}
+
+
+def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Work:
+    """What the workers need to know, but for the attempt and the device. Raises ValueError for a wrong foreground."""
+    spec = getattr(segmenter, "foreground", None)
+    return Work(
+        segmenter=segmenter,
+        refiner=refiner,
+        foreground=None if spec is None else foregrounds.parse(spec),
+        batch_size=job.batch_size or segmenter.batch_size,
+        keep_soft=job.keep_soft,
+        max_pixels=job.max_pixels,
+        max_bytes=job.max_bytes,
+    )
+
+
+def list_images(job: Label, work: Work) -> pa.Table:
+    """The manifest of the whole input, with where the masks of given foregrounds are."""
+    manifest = list_inputs(job.input, column=job.column)
+    if work.foreground and work.foreground.is_read:
+        return foregrounds.attach(manifest, work.foreground)
+    return manifest
+
+
+check_places = check_folders  # TEMP

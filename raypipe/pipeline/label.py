@@ -1,4 +1,4 @@
-"""`raypipe label`: images -> masks in Parquet. The options, the course of a run, and the graph on Ray Data."""
+"""`raypipe label`: images -> masks in Parquet. The course of a run, from the plan to the record of how it ended."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe import storage
+from raypipe.pipeline.dry_run import Estimate, estimate
 from raypipe.pipeline.graph import label_here, label_on_ray
-from raypipe.pipeline.job import Label, check_job, frozen_settings, list_images, plan_work, public_options
-from raypipe.run import Run, provenance
-from raypipe.runtime.interruption import on_signals
-from raypipe.storage import hold
+from raypipe.pipeline.job import Label, check_job, list_images, open_run, plan_work, public_options
+from raypipe.pipeline.stages import Work
+from raypipe.run import Run, new_attempt, provenance
+from raypipe.runtime.interruption import held
+from raypipe.runtime.progress import count_of_images, speed
+from raypipe.storage import Folder
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
@@ -37,63 +40,105 @@ class Summary:
     exit_code: int  # 0, or 3 when the share of error rows is above max_bad_fraction
     sheet: str | None = None  # where the picture sheet is
 
+    def text(self) -> str:
+        """What was labelled, what failed, what is left, and where the masks are."""
+        failed = sum(self.errors.values())
+        time = f"in {self.seconds:.1f} s ({speed(self.labelled / self.seconds)})"
+        lines = [f"{self.labelled:,} of {count_of_images(self.images)} labelled {time}"]
+        if failed:
+            lines = [f"{self.labelled:,} of {count_of_images(self.images)} done {time}: "]
+            lines[0] += f"{self.labelled - failed:,} labelled, {failed:,} failed"
+        if not self.labelled:
+            lines = [f"nothing to do: all of {count_of_images(self.images)} were done before"]
+        if self.pending:
+            verb = "is" if self.pending == 1 else "are"
+            lines.append(f"{count_of_images(self.pending)} {verb} left; the same command goes on")
+        if self.failed:
+            lines.append(f"{count_of_images(self.failed)} failed in this run so far, see {self.output}/errors.parquet")
+            lines += [f"  {count:>7,}  {reason}" for reason, count in sorted(self.errors.items(), key=lambda e: -e[1])]
+        if self.sheet:
+            lines.append(f"picture sheet: {self.sheet}")
+        lines.append(f"masks: {self.output}/masks/**/*.parquet, or raypipe.load({self.output!r}) in Python")
+        return "\n".join(lines)
 
-def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> Summary | dict:
+
+def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> Summary | Estimate:
     """Label every image of the input that has no committed row yet. All rows are durable on return.
 
-    Raises ValueError or FileNotFoundError for wrong options and missing input, runs.OtherConfiguration and lock.Locked
-    when the output belongs to another run, interruption.Interrupted after a signal and RuntimeError when the job
-    failed; after the last two the same call resumes. With dry_run returns the estimate as a dict.
+    With dry_run only tell what that would be. Raises ValueError or FileNotFoundError for wrong options and missing
+    input, run.OtherConfiguration and storage.Locked when the output belongs to another run, interruption.Interrupted
+    after a signal and RuntimeError when the job failed; after the last two the same call resumes.
     """
     check_job(job, segmenter, refiner)
-    start, run = time.monotonic(), Run(job.output, segmenter.name)
-    settings = frozen_settings(segmenter, refiner, refine=job.refine, keep_soft=job.keep_soft)
-    standard = frozen_settings(type(segmenter)(), refiner and type(refiner)(), refine=None, keep_soft=False)
-    run.check_configuration(settings, defaults=standard)
-    work = plan_work(job, segmenter, refiner)
-    manifest = list_images(job, work)
     if job.dry_run:
-        from raypipe.pipeline.dry_run import estimate
+        return estimate(job, segmenter, refiner)
+    start, (run, settings) = time.monotonic(), open_run(job, segmenter, refiner)
+    work = plan_work(job, segmenter, refiner)
+    images = list_images(job, work)
+    summary = attempt(job, work, run, images, settings=settings, start=start)
+    if job.sheet:
+        from raypipe.pictures.sheet import write_sheet
 
-        return estimate(job, work, run, manifest)
-    with on_signals(), hold(run.folder, work.attempt):
-        run.clean()
-        pending = run.plan(manifest, retry_errors=job.retry_errors, limit=job.limit)
-        log.info("%s of %s images to label", f"{len(pending):,}", f"{len(manifest):,}")
-        if len(pending) or not run.is_complete():
-            record = {
-                "options": public_options(job),
-                "settings": settings,
-                "images": len(manifest),
-                "planned": len(pending),
-            }
-            with _recorded(run, work.attempt, record):
-                run.mark_complete(None)
-                execute = label_here if job.local else label_on_ray
-                errors = execute(job, work, run, pending, record) if len(pending) else Counter()
-                summary = _summary(job, work.attempt, manifest, run.finish(work.attempt), errors, len(pending), start)
-                record |= asdict(summary)
-                if not summary.pending:
-                    run.mark_complete(asdict(summary))
-        else:
-            summary = _summary(job, work.attempt, manifest, run.commits(), Counter(), 0, start)
-        if job.sheet:
-            from raypipe.pictures.sheet import write_sheet
-
-            place = write_sheet(run, manifest, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
-            summary = replace(summary, sheet=place)
+        sheet = write_sheet(run, images, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
+        summary = replace(summary, sheet=sheet)
     return summary
 
 
-def _summary(job: Label, attempt: str, manifest, commits, errors: Counter, labelled: int, start: float) -> Summary:
-    committed = pc.is_in(manifest["image_id"], value_set=commits["image_id"].combine_chunks())
+def has_begun(job: Label) -> bool:
+    """Whether there is a run in the job's output that the same command would go on with."""
+    try:
+        return not job.dry_run and Run(job.output).configuration() is not None
+    except Exception:  # an output that cannot be read: the error at hand says why
+        return False
+
+
+def attempt(
+    job: Label,
+    work: Work,
+    run: Run,
+    images: pa.Table,
+    *,
+    settings: dict,
+    start: float | None = None,
+    among: pa.Table | None = None,
+) -> Summary:
+    """One attempt on a run, as `label` and the trials of a sweep make it: hold, clean, plan, label, finish.
+
+    images: the manifest of all that the run is about. among: label only pending rows of this part of it. settings: what
+    run.json freezes. start: when the work on it began, by `time.monotonic`. The attempt's record is written first and
+    ended last, however the attempt ends. Raises what `label` raises.
+    """
+    start, work = start or time.monotonic(), replace(work, attempt=new_attempt())
+    execute = label_here if job.local else label_on_ray
+    with held(run.folder, work.attempt):
+        run.clean()
+        pending = run.plan(images if among is None else among, retry_errors=job.retry_errors, limit=job.limit)
+        log.info("%s of %s images to label", f"{len(pending):,}", f"{len(images):,}")
+        if not len(pending) and run.is_complete():
+            return _summary(job, work.attempt, images, run.commits(), Counter(), 0, start)
+        begun = {"options": public_options(job), "settings": settings, "images": len(images), "planned": len(pending)}
+        with _recorded(run, work.attempt, begun) as facts:
+            run.mark_complete(None)
+            errors = Counter()
+            if len(pending):
+                errors, found = execute(job, work, run, pending, settings)
+                facts |= found
+            summary = _summary(job, work.attempt, images, run.finish(work.attempt), errors, len(pending), start)
+            facts |= asdict(summary)
+            if not summary.pending:
+                run.mark_complete(asdict(summary))
+    return summary
+
+
+def _summary(job: Label, attempt: str, images, commits, errors: Counter, labelled: int, start: float) -> Summary:
+    committed = pc.is_in(images["image_id"], value_set=commits["image_id"].combine_chunks())
     failed = pc.sum(pc.not_equal(commits["error"], "")).as_py() or 0
     return Summary(
-        output=storage.redact(job.output),
+        output=str(Folder(job.output)),
         attempt=attempt,
-        images=len(manifest),
+        images=len(images),
         labelled=labelled,
-        pending=len(manifest) - (pc.sum(committed).as_py() or 0),
+        pending=len(images) - (pc.sum(committed).as_py() or 0),
         errors=dict(errors),
         failed=failed,
         seconds=round(time.monotonic() - start, 3),
@@ -102,41 +147,16 @@ def _summary(job: Label, attempt: str, manifest, commits, errors: Counter, label
 
 
 @contextlib.contextmanager
-def _recorded(run: Run, attempt: str, record: dict) -> Iterator[None]:
-    """Leave the attempt's record, however the attempt ends."""
-    record |= {"environment": provenance.environment(), "exit_code": None}
-    run.record_attempt(attempt, record)
+def _recorded(run: Run, attempt: str, begun: dict) -> Iterator[dict]:
+    """Leave the attempt's record with what the block adds to the dict that it is given, however the block ends."""
+    facts = begun | {"environment": provenance.environment(), "exit_code": None}
+    run.record_attempt(attempt, facts)
     try:
-        yield
+        yield facts
     except BaseException as error:
-        record |= {"exit_code": getattr(error, "exit_code", 1), "reason": f"{type(error).__name__}: {error}"}
+        facts |= {"exit_code": getattr(error, "exit_code", 1), "reason": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        record["finished"] = provenance.now()
+        facts["finished"] = provenance.now()
         with contextlib.suppress(OSError):  # a full disk: the record must not hide the error that filled it
-            run.record_attempt(attempt, record)
-
-
-def _summary_text(summary, retry: str) -> str:
-    """What a run did. retry: the command that tries failed images again; "" leaves it out."""
-    from raypipe.runtime.progress import images, speed
-
-    failed = sum(summary.errors.values())
-    time = f"in {summary.seconds:.1f} s ({speed(summary.labelled / summary.seconds)})"
-    lines = [f"{summary.labelled:,} of {images(summary.images)} labelled {time}"]
-    if failed:
-        lines = [f"{summary.labelled:,} of {images(summary.images)} done {time}: "]
-        lines[0] += f"{summary.labelled - failed:,} labelled, {failed:,} failed"
-    if not summary.labelled:
-        lines = [f"nothing to do: all of {images(summary.images)} were done before"]
-    if summary.pending:
-        verb = "is" if summary.pending == 1 else "are"
-        lines.append(f"{images(summary.pending)} {verb} left; the same command goes on")
-    if summary.failed:
-        lines.append(f"{images(summary.failed)} failed in this run so far, see {summary.output}/errors.parquet")
-        lines += [f"  {count:>7,}  {reason}" for reason, count in sorted(summary.errors.items(), key=lambda e: -e[1])]
-        lines += [f"to try again: {retry}"] if retry else []
-    if summary.sheet:
-        lines.append(f"picture sheet: {summary.sheet}")
-    lines.append(f"masks: {summary.output}/masks/**/*.parquet, or raypipe.load({summary.output!r}) in Python")
-    return "\n".join(lines)
+            run.record_attempt(attempt, facts)

@@ -28,15 +28,15 @@ GROUP_PIXELS = 48_000_000  # decoded pixels handed to a method at once (144 MB o
 class Work:
     """What the workers need to know of a job; pickled once per worker, networks not yet loaded."""
 
-    attempt: str
     segmenter: Segmenter
     refiner: Callable | None  # (masks, image) -> (soft masks, note)
     foreground: Foreground | None  # None for a method that takes none
-    device: str  # cpu or cuda
     batch_size: int  # images per call of the method
     keep_soft: bool
     max_pixels: int
     max_bytes: int
+    device: str = "cpu"  # cpu or cuda; set when it is known what there is
+    attempt: str = ""  # its name; set when it begins
 
     @property
     def finder(self) -> Segmenter | None:

@@ -4,14 +4,5 @@ Knows the commit protocol, and nothing of what a method, an input or a job is. N
 method or Ray.
 """
 
-from raypipe.run.run import (
-    GROUP_ROWS,
-    OURS,
-    OtherConfiguration,
-    Run,
-    is_sealed,
-    new_attempt,
-    parquet_bytes,
-    seal,
-    superseded,
-)
+from raypipe.run.run import OURS, OtherConfiguration, Run, is_sealed, new_attempt, refuse_other, seal, superseded
+from raypipe.storage import parquet_bytes  # TEMP

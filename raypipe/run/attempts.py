@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -10,11 +9,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe import storage
 from raypipe.run.run import Run
+from raypipe.storage import locate
 
 # Options of one start, not of the rows: a redo does all that is pending and only that.
-ONCE = {"limit", "retry_errors", "sheet", "dry_run", "timing"}
+START_OPTIONS = {"limit", "retry_errors", "sheet", "dry_run", "timing"}
 
 
 class Attempt(NamedTuple):
@@ -49,33 +48,28 @@ class Attempt(NamedTuple):
         cpus = (self.record.get("environment") or {}).get("machine", {}).get("cpus")
         if options.get("local"):
             return f"one process, {cpus} cores" if cpus else "one process"
-        place = (self.record.get("ray") or {}).get("place") or {}
-        return f"Ray, {place['actors']} actors, {place.get('device', 'cpu')}" if place.get("actors") else ""
+        given = (self.record.get("ray") or {}).get("place") or {}
+        return f"Ray, {given['max_actors']} actors, {given['device']}" if given.get("max_actors") else ""
 
 
 def read(run: Run, figures: pa.Table) -> list[Attempt]:
     """All attempts of a run, oldest first. figures: its rows with the column `attempt`."""
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(figures["attempt"]).to_pylist()}
     names = sorted(name for name in run.folder.files("_runs") if name.startswith("2") and name.endswith(".json"))
-    return [_attempt(name.removesuffix(".json"), run.folder.read("_runs", name), counts) for name in names]
+    return [_attempt(name.removesuffix(".json"), read_record(run, name) or {}, counts) for name in names]
 
 
-def _attempt(name: str, content: bytes | None, counts: dict[str, int]) -> Attempt:
+def read_record(run: Run, name: str) -> dict | None:
+    """The content of an attempt's record `_runs/<name>`; None when it is not readable, as after a full disk."""
     try:
-        record = json.loads(content or b"{}")
-    except ValueError:  # torn by a full disk
-        record = {}
-    started = (record.get("environment") or {}).get("time") or ""
-    seconds = record.get("seconds")
-    if seconds is None and started and record.get("finished"):
-        seconds = (datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(started)).total_seconds()
-    return Attempt(
-        name, started, seconds, counts.get(name, 0), record.get("exit_code"), record.get("reason") or "", record
-    )
+        record = run.folder.read_json("_runs", name)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 @dataclass(frozen=True)
-class Job:
+class InputAttempt:
     """The newest attempt that labelled one input."""
 
     attempt: str
@@ -83,28 +77,29 @@ class Job:
     labelled: int | None  # images of this input that had a row when it ended; None when it was killed
 
 
-def read_attempt(run: Run, name: str) -> dict | None:
-    """The content of an attempt's record `_runs/<name>`; None when it is not readable."""
-    try:
-        record = json.loads(run.folder.read("_runs", name) or b"")
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def jobs(run: Run) -> list[Job]:
-    """One job per input that was labelled into the run, in the order of their newest attempts."""
+def newest_by_input(run: Run) -> list[InputAttempt]:
+    """The newest attempt on each input that was labelled into the run, oldest first."""
     newest = {}
     for name in sorted(run.folder.files("_runs")):
-        record = read_attempt(run, name) if name.endswith(".json") else None
+        record = read_record(run, name) if name.endswith(".json") else None
         if record is None or "input" not in record.get("options", {}):
             continue
-        options = {key: value for key, value in record["options"].items() if key not in ONCE}
+        options = {key: value for key, value in record["options"].items() if key not in START_OPTIONS}
         # the record has no credentials and no endpoint; an input on the run's own store takes over the run's
-        place = {"input": storage.locate(run.folder.uri, options["input"]), "output": run.folder.uri}
+        uris = {"input": locate(run.folder.uri, options["input"]).uri, "output": run.folder.uri}
         labelled = record["images"] - record["pending"] if "labelled" in record else None
-        newest.pop((place["input"], options["column"]), None)
-        newest[place["input"], options["column"]] = Job(
-            name.removesuffix(".json"), options | record["settings"] | place, labelled
+        newest.pop((uris["input"], options["column"]), None)
+        newest[uris["input"], options["column"]] = InputAttempt(
+            name.removesuffix(".json"), options | record["settings"] | uris, labelled
         )
     return list(newest.values())
+
+
+def _attempt(name: str, record: dict, counts: dict[str, int]) -> Attempt:
+    started = (record.get("environment") or {}).get("time") or ""
+    seconds = record.get("seconds")
+    if seconds is None and started and record.get("finished"):
+        seconds = (datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(started)).total_seconds()
+    return Attempt(
+        name, started, seconds, counts.get(name, 0), record.get("exit_code"), record.get("reason") or "", record
+    )

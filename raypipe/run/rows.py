@@ -1,38 +1,110 @@
-"""The rows of a run for those who come after the job: part by part, each image once, chosen by an SQL condition."""
+"""The rows of a run for those who come after the job: the one place that opens parts, and each image once.
+
+An id may be committed twice, by a retry or a compaction that was killed. Which row counts is settled here, by
+`superseded`, for every reader.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe import schema, storage
+from raypipe import schema
 from raypipe.run.run import Run, superseded
+from raypipe.storage import Location, map_ahead, resolve
 
 BATCH_ROWS = 250  # images handed on at once; an image of a hundred masks may take a megabyte
+PARTS_AHEAD = 4  # parts read at the same time
 # What a condition can name, besides the columns of a joined table.
 IMAGE_COLUMNS = "image_id uri key sha256 height width note seconds attempt error method segments".split()
 SEGMENT_COLUMNS = "segment area share score label bbox".split()
+WITHOUT_SOFT = tuple(field.name for field in schema.SEGMENT if field.name != "soft")
 
 
-def run_names(places: tuple[str, ...]) -> list[str]:
-    """A short name for each run: as many last parts of its path as tell it from the others.
+def load(run: Run, names: Sequence[str] | None = None) -> pa.Table:
+    """All committed rows, each id once, with the column `method`. names: read only these columns.
 
-    Raises ValueError for a run that is named twice.
+    Raises FileNotFoundError when the folder is no run and ValueError for an unknown column.
     """
-    paths = [storage.redact(place).rstrip("/").split("/") for place in places]
-    if len({tuple(path) for path in paths}) < len(paths):
-        raise ValueError(f"the same run is named twice: {', '.join(map(storage.redact, places))}")
-    for length in range(1, max(map(len, paths), default=0) + 1):
-        names = ["/".join(path[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(path) for path in paths]
+    known = [*schema.MASKS.names, "method"]
+    if unknown := set(names or ()) - set(known):
+        raise ValueError(f"unknown column {sorted(unknown)[0]!r}; choose from: {', '.join(known)}")
+    stored = [name for name in schema.MASKS.names if names is None or name in names]
+    for tries_left in (2, 1, 0):
+        try:
+            table = pa.concat_tables([schema.MASKS.empty_table().select(stored), *columns(run, stored)])
+            break
+        except FileNotFoundError:  # a job that retries errors, or `compact`, replaced a part since it was listed
+            if not tries_left or run.configuration() is None:
+                raise
+    table = table.append_column("method", pa.array([run.method] * len(table), pa.string()))
+    return table if names is None else table.select(names)
+
+
+def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Some stored columns of all committed rows, a table per part, in the order of the parts, each id once.
+
+    names: columns, or paths of fields such as `segments.list.element.area`: what is not named stays on the disk.
+    """
+    lost = _lost(run)
+
+    def read(name: str) -> pa.Table:
+        with run.open(name) as file, pq.ParquetFile(file) as part:
+            table = _without(part.read(columns=["image_id", *names]), lost[name])
+        return table if "image_id" in names else table.drop_columns("image_id")
+
+    return map_ahead(read, run.parts(), depth=PARTS_AHEAD)
+
+
+def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.Table]:
+    """Committed rows, up to 250 at a time, in the order of the parts, each id once, with the column `method`.
+
+    leaves: read of each segment only these fields; None = all but `soft`. Safe while a job writes.
+    """
+    lost = _lost(run)
+    for name in run.parts():
+        with run.open(name) as file, pq.ParquetFile(file) as part:
+            for batch in part.iter_batches(BATCH_ROWS, columns=_paths(part, leaves or WITHOUT_SOFT)):
+                table = _without(pa.table(batch), lost[name])
+                yield table.append_column("method", pa.repeat(pa.scalar(run.method), len(table)))
+
+
+def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None) -> list[dict]:
+    """The rows of some images, in the order of their ids in `ids`; ids without a row are left out.
+
+    leaves: as in `batches`. Reads only the parts and row groups that hold them.
+    """
+    wanted = pa.array(ids, pa.string())
+    commits = run.commits()
+    lost = superseded(commits)
+    commits = commits.filter(pc.is_in(commits["image_id"], value_set=wanted))
+    where = defaultdict(list)
+    for image_id, part in zip(commits["image_id"].to_pylist(), commits["part"].to_pylist(), strict=True):
+        if (image_id, part) not in lost:
+            where[part].append(image_id)
+    found = {}
+    for name, its in where.items():
+        with run.open(name) as file, pq.ParquetFile(file) as part:
+            found |= {row["image_id"]: row for row in _of_groups(part, its, leaves or WITHOUT_SOFT)}
+    return [found[image_id] for image_id in ids if image_id in found]
+
+
+def good_rows(run: Run) -> dict[str, tuple[Location, int]]:
+    """By key, where each image's row without error lies: the part's location, and the index of the row in it."""
+    found, lost = {}, _lost(run)
+    for name in run.parts():
+        with run.open(name) as file:
+            table = pq.read_table(file, columns=["image_id", "key", "error"])
+        for i, row in enumerate(table.to_pylist()):
+            if not row["error"] and row["image_id"] not in lost[name]:
+                found[row["key"]] = (run.folder.location(run.masks, name), i)
+    return found
 
 
 def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None) -> Iterator[dict]:
@@ -49,22 +121,19 @@ def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None
     return (row for batch in batches(run) for row in _chosen(batch, condition))
 
 
-def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.Table]:
-    """Committed rows, up to 250 at a time, in the order of the parts, each id once, with the column `method`.
+def run_names(places: tuple[str, ...]) -> list[str]:
+    """A short name for each run: as many last parts of its path as tell it from the others.
 
-    leaves: read of each segment only these fields; None = all but `soft`. Safe while a job writes.
+    Raises ValueError for a run that is named twice.
     """
-    method, lost = run.masks.rpartition("=")[2], defaultdict(list)
-    for image_id, part in superseded(run.commits()):
-        lost[part].append(image_id)
-    leaves = leaves or tuple(field.name for field in schema.SEGMENT if field.name != "soft")
-    for name in run.parts():
-        with run.folder.fs.open_input_file(run.folder.path(run.masks, name)) as file, pq.ParquetFile(file) as part:
-            for batch in part.iter_batches(BATCH_ROWS, columns=_paths(part, leaves)):
-                table = pa.table(batch)
-                if lost[name]:
-                    table = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=pa.array(lost[name]))))
-                yield table.append_column("method", pa.repeat(pa.scalar(method), len(table)))
+    paths = [Location(place).rstrip("/").split("/") for place in places]
+    if len({tuple(path) for path in paths}) < len(paths):
+        raise ValueError(f"the same run is named twice: {', '.join(map(Location, places))}")
+    for length in range(1, max(map(len, paths), default=0) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(path) for path in paths]
 
 
 def flatten(table: pa.Table) -> pa.Table:
@@ -139,19 +208,15 @@ def read_joined(uri: str) -> pa.Table:
     uri: a file with the column `key` or, if it has none, `image_id`; columns that the rows have themselves are not
     used. Raises FileNotFoundError or ValueError.
     """
-    filesystem, path = storage.resolve(uri)
+    location, (filesystem, path) = Location(uri), resolve(uri)
     try:
         table = pq.read_table(path, filesystem=filesystem, partitioning=None)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{storage.redact(uri)} is no Parquet table: {error}") from None
+        raise ValueError(f"{location} is no Parquet table: {error}") from None
     if _key(table) is None:
-        raise ValueError(
-            f"{storage.redact(uri)}: expected a column key or image_id, got {', '.join(table.schema.names)}"
-        )
+        raise ValueError(f"{location}: expected a column key or image_id, got {', '.join(table.schema.names)}")
     if len(pc.unique(table[_key(table)])) < len(table):
-        raise ValueError(
-            f"{storage.redact(uri)}: expected one row per image, but some {_key(table)} stands there twice"
-        )
+        raise ValueError(f"{location}: expected one row per image, but some {_key(table)} stands there twice")
     return table
 
 
@@ -183,3 +248,24 @@ def _paths(part: pq.ParquetFile, leaves: tuple[str, ...]) -> list[str]:
 def _empty() -> pa.Table:
     """No rows, with the columns of `batches`."""
     return schema.MASKS.empty_table().append_column("method", pa.array([], pa.string()))
+
+
+def _of_groups(part: pq.ParquetFile, ids: list[str], leaves: tuple[str, ...]) -> Iterator[dict]:
+    """The rows of some ids in a part. Of a row group that holds none only the ids are read."""
+    wanted, paths = pa.array(ids, pa.string()), _paths(part, leaves)
+    for group in range(part.num_row_groups):
+        here = pc.is_in(part.read_row_group(group, columns=["image_id"])["image_id"], value_set=wanted)
+        if pc.any(here).as_py():
+            yield from part.read_row_group(group, columns=paths).filter(here).to_pylist()
+
+
+def _lost(run: Run) -> dict[str, list[str]]:
+    """By part, the ids whose row in it does not count."""
+    lost = defaultdict(list)
+    for image_id, part in superseded(run.commits()):
+        lost[part].append(image_id)
+    return lost
+
+
+def _without(table: pa.Table, lost: list[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["image_id"], value_set=pa.array(lost)))) if lost else table

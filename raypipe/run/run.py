@@ -18,7 +18,6 @@ import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,11 +25,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe import schema
-from raypipe.storage import Folder, lock
+from raypipe.storage import TEMPORARY, Folder, fence, parquet_bytes
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
-GROUP_ROWS = 1000  # rows of a Parquet row group: few, since they hold masks
 OURS = re.compile(r"part-\d{8}T\d+Z-[0-9a-f]{4}-\w+(-[0-9a-f]{12})?\.parquet")  # names that `Run.commit` gives
 COMPLETE = ("_runs", "manifest.json")  # is there while nothing is pending and `finish` has run
 SEAL = b"raypipe:"  # stands before a commit record's own checksum
@@ -56,20 +54,14 @@ class Run:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def dataset(self) -> tuple[pafs.FileSystem, list[str]]:
-        """File system and paths of all committed parts, by name: what a reader of the whole run opens."""
-        return self.folder.fs, [self.folder.path(self.masks, name) for name in self.parts()]
-
     # Configuration
 
     def configuration(self) -> dict | None:
         """The content of run.json: `method`, `settings` (frozen) and `provenance`; None for a new run."""
-        content = self.folder.read("run.json")
-        if content is None:
-            return None
         try:
-            found = json.loads(content)
-            return {name: found[name] for name in ("schema", "method", "settings", "provenance")}
+            found = self.folder.read_json("run.json")
+            wanted = ("schema", "method", "settings", "provenance")
+            return None if found is None else {name: found[name] for name in wanted}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self}/run.json is damaged ({error!r}); restore it or use another --output") from error
 
@@ -78,19 +70,9 @@ class Run:
 
         defaults: those of all settings, which hold for a setting that the run's version of raypipe did not have.
         """
-        found = self.configuration()
-        if found is None:
-            return
-        old = {"method": found["method"], **defaults, **found["settings"]}
-        new = {"method": self._method, **settings}
-        old, new = json.loads(json.dumps([old, new]))  # a tuple comes back from run.json as a list
-        changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-        if changed:
-            lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed]
-            raise OtherConfiguration(
-                f"{self} holds a run of another configuration; use the same one or another --output\n"
-                + "\n".join(lines)
-            )
+        if found := self.configuration():
+            old = {"method": found["method"], **defaults, **found["settings"]}
+            refuse_other(f"{self} holds a run of another configuration", old, {"method": self._method, **settings})
 
     def freeze(self, settings: dict, provenance: dict) -> None:
         """Write run.json once. A run that has one keeps it; other weights (`provenance["weights"]`) are refused."""
@@ -98,12 +80,10 @@ class Run:
         content = {"schema": schema.VERSION, "method": self._method, "settings": settings, "provenance": provenance}
         self._stamp = {b"raypipe.run": json.dumps(found or content, default=str).encode()}
         if found is None:
-            self.folder.write(_json(content), "run.json")
-        elif found["provenance"]["weights"] != provenance["weights"]:
-            raise OtherConfiguration(
-                f"{self} was made with other weights; use the same ones or another --output\n"
-                f"  weights: {found['provenance']['weights']} there, {provenance['weights']} now"
-            )
+            self.folder.write_json(content, "run.json")
+        else:
+            old, new = ({"weights": each["weights"]} for each in (found["provenance"], provenance))
+            refuse_other(f"{self} was made with other weights", old, new)
 
     # Planning and cleaning
 
@@ -119,10 +99,9 @@ class Run:
             self.folder.delete(self.masks, name)
         for name in filter(OURS.fullmatch, commits.keys() - parts.keys()):
             self.folder.delete("_commits", name)
-        for place in ((self.masks,), ("_commits",), ("_runs",), ()):
-            for name, info in self.folder.files(*place).items():
-                if name.startswith("_tmp.") and (datetime.now(UTC) - info.mtime).total_seconds() > 3600:
-                    self.folder.delete(*place, name)
+        for names in self.folders():
+            for name in self.folder.dead_files(*names):
+                self.folder.delete(*names, name)
         for name in self.folder.folders("_runs"):
             self.folder.delete_folder("_runs", name)  # work lists of ended attempts
 
@@ -149,7 +128,7 @@ class Run:
         paths = []
         for start in range(0, len(pending), PENDING_ROWS):
             name = f"pending-{start // PENDING_ROWS:05d}.parquet"
-            self.folder.write(parquet_bytes(pending.slice(start, PENDING_ROWS)), "_runs", attempt, name)
+            self.folder.write_table(pending.slice(start, PENDING_ROWS), "_runs", attempt, name)
             paths.append(self.folder.path("_runs", attempt, name))
         return self.folder.fs, paths
 
@@ -176,7 +155,7 @@ class Run:
 
     def write_record(self, attempt: str, name: str, record: pa.Table) -> None:
         """Put a part's commit record, if the attempt still holds the lock; raises lock.Locked else."""
-        lock.fence(self.folder, attempt)
+        fence(self.folder, attempt)
         self.folder.write(seal(parquet_bytes(record)), "_commits", name)
 
     def drop(self, name: str) -> None:
@@ -195,7 +174,7 @@ class Run:
         self.clean()  # a worker of a dead attempt may have left a part or a record after this attempt's own clean
         self._drop_superseded(attempt)
         commits = self.commits()
-        self.folder.write(parquet_bytes(self._errors(commits)), "errors.parquet")
+        self.folder.write_table(self._errors(commits), "errors.parquet")
         return commits
 
     def is_complete(self) -> bool:
@@ -207,42 +186,11 @@ class Run:
         if summary is None:
             self.folder.delete(*COMPLETE)
         else:
-            self.folder.write(_json(summary), *COMPLETE)
+            self.folder.write_json(summary, *COMPLETE)
 
     def record_attempt(self, attempt: str, record: dict) -> None:
         """Write the attempt's record `_runs/<attempt>.json`."""
-        self.folder.write(_json(record), "_runs", f"{attempt}.json")
-
-    def load(self, columns: list[str] | None = None) -> pa.Table:
-        """All committed rows, each id once, with the column `method`.
-
-        Raises FileNotFoundError when it is no run and ValueError for an unknown column.
-        """
-        known = [*schema.MASKS.names, "method"]
-        if unknown := set(columns or ()) - set(known):
-            raise ValueError(f"unknown column {sorted(unknown)[0]!r}; choose from: {', '.join(known)}")
-        stored = [name for name in schema.MASKS.names if columns is None or name in {"image_id", *columns}]
-        for tries_left in (2, 1, 0):
-            try:
-                table = self._load(stored)
-                return table if columns is None else table.select(columns)
-            except FileNotFoundError:  # a job that retries errors, or `compact`, replaced a part since it was listed
-                if not tries_left or self.configuration() is None:
-                    raise
-        raise AssertionError("unreachable")
-
-    def _load(self, columns: list[str]) -> pa.Table:
-        fs, paths = self.dataset()
-        tables = [pq.read_table(path, filesystem=fs, columns=columns, partitioning=None) for path in paths]
-        table = pa.concat_tables([schema.MASKS.empty_table().select(columns), *tables])
-        lost = superseded(self.commits())
-        if lost:
-            parts = [
-                PurePosixPath(path).name for path, table in zip(paths, tables, strict=True) for _ in range(len(table))
-            ]
-            keep = [pair not in lost for pair in zip(table["image_id"].to_pylist(), parts, strict=True)]
-            table = table.filter(pa.array(keep))
-        return table.append_column("method", pa.array([self._method] * len(table), pa.string()))
+        self.folder.write_json(record, "_runs", f"{attempt}.json")
 
     def _drop_superseded(self, attempt: str) -> None:
         """Rewrite the parts that hold rows which a later attempt did again, so that plain readers see each id once.
@@ -251,10 +199,9 @@ class Run:
         `superseded` settles again.
         """
         lost = superseded(self.commits())
-        folder = self.masks
         for part in sorted({part for _, part in lost}):
-            content = self.folder.read(folder, part)
-            rows = pq.read_table(io.BytesIO(content))
+            with self.open(part) as file:
+                rows = pq.read_table(file)
             ids = pa.array([image_id for image_id, name in lost if name == part], pa.string())
             kept = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=ids)))
             if len(kept):
@@ -264,16 +211,12 @@ class Run:
     def _errors(self, commits: pa.Table) -> pa.Table:
         """The failed images as a table for people: image_id, uri, key, stage, kind, message, retryable."""
         failed = commits.filter(pc.not_equal(commits["error"], ""))
-        folder = self.masks
         rows = []
         for part in sorted(set(failed["part"].to_pylist())):
-            table = pq.read_table(
-                self.folder.path(folder, part),
-                filesystem=self.folder.fs,
-                columns=["image_id", "uri", "key", "error"],
-                filters=pc.field("error") != "",
-                partitioning=None,
-            )
+            with self.open(part) as file:
+                table = pq.read_table(
+                    file, columns=["image_id", "uri", "key", "error"], filters=pc.field("error") != ""
+                )
             rows += table.to_pylist()
         columns = {name: [row[name] for row in rows] for name in ("image_id", "uri", "key")}
         split = [(row["error"].split(": ", 2) + ["", ""])[:3] for row in rows]
@@ -282,19 +225,32 @@ class Run:
         return pa.table(columns, schema=schema.ERRORS)
 
     @property
-    def masks(self) -> str:
-        """The one folder of this run's parts. Raises FileNotFoundError when the folder is no run."""
+    def method(self) -> str:
+        """The method that made the run. Raises FileNotFoundError when the folder is no run."""
         if self._method is None:
             configuration = self.configuration()
             if configuration is None:
                 raise FileNotFoundError(f"{self}: no run.json in it, so it is not a raypipe run")
             self._method = configuration["method"]
-        return f"masks/method={self._method}"
+        return self._method
+
+    @property
+    def masks(self) -> str:
+        """The one folder of this run's parts, relative to the run's. Raises FileNotFoundError when it is no run."""
+        return f"masks/method={self.method}"
+
+    def folders(self) -> tuple[tuple[str, ...], ...]:
+        """The folders that hold a run's files, each as names beneath the run's own."""
+        return (self.masks,), ("_commits",), ("_runs",), ()
+
+    def open(self, part: str) -> pa.NativeFile:
+        """A part's data file. Raises FileNotFoundError when another process has replaced it."""
+        return self.folder.open(self.masks, part)
 
     def parts(self) -> list[str]:
         """Names of the parts that have a commit record and a data file."""
         names = self.folder.files("_commits").keys() & self.folder.files(self.masks).keys()
-        return sorted(name for name in names if not name.startswith("_tmp."))
+        return sorted(name for name in names if not name.startswith(TEMPORARY))
 
     def _read_commit(self, name: str) -> pa.Table:
         content = self.folder.read("_commits", name) or b""
@@ -322,11 +278,13 @@ def superseded(commits: pa.Table) -> set[tuple[str, str]]:
     return {(row["image_id"], row["part"]) for row in rows if winners[row["image_id"]] != row["part"]}
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as one Parquet file: zstd, row groups of 1,000 rows since they hold masks."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
-    return buffer.getvalue()
+def refuse_other(what: str, old: dict, new: dict) -> None:
+    """Raise OtherConfiguration where two sets of settings differ, with what each has. what: begins the message."""
+    old, new = json.loads(json.dumps([old, new], default=str))  # a tuple comes back from a file as a list
+    changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+    if changed:
+        lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed]
+        raise OtherConfiguration("\n".join([f"{what}; use the same or another --output", *lines]))
 
 
 def seal(content: bytes) -> bytes:
@@ -347,7 +305,3 @@ def is_sealed(content: bytes) -> bool | None:
 def _footer(content: bytes) -> int:
     """Where a Parquet file's footer begins; it ends with its length (4 bytes) and PAR1."""
     return len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-
-
-def _json(content: dict) -> bytes:
-    return (json.dumps(content, indent=2, default=str) + "\n").encode()

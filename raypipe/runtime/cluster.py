@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
-from raypipe import storage
-from raypipe.pipeline.stages import Work
+from raypipe.lookup import one_line
 from raypipe.runtime import cores
-from raypipe.storage import Locked
+from raypipe.storage import Locked, local_path
 
 log = logging.getLogger("raypipe")
 # What Ray prints at every start on a healthy machine and would hide what matters; its files keep all of it.
@@ -31,8 +30,8 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the method runs."""
+class Resources:
+    """What the actors of a job get."""
 
     device: str  # cpu or cuda
     gpus: float  # per actor
@@ -68,34 +67,36 @@ def connected(*, stall: float) -> Iterator[None]:
             ray.shutdown()
 
 
-def place(work: Work, *, actors: int | None) -> Place:
+def resources(*, gpus: float, device: str, actors: int | None) -> Resources:
     """Choose device and number of actors.
 
+    gpus: per actor where the device is cuda; 0 for work that can use none. device: auto, cpu or cuda. actors: None =
+    one per core, or as many as the GPUs hold.
     Raises ValueError when the actors would leave no CPU for the other stages, and for a network on a cluster that
     shows no GPU: it may have just not started one.
     """
-    resources, joined = ray.cluster_resources(), bool(os.environ.get("RAY_ADDRESS"))
-    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
-    device = _device(work, gpus, joined)
-    per_actor = work.gpus if device == "cuda" else 0.0
+    found, joined = ray.cluster_resources(), bool(os.environ.get("RAY_ADDRESS"))
+    cpus, all_gpus = int(found.get("CPU", 0)), found.get("GPU", 0.0)
+    device = _device(device, gpus, all_gpus, joined)
+    per_actor = gpus if device == "cuda" else 0.0
     if joined:
-        return Place(device, per_actor, 1, actors)
+        return Resources(device, per_actor, 1, actors)
     if actors is None:
-        actors = max(1, min(int(gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
+        actors = max(1, min(int(all_gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
     if actors + 1 > cpus:
         raise ValueError(f"--actors {actors} leaves no CPU for reading and writing: Ray has {cpus}, at most {cpus - 1}")
-    if per_actor * actors > gpus:
-        raise ValueError(f"--actors {actors} need {per_actor * actors:g} GPUs, Ray has {gpus:g}")
-    return Place(device, per_actor, actors, actors)
+    if per_actor * actors > all_gpus:
+        raise ValueError(f"--actors {actors} need {per_actor * actors:g} GPUs, Ray has {all_gpus:g}")
+    return Resources(device, per_actor, actors, actors)
 
 
-def warn_of_local_paths(**places: str) -> None:
+def warn_of_local_paths(**folders: str) -> None:
     """Say that paths of this machine must be the same folders on all others, where there are others."""
     if sum(node["Alive"] for node in ray.nodes()) > 1:
-        for option, place in places.items():
-            if storage.local_path(place):
+        for option, folder in folders.items():
+            if local_path(folder):
                 text = "--%s %s is a local path: all machines of the cluster must see it, as on a shared disk"
-                log.warning(text, option, place)
+                log.warning(text, option, folder)
 
 
 @contextmanager
@@ -107,7 +108,17 @@ def plain_errors() -> Iterator[None]:
         first = cause(error)
         if isinstance(first, Locked):
             raise first from error
-        raise RuntimeError(f"the job stopped: {_text(first)}") from error
+        text = f"{type(first).__name__}: {first}".partition("\nFailed to apply UDF")[
+            0
+        ]  # else Ray Data's advice follows
+        raise RuntimeError(f"the job stopped: {one_line(first) if isinstance(first, OSError) else text}") from error
+
+
+def cause(error: BaseException) -> BaseException:
+    """The exception that user code raised, beneath Ray's wrappers."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error
 
 
 def _configure(stall: float) -> None:
@@ -152,25 +163,11 @@ def _stderr_only_if_it_fails() -> Iterator[None]:
             os.dup2(stderr.fileno(), 2)
 
 
-def _text(error: BaseException) -> str:
-    """An error's own words, without the advice on retries that Ray Data adds to it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {error}".partition("\nFailed to apply UDF")[0]
-
-
-def _device(work: Work, gpus: float, joined: bool) -> str:
-    if work.device == "cuda" or not work.gpus:
-        return work.device if work.gpus else "cpu"
-    if work.device == "auto" and joined and not gpus:
+def _device(device: str, gpus: float, all_gpus: float, joined: bool) -> str:
+    if device == "cuda" or not gpus:
+        return device if gpus else "cpu"
+    if device == "auto" and joined and not all_gpus:
         raise ValueError(
             "the cluster shows no GPU; --device cuda waits until it has started one, --device cpu does without"
         )
-    return "cuda" if work.device == "auto" and gpus else "cpu"
-
-
-def cause(error: BaseException) -> BaseException:
-    """The exception that user code raised, beneath Ray's wrappers."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
-    return error
+    return "cuda" if device == "auto" and all_gpus else "cpu"

@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use."""
+"""What of this machine a process may use: its CPU cores, its GPU."""
 
 from __future__ import annotations
 
@@ -19,3 +19,17 @@ def count() -> int:
 def for_local_ray() -> int:
     """Logical CPUs of a local Ray: two above the cores, since actors on every CPU would leave none for reading."""
     return max(4, count() + 2)
+
+
+def device_here(device: str, *, gpus: float) -> str:
+    """cpu or cuda for work in this process. device: auto, cpu or cuda. gpus: 0 for work that can use none.
+
+    Raises ValueError for cuda where there is none.
+    """
+    if not gpus or device == "cpu":
+        return "cpu"
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device on this machine")
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from raypipe.storage import Folder, hold
+
 GRACE = 10.0  # seconds to end workers and release the lock; resume does not need it, so then the process just ends
 
 
@@ -17,6 +19,13 @@ class Interrupted(BaseException):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
+
+
+@contextmanager
+def held(folder: Folder, attempt: str) -> Iterator[None]:
+    """Hold a folder for one attempt (`storage.hold`) that a signal interrupts, so that its lock is let go of."""
+    with on_signals(), hold(folder, attempt):
+        yield
 
 
 @contextmanager

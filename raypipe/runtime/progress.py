@@ -51,7 +51,7 @@ class Progress:
         log.info("%s of %s images, %s errors%s", f"{rows:,}", f"{self._total:,}", errors, left)
 
 
-def images(count: int) -> str:
+def count_of_images(count: int) -> str:
     """A number of images for people: 1 image, 1,234 images."""
     return f"{count:,} image{'' if count == 1 else 's'}"
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from raypipe.storage.uri import ARROW_SCHEMES, WEB_SCHEMES, local_path, local_uri, redact, split
+from raypipe.storage.uri import ARROW_SCHEMES, WEB_SCHEMES, Location, local_path, local_uri, split
 from raypipe.types import BadImage
 
 TRIES = 3
@@ -27,7 +27,7 @@ READS_AHEAD = 16  # remote files read at the same time
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a location and the path on it. Object keys are taken raw, never percent-decoded.
 
-    uri: a local path (relative ones and `~` become absolute), file:///path (percent-decoded),
+    uri: a Location, a local path (relative ones and `~` become absolute), file:///path (percent-decoded),
     `s3://key:secret@bucket/path?endpoint_override=http://127.0.0.1:5000&region=us-east-1&scheme=http` (credentials in
     the URI percent-encoded; better from the environment), gs://, hdfs://, abfs://, or any scheme of fsspec.
     File systems are kept per process. Raises ValueError for an unknown scheme or options that do not work.
@@ -39,7 +39,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     if parts.scheme in ARROW_SCHEMES:
         filesystem, base = _arrow(parts.root, parts.options)
         return filesystem, f"{base.rstrip('/')}/{parts.key}".rstrip("/")
-    other, path = _fsspec(uri)
+    other, path = _fsspec(Location(uri))
     return pafs.PyFileSystem(pafs.FSSpecHandler(other)), path
 
 
@@ -48,21 +48,21 @@ def _arrow(root: str, options: str) -> tuple[pafs.FileSystem, str]:
     try:
         return pafs.FileSystem.from_uri(root + (f"?{options}" if options else ""))
     except (pa.ArrowException, OSError) as error:
-        place = redact(root)
-        text = re.sub(r"\S+://\S+@\S+", place, str(error)).replace(root, place)  # errors repeat the URI with its secret
-        raise ValueError(f"{place} cannot be reached: {text}") from None
+        shown = Location(root)
+        text = re.sub(r"\S+://\S+@\S+", shown, str(error)).replace(root, shown)  # errors repeat the URI with its secret
+        raise ValueError(f"{shown} cannot be reached: {text}") from None
 
 
-def _fsspec(uri: str):
+def _fsspec(location: Location):
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(uri)
+        return url_to_fs(location.uri)
     except ImportError as error:
-        raise ValueError(f"{redact(uri)}: {error}") from None
+        raise ValueError(f"{location}: {error}") from None
     except ValueError as error:
         known = ", ".join(sorted(ARROW_SCHEMES | WEB_SCHEMES | {"file", "hf"}))
-        raise ValueError(f"{redact(uri)}: {error}; known are {known} and those that fsspec has installed") from None
+        raise ValueError(f"{location}: {error}; known are {known} and those that fsspec has installed") from None
 
 
 def read_bytes(location: str, *, start: int | None = None, length: int | None = None, max_bytes: int) -> bytes:
@@ -71,6 +71,7 @@ def read_bytes(location: str, *, start: int | None = None, length: int | None = 
     Transient errors are tried 3 times. Raises BadImage("fetch", kind, message): missing, permission, not_a_file,
     too_large, truncated (the file ends inside the range), io and network (retryable).
     """
+    location = Location(location)
     if length is not None:
         _check_size(length, max_bytes)
     try:
@@ -81,7 +82,7 @@ def read_bytes(location: str, *, start: int | None = None, length: int | None = 
     except Exception as error:  # fsspec's file systems raise the types of their libraries
         raise fetch_error(error, location) from error
     if length is not None and len(data) < length:
-        message = f"{redact(location)} ends {length - len(data)} bytes before the end of this part"
+        message = f"{location} ends {length - len(data)} bytes before the end of this part"
         raise BadImage("fetch", "truncated", message)
     return data
 
@@ -124,7 +125,7 @@ def _read_remote(location: str, start: int, length: int | None, max_bytes: int) 
 
 
 def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int) -> bytes:
-    filesystem, path = _fsspec(location)
+    filesystem, path = _fsspec(Location(location))
     if split(location).scheme not in WEB_SCHEMES:
         if length is None:
             _check_size(filesystem.size(path) - start, max_bytes)
@@ -164,12 +165,13 @@ def _kind(error: BaseException) -> str:
 
 def fetch_error(error: Exception, location: str) -> BadImage:
     """The error row's text for an exception of a file system; without secrets."""
+    location = Location(location)
     kind, transient = _kind(error), "network" if split(location) else "io"
     if kind == "missing":
-        return BadImage("fetch", kind, f"{redact(location)} does not exist")
+        return BadImage("fetch", kind, f"{location} does not exist")
     status = getattr(error, "status", None)
     reason = f"http status {status}" if status else getattr(error, "strerror", None) or f"{error}"
-    message = f"{redact(location)}: {type(error).__name__}: {reason.replace(location, redact(location))}"
+    message = f"{location}: {type(error).__name__}: {reason.replace(location.uri, location)}"
     return BadImage("fetch", kind or transient, message)
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import json
 import os
 import uuid
+from datetime import UTC, datetime
 from functools import cached_property
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe.storage.files import resolve
-from raypipe.storage.uri import local_uri, redact, split
+from raypipe.storage.uri import Location, local_uri, split
 
 ADVICE = {
     errno.ENOSPC: "free some space or choose another --output, then run the same command again: it resumes",
@@ -21,27 +26,30 @@ ADVICE = {
     errno.EEXIST: "a file is in the way: choose another --output",
     errno.EACCES: "no permission: change the folder's owner or mode, or choose another --output",
 }
+GROUP_ROWS = 1000  # rows of a Parquet row group: few, since they hold masks
+TEMPORARY = "_tmp."  # how the name of a file begins that is being written
+DEAD_AFTER = 3600.0  # seconds after which a temporary file belongs to no live writer
 
 
 class Folder:
     """A folder by its URI. Cheap to pickle: the file system is opened where it is used. Names are parts of a path."""
 
     def __init__(self, uri: str):
-        self.uri = uri
+        self.uri = Location(uri).uri
 
     def __getstate__(self) -> dict:
         return {"uri": self.uri}
 
     def __str__(self) -> str:
-        return redact(self.uri)
+        return str(Location(self.uri))
 
     @cached_property
-    def _place(self) -> tuple[pafs.FileSystem, str]:
+    def _resolved(self) -> tuple[pafs.FileSystem, str]:
         return resolve(self.uri)
 
     @property
     def fs(self) -> pafs.FileSystem:
-        return self._place[0]
+        return self._resolved[0]
 
     @property
     def is_local(self) -> bool:
@@ -49,14 +57,14 @@ class Folder:
 
     def path(self, *names: str) -> str:
         """The path on `fs`."""
-        return "/".join((self._place[1].rstrip("/"), *names))
+        return "/".join((self._resolved[1].rstrip("/"), *names))
 
-    def location(self, *names: str) -> str:
-        """The URI, as `resolve` reads it."""
+    def location(self, *names: str) -> Location:
+        """Where a file or folder in it is."""
         if self.is_local:
-            return local_uri(self.path(*names))
+            return Location(local_uri(self.path(*names)))
         parts = split(self.uri)
-        return parts.at("/".join((parts.key.rstrip("/"), *names)))
+        return Location(parts.at("/".join((parts.key.rstrip("/"), *names))))
 
     def files(self, *names: str) -> dict[str, pafs.FileInfo]:
         """Files directly in a folder, by name; {} when there is no such folder."""
@@ -65,6 +73,19 @@ class Folder:
     def folders(self, *names: str) -> list[str]:
         """Names of the folders directly in a folder."""
         return [info.base_name for info in self._list(*names) if info.type == pafs.FileType.Directory]
+
+    def dead_files(self, *names: str) -> list[str]:
+        """Names of temporary files directly in a folder that no live process writes any more."""
+        now, files = datetime.now(UTC), self.files(*names)
+        return [
+            name
+            for name, info in files.items()
+            if name.startswith(TEMPORARY) and (now - info.mtime).total_seconds() > DEAD_AFTER
+        ]
+
+    def open(self, *names: str) -> pa.NativeFile:
+        """A file to read at any place. Raises FileNotFoundError."""
+        return self.fs.open_input_file(self.path(*names))
 
     def read(self, *names: str) -> bytes | None:
         """A file's bytes, or None when it does not exist."""
@@ -80,6 +101,19 @@ class Folder:
         if self.is_local:
             self._make(os.path.dirname(path))
         put(self.fs, path, content)
+
+    def read_json(self, *names: str) -> object | None:
+        """The content of a JSON file, or None when it does not exist. Raises ValueError when it is no JSON."""
+        content = self.read(*names)
+        return None if content is None else json.loads(content)
+
+    def write_json(self, content: object, *names: str) -> None:
+        """Put JSON for people and machines atomically; what JSON does not know is written as its text."""
+        self.write((json.dumps(content, indent=2, default=str) + "\n").encode(), *names)
+
+    def write_table(self, table: pa.Table, *names: str) -> None:
+        """Put a table as one Parquet file atomically."""
+        self.write(parquet_bytes(table), *names)
 
     def delete(self, *names: str) -> None:
         """Remove a file; one that is already gone is fine."""
@@ -102,6 +136,13 @@ class Folder:
         return self.fs.get_file_info(pafs.FileSelector(self.path(*names), allow_not_found=True))
 
 
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as one Parquet file: zstd, row groups of 1,000 rows since they may hold masks."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
+    return buffer.getvalue()
+
+
 def put(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
     """Write a whole file so that readers see all of it or nothing. Replaces; its folder must exist.
 
@@ -114,7 +155,7 @@ def put(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
             stream.write(data)
         return
     folder = os.path.dirname(local) or "."
-    temporary = os.path.join(folder, f"_tmp.{uuid.uuid4().hex}")
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         _write(temporary, data)
         _rename(temporary, local, data)

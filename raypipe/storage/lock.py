@@ -104,9 +104,8 @@ def _create_exclusively(path: str, content: bytes) -> bool:
 
 
 def _holder(folder: Folder) -> dict | None:
-    content = folder.read(*LOCK)
     try:
-        return None if content is None else json.loads(content)
+        return folder.read_json(*LOCK)
     except ValueError:
         return {}  # torn on a store without atomic writes: judged by its age alone
 

@@ -39,9 +39,36 @@ class Parts(NamedTuple):
         return f"{self.root}/{key}" + (f"?{self.options}" if self.options else "")
 
 
+class Location(str):
+    """Where a file or a folder is. As text it holds no secret; `uri` is what opens it.
+
+    Every function of this room that takes a URI takes a Location too, and two are equal if their `uri` is. So code that
+    prints, logs or stores one cannot leak credentials or signed queries, and code that hands it to another library has
+    to ask for the `uri`.
+    """
+
+    uri: str
+
+    def __new__(cls, uri: str) -> Location:
+        if isinstance(uri, Location):
+            return uri
+        self = super().__new__(cls, redact(uri))
+        self.uri = uri
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and self.uri == _full(other)
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def __reduce__(self) -> tuple:
+        return Location, (self.uri,)
+
+
 def split(uri: str) -> Parts | None:
     """The parts of a remote URI; None for a local path or file:// URI."""
-    match = SCHEME.match(uri)
+    match = SCHEME.match(uri := _full(uri))
     if not match or match[1].lower() == "file":
         return None
     scheme, rest, options = match[1].lower(), match[2], ""
@@ -57,7 +84,7 @@ def local_path(uri: str) -> str | None:
     """The absolute path of a local file (links are not resolved); None for a remote URI."""
     if split(uri) is not None:
         return None
-    match = SCHEME.match(uri)
+    match = SCHEME.match(uri := _full(uri))
     if match:
         path = os.fsdecode(unquote_to_bytes("/" + match[2].partition("/")[2]))
         return os.path.abspath(path)
@@ -66,6 +93,7 @@ def local_path(uri: str) -> str | None:
 
 def absolute(uri: str) -> str:
     """The same location for processes with another current folder: plain local paths become absolute."""
+    uri = _full(uri)
     return uri if SCHEME.match(uri) else local_path(uri)
 
 
@@ -115,16 +143,16 @@ def as_path(location: str) -> str:
     return local_path(location) or redact(location)
 
 
-def join(uri: str, name: str) -> str:
+def join(uri: str, name: str) -> Location:
     """The location of a file beneath a folder's URI; `name` is relative, raw and may contain `..`."""
     parts = split(uri)
     if parts is None:
-        return local_uri(os.path.abspath(os.path.join(local_path(uri), name)))
+        return Location(local_uri(os.path.abspath(os.path.join(local_path(uri), name))))
     key = f"{parts.key.rstrip('/')}/{name}".lstrip("/")
-    return parts.at(posixpath.normpath(key) if name.startswith(("./", "../")) else key)
+    return Location(parts.at(posixpath.normpath(key) if name.startswith(("./", "../")) else key))
 
 
-def locate(source: str, entry: str) -> str:
+def locate(source: str, entry: str) -> Location:
     """The location that an entry of a list or table means; relative ones start at the folder of `source`.
 
     An entry on the same kind of store takes over credentials and endpoint of the source.
@@ -132,9 +160,10 @@ def locate(source: str, entry: str) -> str:
     home, there = split(source), split(entry)
     if there is not None:
         same = home is not None and home.scheme == there.scheme and not (there.user or there.options)
-        return there._replace(user=home.user, options=home.options).at(there.key) if same and home.options else entry
+        inherits = same and home.options
+        return Location(there._replace(user=home.user, options=home.options).at(there.key) if inherits else entry)
     if SCHEME.match(entry) or entry.startswith("/"):
-        return local_uri(local_path(entry))
+        return Location(local_uri(local_path(entry)))
     if home is None:
         return join(os.path.dirname(local_path(source)), entry)
     key = home.key.partition("?")[0] if home.scheme in WEB_SCHEMES else home.key
@@ -152,3 +181,7 @@ def without_secrets(word: str) -> str:
     if (user, options) == (parts.user, parts.options):
         return word
     return before + parts._replace(user=user, options=options).at(parts.key)
+
+
+def _full(uri: str) -> str:
+    return uri.uri if isinstance(uri, Location) else uri

@@ -154,8 +154,4 @@ def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> Trial:
 
 def labelled_images(job: Sweep) -> pa.Table:
     """The manifest of the images that have a label, in a fixed random order."""
-    listing = list_inputs(job.input, column=job.column)
-    manifest = pa.concat_tables(listing.chunks)
-    for remark in listing.remarks():
-        log.warning("%s", remark)
-    return with_labels(manifest, job.labels)
+    return with_labels(list_inputs(job.input, column=job.column), job.labels)

@@ -19,7 +19,7 @@ from raypipe import storage
 from raypipe.evaluation import tasks
 from raypipe.run import OtherConfiguration, new_attempt, parquet_bytes
 from raypipe.runtime.interruption import on_signals
-from raypipe.runtime.progress import images as count_of_images
+from raypipe.runtime.progress import count_of_images
 from raypipe.storage import Folder, hold
 from raypipe.sweep import ranking, search
 from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan

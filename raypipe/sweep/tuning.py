@@ -9,22 +9,22 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from raypipe import segmenters, storage
+from raypipe import segmenters
+from raypipe.lookup import one_line
 from raypipe.pipeline.foregrounds import Foreground
-from raypipe.pipeline.graph import label_here, label_on_ray
+from raypipe.pipeline.graph import probe
 from raypipe.pipeline.job import frozen_settings, plan_work
-from raypipe.run import provenance
+from raypipe.pipeline.label import attempt
 from raypipe.runtime import cores
-from raypipe.runtime.progress import Progress
-from raypipe.runtime.progress import images as count_of_images
-from raypipe.storage import Folder, Locked, hold
+from raypipe.runtime.progress import Progress, count_of_images
+from raypipe.storage import Folder, Locked
 from raypipe.sweep import ranking
 from raypipe.sweep.scoring import score
 from raypipe.sweep.trials import Trial, has_labelled, read_state, with_images, write_state
@@ -72,13 +72,13 @@ def _is_over(trial: Trial, how: str) -> bool:
 def run_alone(job: Sweep, trial: Trial) -> None:
     """One trial on all cores and GPUs, by Ray Data."""
     try:
-        _advanced(trial, len(trial.images), execute=label_on_ray, threads=cores.count() + 1)
+        _advanced(trial, len(trial.images), on_ray=True, threads=cores.count() + 1)
     except Locked:
         raise
     except Exception as error:
         if trial.run.configuration() is None and not has_labelled(Folder(job.output)):  # loading it failed
             raise
-        write_state(trial, status="failed", error=_text(error))
+        write_state(trial, status="failed", error=f"{type(error).__name__}: {one_line(error)}")
 
 
 def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
@@ -87,33 +87,37 @@ def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
 
     with cluster.connected(stall=1800.0):
         cluster.warn_of_local_paths(input=job.input, labels=job.labels, output=job.output)
-        place = cluster.place(plan_work(todo[0].job, todo[0].segmenter, None), actors=job.actors)
+        gpus = plan_work(todo[0].job, todo[0].segmenter, None).gpus
+        resources = cluster.resources(gpus=gpus, device=job.device, actors=job.actors)
         if not has_labelled(Folder(job.output)):
-            refuse_unloadable(todo, place)
+            refuse_unloadable(todo, resources)
         todo, total = share_foreground(job, todo), sum(len(trial.images) for trial in todo)
         with tempfile.TemporaryDirectory() as scratch, Progress(total, count_commits(todo)):
             try:
-                results = tuner(job, todo, place, scratch).fit()
+                results = tuner(job, todo, resources, scratch).fit()
             except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
                 raise (error.__cause__ or error) from None
         for result in results:
             trial = todo[result.config["index"]]
             state = read_state(trial.output)
             if result.error is not None and state.get("status") != "failed":
-                write_state(trial, status="failed", error=f"its process died: {_text(result.error)}")
+                write_state(
+                    trial,
+                    status="failed",
+                    error=f"its process died: {type(result.error).__name__}: {one_line(result.error)}",
+                )
             elif state.get("status") == "running":
                 write_state(trial, status="stopped")
 
 
-def refuse_unloadable(todo: list[Trial], place) -> None:
+def refuse_unloadable(todo: list[Trial], resources) -> None:
     """Load the method with one setting after the other until one succeeds; raise the first one's error if none does."""
-    from raypipe.pipeline.graph import probe
 
     first = None
     for trial in todo:
-        work = replace(plan_work(trial.job, trial.segmenter, None), device=place.device)
+        work = replace(plan_work(trial.job, trial.segmenter, None), device=resources.device)
         try:
-            probe(work, place)
+            probe(work, gpus=resources.gpus)
             return
         except (ValueError, RuntimeError) as error:
             first = first or error
@@ -139,7 +143,7 @@ def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
     return committed
 
 
-def tuner(job: Sweep, todo: list[Trial], place, scratch: str):
+def tuner(job: Sweep, todo: list[Trial], resources, scratch: str):
     """The Tuner of some trials. scratch: a folder for its own files, which nobody needs afterwards."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even when told to be quiet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours ends the sweep so that it can be resumed
@@ -155,9 +159,9 @@ def tuner(job: Sweep, todo: list[Trial], place, scratch: str):
         )
     train = tune.with_parameters(run_trial, todo=todo, counts=counts, metric=job.metric, goal=job.goal)
     return tune.Tuner(
-        tune.with_resources(train, {"cpu": 1, "gpu": place.gpus}),
+        tune.with_resources(train, {"cpu": 1, "gpu": resources.gpus}),
         param_space={"index": tune.grid_search(list(range(len(todo))))},
-        tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=place.max_actors, reuse_actors=True),
+        tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=resources.max_actors, reuse_actors=True),
         run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0),
     )
 
@@ -187,7 +191,7 @@ def run_trial(config: dict, todo: list[Trial], counts: list[int], metric: str, g
             _advanced(trial, count)
             tune.report({"images": count, "score": partial(trial, count, metric, goal)})
     except Exception as error:
-        write_state(trial, status="failed", error=_text(error))
+        write_state(trial, status="failed", error=f"{type(error).__name__}: {one_line(error)}")
         raise
 
 
@@ -205,20 +209,26 @@ def share_foreground(job: Sweep, todo: list[Trial]) -> list[Trial]:
     kinds = {(str(trial.foreground), trial.segmenter.seed) for trial in todo}
     if len(kinds) > 1 or todo[0].foreground is None or todo[0].foreground.kind != "grabcut":
         return todo
-    grabcut, place = segmenters.find("grabcut")(seed=todo[0].segmenter.seed), Folder(job.output).location("foreground")
-    common = replace(todo[0], output=place, segmenter=grabcut, refiner=None, later=(), foreground=None)
-    _advanced(common, len(common.images), execute=label_on_ray)
-    return [with_images(trial, common.images, Foreground("run", place)) for trial in todo]
+    grabcut = segmenters.find("grabcut")(seed=todo[0].segmenter.seed)
+    output = Folder(job.output).location("foreground").uri
+    common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, later=(), foreground=None)
+    _advanced(common, len(common.images), on_ray=True)
+    return [with_images(trial, common.images, Foreground("run", output)) for trial in todo]
 
 
-def advance(trial: Trial, count: int, *, execute: Callable = label_here, threads: int = 1) -> pa.Table:
+def advance(trial: Trial, count: int, *, on_ray: bool = False, threads: int = 1) -> pa.Table:
     """Label and score the first `count` images, as far as that is not done yet. Returns all scores of the trial.
 
-    execute: `pipeline.label_here` or `pipeline.label_on_ray`. Writes the trial's folder; what was committed stays when
-    it is interrupted. Raises what labelling raises.
+    on_ray: by Ray Data, else in a plain loop here. Writes the trial's folder; what was committed stays when it is
+    interrupted. Raises what labelling raises.
     """
     start, before = time.monotonic(), read_state(trial.output)
-    _label(trial, count, execute)
+    among = trial.images.slice(0, count)
+    if len(trial.run.plan(among)):
+        job = replace(trial.job, local=not on_ray)
+        work = replace(plan_work(job, trial.segmenter, None), foreground=trial.foreground)
+        frozen = frozen_settings(trial.segmenter, None, refine=None, keep_soft=job.keep_soft)
+        attempt(job, work, trial.run, trial.images, settings=frozen, among=among)
     scores = score(trial, threads=threads)
     seconds = before.get("seconds", 0.0) + time.monotonic() - start
     is_done = len(trial.run.plan(trial.images)) == 0
@@ -226,37 +236,7 @@ def advance(trial: Trial, count: int, *, execute: Callable = label_here, threads
     return scores
 
 
-def _label(trial: Trial, count: int, execute: Callable) -> None:
-    """Label what is pending of the first `count` images, as `pipeline.label` does for a whole input."""
-    run, work = trial.run, replace(plan_work(trial.job, trial.segmenter, None), foreground=trial.foreground)
-    pending = run.plan(trial.images.slice(0, count))
-    if not len(pending):
-        return
-    start = time.monotonic()
-    frozen = frozen_settings(trial.segmenter, None, refine=None, keep_soft=trial.job.keep_soft)
-    options = asdict(trial.job) | {"input": storage.redact(trial.input), "output": storage.redact(trial.output)}
-    options["local"] = execute is label_here
-    record = {"options": options, "settings": frozen, "environment": provenance.environment(), "exit_code": None}
-    record |= {"images": len(trial.images), "planned": len(pending)}
-    with hold(run.folder, work.attempt):
-        run.clean()
-        run.record_attempt(work.attempt, record)
-        run.mark_complete(None)
-        execute(trial.job, work, run, pending, record)
-        run.finish(work.attempt)
-        left = len(run.plan(trial.images))
-        record |= {"labelled": len(pending), "pending": left, "seconds": round(time.monotonic() - start, 3)}
-        record |= {"exit_code": 0, "finished": provenance.now()}
-        run.record_attempt(work.attempt, record)
-        if not left:
-            run.mark_complete(record)
-
-
 # Workers of a sweep that was killed a moment ago may still hold its trials.
 _advanced = retry(
     retry=retry_if_exception_type(Locked), wait=wait_fixed(2), stop=stop_after_delay(RELEASE), reraise=True
 )(advance)
-
-
-def _text(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

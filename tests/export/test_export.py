@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 import xml.etree.ElementTree as ElementTree
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -75,10 +74,11 @@ def files(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_options_name_every_format():
-    assert list(get_args(get_type_hints(Export)["format"])) == names()
-    with pytest.raises(ValueError, match="unknown format 'voc'; choose one of: coco, csv"):
-        find("voc")
+def test_a_format_is_found_by_its_name(made, capsys):
+    assert main(["export", made[0], "--format", "cocoo"]) == 2
+    assert capsys.readouterr().err == "raypipe: unknown format 'cocoo'; did you mean 'coco'?\n"
+    with pytest.raises(ValueError, match="unknown format 'tfrecord'; choose one of: coco, csv"):
+        find("tfrecord")
 
 
 def test_coco_is_read_by_pycocotools_with_the_same_masks(made, tmp_path):

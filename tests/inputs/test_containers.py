@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.sources import contents, huggingface, keys, listed, tar_of, write
+from support.sources import contents, huggingface, keys, left_out, listed, tar_of, write
 
 from raypipe.inputs.manifest import fetch, list_inputs
 from raypipe.types import BadImage
@@ -96,7 +96,7 @@ def test_a_table_that_vanishes_gives_error_rows(tmp_path):
 # Tars
 
 
-def test_tars_list_their_pictures_by_range(tmp_path):
+def test_tars_list_their_pictures_by_range(tmp_path, caplog):
     sample = {
         "0001.jpg": b"picture 1",
         "0001.json": b"{}",
@@ -111,13 +111,12 @@ def test_tars_list_their_pictures_by_range(tmp_path):
         {"a" * 150 + "/ü.webp": b"picture 3", "0004.heic": b"picture 4"},
         format=tarfile.PAX_FORMAT,
     )
-    listing = list_inputs(str(tmp_path))
-    rows = pa.concat_tables(listing.chunks).to_pylist()
+    rows = listed(tmp_path)
     names = ["00001/" + "a" * 150 + "/ü.webp", "00001/0004.heic", "train/00000/0001.jpg", "train/00000/d/0002.PNG"]
     assert [row["key"] for row in rows] == names
     assert rows[2]["uri"] == f"{tmp_path}/train/00000.tar#0001.jpg"
     assert list(fetch(rows, max_bytes=100)) == [b"picture 3", b"picture 4", b"picture 1", b"picture 2"]
-    assert listing.skipped == {".json": 1, ".cls": 1, "hidden names": 1}
+    assert left_out(caplog) == {"1 .json", "1 .cls", "1 hidden names"}
 
 
 def test_links_and_folders_in_tars_are_left_out(tmp_path):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.malformed import malformed
-from support.sources import contents, huggingface, keys, listed, tar_of, write
+from support.sources import contents, huggingface, keys, left_out, listed, tar_of, write
 
 from raypipe import schema
 from raypipe.inputs.manifest import fetch, list_inputs
@@ -29,7 +29,7 @@ def test_a_folder_is_listed_in_order_with_ids_from_absolute_paths(tmp_path, monk
     assert rows == listed(f"{tmp_path}/") == listed(f"file://{tmp_path}")
 
 
-def test_hidden_names_and_sidecars_are_left_out_and_counted(tmp_path):
+def test_hidden_names_and_sidecars_are_left_out_and_counted(tmp_path, caplog):
     write(
         tmp_path,
         "1.jpg",
@@ -42,19 +42,17 @@ def test_hidden_names_and_sidecars_are_left_out_and_counted(tmp_path):
         "part.tar",
         "t.parquet",
     )
-    listing = list_inputs(str(tmp_path))
-    assert pa.concat_tables(listing.chunks)["key"].to_pylist() == ["1.jpg"]
-    beside = {".tar (beside images)": 1, ".parquet (beside images)": 1}
-    assert listing.skipped == {"hidden names": 2, ".csv": 1, ".txt": 2, "LICENSE": 1} | beside
-    assert any("2 .txt" in remark for remark in listing.remarks())
+    assert keys(tmp_path) == ["1.jpg"]
+    beside = {"1 .tar (beside images)", "1 .parquet (beside images)"}
+    assert left_out(caplog) == {"2 hidden names", "1 .csv", "2 .txt", "1 LICENSE"} | beside
 
 
 def test_chunks_have_the_schema_and_a_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr("raypipe.inputs.manifest.CHUNK_ROWS", 4)
     write(tmp_path, *(f"{i}.jpg" for i in range(10)))
-    chunks = list(list_inputs(str(tmp_path)).chunks)
-    assert [len(chunk) for chunk in chunks] == [4, 4, 2]
-    assert all(chunk.schema == schema.MANIFEST for chunk in chunks)
+    found = list_inputs(str(tmp_path))
+    assert [len(chunk) for chunk in found["key"].chunks] == [4, 4, 2]
+    assert found.schema == schema.MANIFEST
 
 
 def test_hostile_names_are_listed_and_read(tmp_path):
@@ -88,12 +86,11 @@ def test_tars_and_tables_together_ask_for_a_choice(tmp_path):
     assert keys(tmp_path / "*.tar") == ["a/1.jpg"]
 
 
-def test_a_stray_file_beside_tables_or_tars_is_left_out_and_counted(tmp_path):
+def test_a_stray_file_beside_tables_or_tars_is_left_out_and_counted(tmp_path, caplog):
     write(tmp_path, "CITATION.cff", "0.parquet.crc", "DATASHEET")
     huggingface(tmp_path / "b.parquet", [{"bytes": b"one", "path": "1.jpg"}])
-    listing = list_inputs(str(tmp_path))
-    assert pa.concat_tables(listing.chunks)["key"].to_pylist() == ["1.jpg"]
-    assert listing.skipped == {f"{what} (beside .parquet)": 1 for what in (".cff", ".crc", "without extension")}
+    assert keys(tmp_path) == ["1.jpg"]
+    assert left_out(caplog) == {f"1 {what} (beside .parquet)" for what in (".cff", ".crc", "without extension")}
     assert keys(tmp_path, column="image") == keys(tmp_path / "*") == ["1.jpg"]
     os.remove(tmp_path / "b.parquet")
     tar_of(tmp_path / "a.tar", {"2.jpg": b"2"})
@@ -136,7 +133,7 @@ def test_an_existing_name_wins_over_the_glob(tmp_path):
 # Lists
 
 
-def test_a_text_list(tmp_path):
+def test_a_text_list(tmp_path, caplog):
     write(tmp_path, "photos/a b.jpg", "photos/sub/c#d.jpg", "lists/x")
     lines = [
         "# comment",
@@ -146,10 +143,9 @@ def test_a_text_list(tmp_path):
         f"file://{tmp_path}/photos/a%20b.jpg",
     ]
     (tmp_path / "lists" / "all.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
-    listing = list_inputs(str(tmp_path / "lists" / "all.txt"))
-    rows = pa.concat_tables(listing.chunks).to_pylist()
+    rows = listed(tmp_path / "lists" / "all.txt")
     assert [row["key"] for row in rows] == ["photos/a b.jpg", f"{tmp_path}/photos/sub/c#d.jpg".lstrip("/")]
-    assert listing.duplicates == 1 and any("twice" in remark for remark in listing.remarks())
+    assert "1 entries are listed twice and labelled once" in caplog.text
     assert list(fetch(rows, max_bytes=100)) == [b"photos/a b.jpg", b"photos/sub/c#d.jpg"]
     assert {row["image_id"] for row in rows} == {row["image_id"] for row in listed(tmp_path / "photos")}
 

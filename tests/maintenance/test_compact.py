@@ -18,6 +18,7 @@ from raypipe.maintenance import compact as module
 from raypipe.maintenance.compact import Compact, compact
 from raypipe.maintenance.verify import Verify, verify
 from raypipe.run import Run, new_attempt
+from raypipe.run.rows import load
 from raypipe.storage import Locked, hold
 
 MASKS = "masks/method=kmeans"
@@ -222,4 +223,4 @@ def test_a_run_in_a_bucket(bucket):
     run.freeze({"k": 2}, {"weights": {}})
     attempt_all(run, manifest(7))
     assert compact(Compact(uri("run"))).parts_after == 1
-    assert run.load()["image_id"].to_pylist() == manifest(7)["image_id"].to_pylist()
+    assert load(run)["image_id"].to_pylist() == manifest(7)["image_id"].to_pylist()

@@ -25,7 +25,7 @@ def upload(filesystem, content: dict[str, bytes]) -> None:
 
 
 def read(source: str, **options) -> dict[str, bytes | BadImage]:
-    rows = [row for chunk in list_inputs(source, **options).chunks for row in chunk.to_pylist()]
+    rows = list_inputs(source, **options).to_pylist()
     assert not any("endpoint_override" in row["uri"] for row in rows)
     return dict(zip((row["key"] for row in rows), fetch(rows, max_bytes=1000), strict=True))
 
@@ -96,7 +96,7 @@ def test_tars_and_tables(bucket):
 def test_many_objects_come_in_order_and_bad_ones_in_their_place(bucket):
     filesystem, uri = bucket
     upload(filesystem, {f"{i:03}.jpg": str(i).encode() for i in range(60)})
-    rows = [row for chunk in list_inputs(uri()).chunks for row in chunk.to_pylist()]
+    rows = list_inputs(uri()).to_pylist()
     filesystem.delete_file("photos/030.jpg")
     found = list(fetch(rows, max_bytes=1000))
     assert found.pop(30).kind == "missing"
@@ -106,7 +106,7 @@ def test_many_objects_come_in_order_and_bad_ones_in_their_place(bucket):
 def test_a_reader_may_stop_early(bucket):
     filesystem, uri = bucket
     upload(filesystem, {f"{i:03}.jpg": str(i).encode() for i in range(60)})
-    rows = [row for chunk in list_inputs(uri()).chunks for row in chunk.to_pylist()]
+    rows = list_inputs(uri()).to_pylist()
     reader = fetch(rows, max_bytes=1000)
     assert next(reader) == b"0"
     reader.close()

@@ -25,7 +25,7 @@ from raypipe.pictures.overlay import COLOURS
 from raypipe.report import measures
 from raypipe.report.report import Report, report
 from raypipe.run import Run, new_attempt
-from raypipe.run.rows import run_names
+from raypipe.run.rows import load, run_names
 from raypipe.storage import hold
 
 CHROMIUM = shutil.which("chromium")
@@ -205,7 +205,7 @@ def test_the_page_names_errors_and_the_command_that_tries_them_again(labelled, c
     expected = ["--input", str(labelled / "photos"), "--output", str(labelled / "k2"), "--foreground", "whole"]
     assert sorted(command) == sorted(["raypipe", "label", "kmeans", *expected, "--local", "--retry-errors"])
     assert cli.main(command[1:]) in (0, 3)  # it is a command, and the images that cannot be read still cannot
-    assert len(Run(str(labelled / "k2")).load()) == 15
+    assert len(load(Run(str(labelled / "k2")))) == 15
 
 
 def test_a_page_is_the_same_each_time_and_small_for_many_rows(tmp_path):

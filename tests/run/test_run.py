@@ -18,6 +18,7 @@ from raypipe import schema
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
 from raypipe.run import OtherConfiguration, Run, new_attempt, superseded
+from raypipe.run.rows import load
 from raypipe.storage import Folder, Locked, hold
 
 
@@ -45,7 +46,7 @@ def test_a_kill_before_any_change_of_the_folder_loses_and_doubles_nothing(tmp_pa
     files = sorted((tmp_path / "run/masks/method=kmeans").glob("*.parquet"))
     ids = [image_id for file in files for image_id in pq.read_table(file, partitioning=None)["image_id"].to_pylist()]
     assert sorted(ids) == images["image_id"].to_pylist()
-    assert set(Run(place, "kmeans").load()["error"].to_pylist()) == {""}
+    assert set(load(Run(place, "kmeans"))["error"].to_pylist()) == {""}
 
 
 def test_a_plan_holds_what_is_not_committed(run):
@@ -169,12 +170,12 @@ def test_the_lock_of_a_dead_process_is_taken_at_once_and_its_worker_is_fenced_of
         assert len(run.plan(images)) == 3
         run.commit("alive", 0, finished(images, "alive"))
         run.finish("alive")
-    assert run.load()["attempt"].to_pylist() == ["alive"] * 3
+    assert load(run)["attempt"].to_pylist() == ["alive"] * 3
 
 
 def test_loading_what_is_no_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a raypipe run"):
-        Run(str(tmp_path)).load()
+        load(Run(str(tmp_path)))
 
 
 def test_a_table_of_failures_alone_has_the_same_types(run):
@@ -187,7 +188,7 @@ def test_a_table_of_failures_alone_has_the_same_types(run):
 
 def test_columns_can_be_chosen_when_loading(run):
     attempt_all(run, manifest(4))
-    assert run.load(["key", "method"]).column_names == ["key", "method"]
+    assert load(run, ["key", "method"]).column_names == ["key", "method"]
 
 
 @pytest.mark.parametrize("step", range(8))
@@ -271,4 +272,4 @@ def test_a_file_system_without_hard_links_still_has_one_holder(run, monkeypatch)
 
 def test_an_unknown_column_is_named_with_the_known_ones(run):
     with pytest.raises(ValueError, match="unknown column 'keys'; choose from: image_id"):
-        run.load(["keys"])
+        load(run, ["keys"])

@@ -20,7 +20,7 @@ def write(folder, *names: str) -> None:
 
 
 def listed(source, **options) -> list[dict]:
-    return [row for chunk in list_inputs(str(source), **options).chunks for row in chunk.to_pylist()]
+    return list_inputs(str(source), **options).to_pylist()
 
 
 def keys(source, **options) -> list[str]:
@@ -29,6 +29,12 @@ def keys(source, **options) -> list[str]:
 
 def contents(source, *, max_bytes: int = 1000, **options) -> list:
     return list(fetch(listed(source, **options), max_bytes=max_bytes))
+
+
+def left_out(caplog) -> set[str]:
+    """What a listing said that it left out, each with its count."""
+    (message,) = [record.getMessage() for record in caplog.records if ": left out " in record.getMessage()]
+    return set(message.partition(": left out ")[2].split(", "))
 
 
 def tar_of(path, members: dict[str, bytes], **options) -> None:

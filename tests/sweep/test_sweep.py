@@ -23,6 +23,7 @@ from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
 from raypipe.refiners.guided import Guided
 from raypipe.run import OtherConfiguration, Run
+from raypipe.run.rows import load
 from raypipe.segmenters.grabcut import Grabcut
 from raypipe.segmenters.kmeans import Kmeans
 from raypipe.sweep.plan import Sweep
@@ -107,7 +108,7 @@ def test_binary_masks_are_refined_afterwards_as_label_does_it(folder):
     for threshold, k in ((0.6, 2), (0.4, 3)):
         method = Kmeans(foreground="grabcut", k=k, threshold=threshold)
         assert_equal(folder, {"threshold": threshold, "k": k}, method, Guided())
-    assert len(Run(str(folder / "sweep/foreground")).load()) == 6  # computed once for both trials
+    assert len(load(Run(str(folder / "sweep/foreground")))) == 6  # computed once for both trials
 
 
 def test_a_value_equal_to_the_threshold_stays_outside_as_in_label():
@@ -142,7 +143,7 @@ def test_one_trial_runs_on_all_cores_and_is_a_run_like_any_other(folder, capsys)
     swept = run(folder, "threshold=0.1:0.9:0.05")
     assert swept.trials["done"] == 1 and len(swept.rows) == 15 and "\nand 2 more\nbest: " in swept.text()
     (place,) = (folder / "sweep/trials").iterdir()
-    assert len(Run(str(place)).load()) == 6  # of the seven photographs those with a label
+    assert len(load(Run(str(place)))) == 6  # of the seven photographs those with a label
     assert main(["verify", str(place), "--deep"]) == 0
     assert main(["report", str(place)]) == 0
     (attempt,) = (json.loads(file.read_text()) for file in place.glob("_runs/2*.json"))
