@@ -9,6 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from raypipe import lookup
+
 # Kinds of error that may go away by themselves; all others need another file or another setting.
 RETRYABLE = frozenset({"network", "io", "crash", "timeout", "memory"})
 
@@ -43,7 +45,8 @@ class Segments:
 class Segmenter(ABC):
     """One method. The fields are its parameters: shown by --help, checked on the driver, recorded, swept.
 
-    A method that works inside a foreground mask also has the field `foreground: str` and then gets `foregrounds`.
+    Whatever the pipeline reads of a method is here and in PatternSegmenter. `gpus` and `timeout` may be properties, for
+    they may follow from the options. A class that needs a foreground derives from PatternSegmenter.
     """
 
     threshold: float | None = None  # a soft mask is foreground where probability > threshold; None means 0.5
@@ -52,22 +55,32 @@ class Segmenter(ABC):
     source: ClassVar[str] = ""  # the paper or library that defines the method
     licence: ClassVar[str] = ""  # of the weights, or of the algorithm's code when it has none
     needs: ClassVar[str] = ""  # weights to get before the first run; "" means nothing
+    networks: ClassVar[tuple[str, ...]] = ()  # fields that name a network, by Hugging Face id or folder
+    licences: ClassVar[Mapping[str, str]] = {}  # of the default of each of these fields, from its model card
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # named values for fields that are None, by `preset`
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # values of the fields that `fill_preset` fills
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if hasattr(cls, "foreground") and cls.__module__ != __name__ and not issubclass(cls, PatternSegmenter):
+            raise TypeError(f"{name_of(cls)}: only a PatternSegmenter has a foreground; derive {cls.__name__} from it")
 
     @property
     def name(self) -> str:
         """The method's name: that of the file it lives in."""
-        return type(self).__module__.rpartition(".")[2]
+        return name_of(type(self))
 
     def load(self, device: str) -> None:  # noqa: B027 - most CPU methods have nothing to load
         """Read weights. Runs once per actor, never on the driver. device: "cpu" or "cuda"."""
 
     def checksums(self) -> dict[str, str]:
-        """After `load`: the sha256 of every weight file that was read, by name. For the run's provenance."""
+        """After `load`: the sha256 of every weight file that was read, by name. For the run's provenance.
+
+        By `FIELD/FILE` where the method has several networks.
+        """
         return {}
 
     @abstractmethod
@@ -76,6 +89,47 @@ class Segmenter(ABC):
     ) -> Iterator[Segments]:
         """Yield one Segments per image, in order.
 
-        images: RGB uint8 (H, W, 3); sizes may differ. foregrounds: bool (H, W), one per image, given exactly when
-        the method has the field `foreground`.
+        images: RGB uint8 (H, W, 3); sizes may differ. foregrounds: bool (H, W), one per image, given exactly to a
+        PatternSegmenter.
         """
+
+
+@dataclass
+class PatternSegmenter(Segmenter):
+    """A method that looks inside a foreground: where the object is comes from elsewhere, its pattern is looked for.
+
+    An own `__post_init__` calls this one, after `fill_preset` where there are presets.
+    """
+
+    foreground: str = "rembg"  # rembg[:model or file.onnx] (GloPER supplement), grabcut, whole, given:DIR or run:DIR
+    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (GloPER reference: alpha != 0)
+
+    def __post_init__(self):
+        """Raise ValueError for an alpha out of range, or one where the foreground has no alpha."""
+        if not 0 <= self.fg_alpha_min <= 255:
+            raise ValueError(f"{self.name}: fg_alpha_min must be between 0 and 255, got {self.fg_alpha_min!r}")
+        is_soft = self.foreground.partition(":")[0] == "rembg"
+        if self.fg_alpha_min != type(self).fg_alpha_min and not is_soft:
+            text = f"has no effect: foreground {self.foreground!r} is not soft, only rembg's is"
+            raise ValueError(f"{self.name}: fg_alpha_min {self.fg_alpha_min} {text}")
+
+
+def name_of(kind: type) -> str:
+    """The name of a method or refiner: that of the file it lives in."""
+    return kind.__module__.rpartition(".")[2]
+
+
+def fill_preset(options, field: str = "preset") -> None:
+    """Set every field of a method or refiner that is None to the value that its preset has for it.
+
+    field: where the preset is named; `refine_preset` of a refiner. Its values are in the class attribute `presets`. To
+    be called first in `__post_init__`, so that runs record values and not a name whose meaning may change. Raises
+    ValueError for an unknown preset.
+    """
+    preset = getattr(options, field)
+    if preset not in options.presets:
+        known = lookup.suggest(preset, options.presets)
+        raise ValueError(f"{name_of(type(options))}: unknown {field} {preset!r}; {known}")
+    for name, value in options.presets[preset].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)

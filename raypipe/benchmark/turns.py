@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from raypipe.benchmark.figures import Figure
+from raypipe.types import PatternSegmenter
 
 THUMBNAIL = 96  # px a side of the image that warms up every arm
 
 
 def segment(method, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The masks of each image, the whole of it being foreground."""
-    if not hasattr(method, "foreground"):
+    if not isinstance(method, PatternSegmenter):
         return [found.masks for found in method.segment(images)]
     wholes = [np.ones(image.shape[:2], bool) for image in images]
     return [found.masks for found in method.segment(images, wholes)]

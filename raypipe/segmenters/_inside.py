@@ -1,30 +1,20 @@
-"""What the methods that look inside a foreground share: its options, where it is too little, the working size."""
+"""What the methods that look inside a foreground share: where it is too little, and the working size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 
 import numpy as np
 
-from raypipe.types import Segmenter, Segments
+from raypipe.types import Segments
 
 MIN_SIDE = 5  # px of an image; below, nothing in it can be told apart (GloPER supplement's baselines)
 
 
-def check_options(method: Segmenter, *, smallest: int) -> None:
-    """Raise ValueError for `fg_alpha_min` or `size` out of range, and for an alpha where no foreground has one.
-
-    smallest: the least `size` in px that the method can work at.
-    """
-    alpha, default = method.fg_alpha_min, next(f.default for f in fields(method) if f.name == "fg_alpha_min")
-    if not 0 <= alpha <= 255:
-        raise ValueError(f"{method.name}: fg_alpha_min must be between 0 and 255, got {alpha!r}")
-    if alpha != default and method.foreground.partition(":")[0] != "rembg":
-        text = f"fg_alpha_min {alpha} has no effect: foreground {method.foreground!r} is not soft, only rembg's is"
-        raise ValueError(f"{method.name}: {text}")
-    if method.size is not None and method.size < smallest:
-        raise ValueError(f"{method.name}: size must be at least {smallest}, got {method.size!r}")
+def check_size(method: str, size: int | None, *, smallest: int) -> None:
+    """Raise ValueError for a working size below the least side in px that the method can work at; None is fine."""
+    if size is not None and size < smallest:
+        raise ValueError(f"{method}: size must be at least {smallest}, got {size!r}")
 
 
 def unusable(foreground: np.ndarray) -> str:

@@ -10,14 +10,14 @@ import numpy as np
 
 from raypipe import networks
 from raypipe.segmenters import _inside
-from raypipe.types import Segmenter, Segments
+from raypipe.types import PatternSegmenter, Segments
 
 PATCH = 16  # px: the image encoder is a ViT-B/16
 FLAT = 1e-5  # range of a map, as a part of its highest value, up to which it is constant: float32 rounding of logits
 
 
 @dataclass
-class Clipseg(Segmenter):
+class Clipseg(PatternSegmenter):
     """One soft mask: how well each place fits the prompt, stretched to 0..1 over the image."""
 
     threshold: float | None = 0.3  # of the stretched probability (reference); sweep 0.2..0.7; None means 0.5
@@ -25,20 +25,20 @@ class Clipseg(Segmenter):
     # The reference's prompt names the species, which is the name of an image's folder: a method does not see that.
     prompt: str = "pattern of animal"  # supplement; the reference writes "Pattern of <species>"
     size: int = 352  # side of the network's square input in px, a multiple of 16 (reference)
-    foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
-    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU
 
     source = "Lueddecke and Ecker, CVPR 2022, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0 (weights)"
+    networks, licences = ("weights",), {"weights": "Apache-2.0"}
     needs = "CIDAS/clipseg-rd64-refined, 0.6 GB: fetched on the first run, or by `raypipe weights clipseg`"
     soft = True
     gpus = 0.25  # the network is small; four actors keep a GPU busy while they prepare images
     batch_size = 32
 
     def __post_init__(self):
+        super().__post_init__()
         networks.settle_options(self)
-        _inside.check_options(self, smallest=PATCH)
+        _inside.check_size(self.name, self.size, smallest=PATCH)
         if self.size % PATCH:
             raise ValueError(f"clipseg: size must be a multiple of {PATCH}, got {self.size!r}")
         if not self.prompt.strip():

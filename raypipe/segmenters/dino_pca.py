@@ -10,7 +10,7 @@ import numpy as np
 
 from raypipe import networks
 from raypipe.segmenters import _inside
-from raypipe.types import Segmenter, Segments
+from raypipe.types import PatternSegmenter, Segments
 
 PATCH = 14  # px, of every DINOv2
 COMPONENTS = 3  # read as red, green and blue
@@ -18,19 +18,18 @@ FLAT = 1e-5  # spread of the components, relative to the features, up to which t
 
 
 @dataclass
-class DinoPca(Segmenter):
+class DinoPca(PatternSegmenter):
     """Two soft masks: where the components of an image's features are bright as a picture, and where they are dark."""
 
     weights: str = "facebook/dinov2-with-registers-giant"  # supplement: dinov2_vitg14_reg; a folder also works
     size: int = 1008  # side of the network's square input in px, a multiple of 14: 72 x 72 patches (reference)
     layers: int = 4  # last blocks whose normed outputs are averaged (reference); sweep 1..4
     normalize: bool = False  # ImageNet mean and deviation, as in training; the reference leaves them out
-    foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
-    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU
 
     source = "Oquab et al. 2023 and Darcet et al. 2023, as read by the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0 (weights)"
+    networks, licences = ("weights",), {"weights": "Apache-2.0"}
     needs = (
         "facebook/dinov2-with-registers-giant, 4.5 GB: fetched on the first run, or by `raypipe weights dino_pca`; "
         "minutes per image without a GPU"
@@ -41,8 +40,9 @@ class DinoPca(Segmenter):
     timeout = 1800.0  # 20 TFLOP per image: minutes on one CPU core
 
     def __post_init__(self):
+        super().__post_init__()
         networks.settle_options(self)
-        _inside.check_options(self, smallest=2 * PATCH)
+        _inside.check_size(self.name, self.size, smallest=2 * PATCH)
         if self.size % PATCH:
             raise ValueError(f"dino_pca: size must be a multiple of {PATCH}, got {self.size!r}")
         if self.layers < 1:

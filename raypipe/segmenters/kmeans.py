@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raypipe.segmenters import _inside
-from raypipe.types import Segmenter, Segments
+from raypipe.types import PatternSegmenter, Segments
 
 COLOURS = 1 << 24
 COARSE_BITS = 5  # per channel of the warm-up histogram: 32768 bins, of which a photograph fills a few thousand
@@ -22,21 +22,20 @@ FINISH = 0.2  # of eps: 20 attempts stop here and there and the best counts; one
 
 
 @dataclass
-class Kmeans(Segmenter):
+class Kmeans(PatternSegmenter):
     """Clusters of colours inside a foreground, ordered dark to light."""
 
     k: int = 2  # number of clusters (GloPER supplement); sweep 2..5
     attempts: int = 20  # random starts at least, best kept (reference; the supplement's 20 may mean max_iter)
     max_iter: int = 100  # updates of the centres in one attempt (reference)
     eps: float = 1.0  # stop when no centre moved further, in grey levels (reference)
-    foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
-    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     size: int | None = None  # square working size; the reference's 1024 gains nothing here and loses the aspect ratio
 
     source = "MacQueen 1967, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "none needed: own code, no weights"
 
     def __post_init__(self):
+        super().__post_init__()
         if not 2 <= self.k <= 255:
             raise ValueError(f"kmeans: k must be between 2 and 255, got {self.k!r}")
         if self.attempts < 1:
@@ -45,7 +44,7 @@ class Kmeans(Segmenter):
             raise ValueError(f"kmeans: max_iter must be at least 2, got {self.max_iter!r}")
         if not self.eps >= 0:
             raise ValueError(f"kmeans: eps must not be negative, got {self.eps!r}")
-        _inside.check_options(self, smallest=_inside.MIN_SIDE)
+        _inside.check_size(self.name, self.size, smallest=_inside.MIN_SIDE)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None

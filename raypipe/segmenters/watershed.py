@@ -8,27 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from raypipe.segmenters import _inside
-from raypipe.types import Segmenter, Segments
+from raypipe.types import PatternSegmenter, Segments
 
 BOX = np.ones((3, 3), np.uint8)  # structuring element of all morphology (reference)
 
 
 @dataclass
-class Watershed(Segmenter):
+class Watershed(PatternSegmenter):
     """One mask: the dark pattern, grown by watershed from the middles of dark regions."""
 
     blur: int = 5  # side of the binomial blur in px (reference); odd, 1 = none
     open_iterations: int = 2  # erosions, then dilations, of the dark regions (reference)
     dilate_iterations: int = 3  # dilations that give the sure background's border (reference)
     foreground_fraction: float = 0.1  # pattern for sure: deeper than this part of the deepest point (reference)
-    foreground: str = "rembg"  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
-    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     size: int | None = None  # square working size; the reference's 1024 gains 0.01 Dice and loses the aspect ratio
 
     source = "Beucher and Meyer 1993, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0 (OpenCV), no weights"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.blur not in (1, 3, 5, 7):
             raise ValueError(f"watershed: blur must be 1, 3, 5 or 7, got {self.blur!r}")
         for name in ("open_iterations", "dilate_iterations"):
@@ -36,7 +35,7 @@ class Watershed(Segmenter):
                 raise ValueError(f"watershed: {name} must not be negative, got {getattr(self, name)!r}")
         if not 0 <= self.foreground_fraction < 1:
             raise ValueError(f"watershed: foreground_fraction must be in [0, 1), got {self.foreground_fraction!r}")
-        _inside.check_options(self, smallest=_inside.MIN_SIDE)
+        _inside.check_size(self.name, self.size, smallest=_inside.MIN_SIDE)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.faulty import FaultyOnGpu
 from support.tiny.rembg import write_network
 
 from raypipe.pipeline.job import Label, plan_work
 from raypipe.pipeline.stages import Segment
 from raypipe.segmenters.rembg import Rembg
+from raypipe.types import PatternSegmenter, Segments
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,14 @@ def test_cuda_without_a_cuda_runtime_is_an_error(network):
 def test_without_a_cuda_runtime_it_finds_the_foreground_for_a_method_on_a_gpu(network, image):
     if Rembg().gpus:
         pytest.skip("this onnxruntime has CUDA")
-    method = FaultyOnGpu()
-    method.foreground, method.fg_alpha_min = f"rembg:{network}", 1
+
+    class OnGpu(PatternSegmenter):
+        gpus = 1.0
+
+        def segment(self, images, foregrounds):
+            return (Segments(foreground[None]) for foreground in foregrounds)
+
+    method = OnGpu(foreground=f"rembg:{network}")
     work = dataclasses.replace(plan_work(Label("photos", "run"), method, None), device="cuda")
     assert work.gpus == 1
     height, width = image.shape[:2]

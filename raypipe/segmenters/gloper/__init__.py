@@ -2,6 +2,9 @@
 
 A small U-Net is optimised on the image itself, for each local size (side of the tiles) anew. A pixel belongs to the
 pattern when it is nearer to the darker colour of its tile.
+
+Here are the method, its options and presets, and images at working size. `unet` knows the network, many side by side;
+`fit` knows the optimisation of it: colours, noise, losses, steps, on a GPU as captured graphs. Neither knows options.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from raypipe.segmenters import _inside, _presets
-from raypipe.types import Segmenter, Segments
+from raypipe.segmenters import _inside
+from raypipe.types import PatternSegmenter, Segments, fill_preset
 
 DIVISOR = 16  # sides must be multiples of it: the network halves them four times
 SMALLEST = 32  # px: below, the network's deepest map is a single pixel, which cannot be normalised
@@ -54,7 +57,7 @@ class Prepared(NamedTuple):
 
 
 @dataclass
-class Gloper(Segmenter):
+class Gloper(PatternSegmenter):
     """One soft mask: how much nearer each pixel is to the darker of its tile's two colours."""
 
     threshold: float | None = None  # rho (0.5 in the reference): 0.45..0.60 is useful, 0.15 and less is all, 0.85 none
@@ -71,8 +74,6 @@ class Gloper(Segmenter):
     reverse: bool = False  # the pattern is the lighter colour; its threshold is 1 - rho of the reference's reverse
     per_size: bool = False  # after the consensus also one segment per local size (the reference's output)
     keep_aspect: bool = False  # keep width to height and pad, instead of the reference's square
-    foreground: str = "rembg"  # rembg[:model or file.onnx] (reference), grabcut, whole, given:DIR or run:DIR
-    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto is bfloat16 on a GPU only
 
     source = "GloPER (Chen, Koh, Dobbie, University of Auckland 2025)"
@@ -83,8 +84,9 @@ class Gloper(Segmenter):
     batch_size = 4
 
     def __post_init__(self):
-        _presets.fill(self)
-        _inside.check_options(self, smallest=SMALLEST)
+        fill_preset(self)
+        super().__post_init__()
+        _inside.check_size(self.name, self.size, smallest=SMALLEST)
         self._check_numbers()
         if not fitting(self.local_sizes, self.size):
             least = min(self.local_sizes)

@@ -2,6 +2,10 @@
 
 Equal to the official generator, but only candidates with a good predicted IoU are ever up-sampled, and masks reach the
 image's size after all suppression. transformers' `mask-generation` pipeline suppresses by other rules.
+
+Here are the method, its options and the course of the work. `network` knows transformers' network and official
+checkpoints: prepared crops in, features and low masks out. `generator` knows the official rules for candidates: crops,
+points, filters, suppression; it knows no network.
 """
 
 from __future__ import annotations
@@ -13,10 +17,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raypipe import lookup, networks
-from raypipe.segmenters import _inside, _presets
 from raypipe.segmenters.sam import generator, network
 from raypipe.segmenters.sam.generator import Candidates, Crop, Record
-from raypipe.types import Segmenter, Segments
+from raypipe.types import PatternSegmenter, Segments, fill_preset
 
 if TYPE_CHECKING:
     import torch
@@ -31,14 +34,13 @@ LABELS = ("rest", "others", "largest", "second")  # of complementary masks
 
 
 @dataclass
-class Sam(Segmenter):
+class Sam(PatternSegmenter):
     """All masks that a grid of points prompts, or four masks of a foreground made of them."""
 
     weights: str = "facebook/sam-vit-huge"  # Hugging Face id, folder or official .pth (GloPER supplement: ViT-H)
     preset: Literal["gloper", "library"] = "gloper"  # sets the options below that are None
     result: Literal["complementary", "masks"] | None = None  # rest, others, largest and second of a foreground, or all
     foreground: str | None = None  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
-    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (reference: alpha != 0)
     points_per_side: int | None = None  # points a side of every crop: 64 (supplement), 32 (official)
     crop_n_layers: int | None = None  # layers of ever smaller crops: 2 (supplement), 0 (official)
     crop_n_points_downscale_factor: int = 1  # layer i has points_per_side / factor**i points a side (official)
@@ -55,6 +57,7 @@ class Sam(Segmenter):
 
     source = "Kirillov et al., ICCV 2023, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0"
+    networks, licences = ("weights",), {"weights": "Apache-2.0"}
     needs = (
         "facebook/sam-vit-huge, 2.6 GB: fetched on the first run, or by `raypipe weights sam`; "
         "without a GPU hours per image, and minutes with `--preset library`"
@@ -63,12 +66,11 @@ class Sam(Segmenter):
     gpus = 1.0
     batch_size = 1  # one image is 86 016 prompts
     timeout = 6 * 3600.0  # 0.4 PFLOP per image: hours on a CPU core; 0.01 with preset library
-    size = None  # the network has its own working size
 
     def __post_init__(self):
-        _presets.fill(self)
+        fill_preset(self)
+        super().__post_init__()
         networks.settle_options(self)
-        _inside.check_options(self, smallest=1)
         if self.result not in RESULTS:
             raise ValueError(f"sam: unknown result {self.result!r}; {lookup.suggest(self.result, RESULTS)}")
         for name in ("points_per_side", "crop_n_points_downscale_factor", "points_per_batch", "crops_per_batch"):
