@@ -25,7 +25,7 @@ class Benchmark:
     output: str = "raypipe-benchmark"  # a folder for benchmark.md and benchmark.parquet: a path or a URI
     quick: bool = False  # fewer and smaller runs: about two minutes on two idle cores, less exact
     only: tuple[str, ...] = ()  # methods, refiners, or efficiency scaling overhead memory resume first-row help
-    weights: str | None = None  # weights for the methods named by --only, instead of their own
+    weights: str | None = None  # for the methods named by --only instead of their own; also a folder of several
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _check_weights(options: Benchmark) -> None:
     from raypipe import segmenters
 
     named = [segmenters.find(name) for name in options.only if name in segmenters.names()]
-    if options.weights and not any("weights" in kind.__dataclass_fields__ for kind in named):
+    if options.weights and not any("weights" in kind.networks for kind in named):
         raise ValueError("--weights has no effect without --only METHOD of a method that has the option --weights")
 
 
@@ -100,15 +100,15 @@ def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[F
     from raypipe.benchmark import methods, pipeline, processes
 
     figures: list[Figure] = []
-    of_jobs = [name for name in chosen if name in pipeline.JOBS]
+    of_pipeline = [name for name in chosen if name in pipeline.JOBS]
     for name in chosen:
-        if name not in of_jobs and name != "help":
+        if name not in of_pipeline and name != "help":
             log.info("measuring %s", name)
             figures += processes.call(methods.measure, name, sizes, bool(options.only), options.weights)
-    if of_jobs:
-        log.info("measuring %s", ", ".join(of_jobs))
+    if of_pipeline:
+        log.info("measuring %s", ", ".join(of_pipeline))
         with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:
-            figures += pipeline.measure(of_jobs, sizes, folder)
+            figures += pipeline.measure(of_pipeline, sizes, folder)
     if "help" in chosen:
         figures.append(_help(HELP_STARTS * sizes.repeats))
     return figures

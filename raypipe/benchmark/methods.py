@@ -10,6 +10,7 @@ from raypipe import networks, refiners, segmenters
 from raypipe.benchmark import plain
 from raypipe.benchmark.figures import Figure, Sizes
 from raypipe.benchmark.turns import halves, in_turns, segment
+from raypipe.types import name_of
 
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
 
@@ -50,7 +51,7 @@ def photographs(sizes: Sizes) -> list[np.ndarray]:
 def loaded(kind: type, weights: str | None = None):
     """A method with its defaults, loaded where it would run: (method, device). Its foreground is the whole image.
 
-    weights: for a method with the field `weights`, instead of its own ones.
+    weights: for a method with the field `weights`, instead of its own ones; a folder of `raypipe weights` sets all.
     """
     chosen = {"foreground": "whole", "weights": weights} if weights else {"foreground": "whole"}
     method = kind(**{name: value for name, value in chosen.items() if name in kind.__dataclass_fields__})
@@ -74,6 +75,6 @@ def _method(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
 
 def _refiner(refiner, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
     """A refiner without another formulation."""
-    name = type(refiner).__module__.rpartition(".")[2]
     ((seconds,), _) = in_turns([lambda image: refiner(halves(image), image)], images, repeats)
-    return [Figure(name, "time per image", "s", seconds, f"{device}, two masks; no other formulation")]
+    note = f"{device}, two masks; no other formulation"
+    return [Figure(name_of(type(refiner)), "time per image", "s", seconds, note)]

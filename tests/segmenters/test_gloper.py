@@ -15,7 +15,6 @@ from raypipe.segmenters.gloper import PRESETS, Gloper, enlarge
 torch = pytest.importorskip("torch")
 
 from raypipe.benchmark.plain import gloper as plain_gloper  # noqa: E402
-from raypipe.benchmark.plain.gloper import compare  # noqa: E402
 from raypipe.segmenters.gloper import fit as gloper_fit  # noqa: E402
 from raypipe.segmenters.gloper import unet as gloper  # noqa: E402
 from raypipe.segmenters.gloper.fit import Fitter, Problems, Settings, distance, margin  # noqa: E402
@@ -374,7 +373,7 @@ def test_a_failed_optimisation_leaves_nothing_behind(x, monkeypatch):
 def test_the_benchmark_gives_steps_of_both_formulations(stripes, monkeypatch):
     monkeypatch.setitem(plain_gloper.STEPS, "cpu", 1)
     narrow = Gloper(**TINY | {"widths": (2, 2, 2, 2, 2)})  # widths of its own: the benchmark keeps what it made
-    figures = compare(narrow, "cpu", [np.resize(stripes[0], (96, 96, 3))], 1)
+    figures = plain_gloper.compare(narrow, "cpu", [np.resize(stripes[0], (96, 96, 3))], 1)
     assert len(figures) == 6 and all(min(figure.values) > 0 for figure in figures)
     assert figures[5].figure == "times faster than plain, 64 px, 4 size(s)"
 

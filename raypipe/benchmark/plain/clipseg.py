@@ -1,7 +1,4 @@
-"""CLIPSeg and DINOv2-PCA in the plainest form: one image at a time, nothing cached, everything kept.
-
-References for tests and for the benchmark: from the same weights they must give the same masks.
-"""
+"""CLIPSeg in the plainest form: one image at a time, the prompt each time, all blocks kept."""
 
 from __future__ import annotations
 
@@ -12,8 +9,17 @@ from PIL import Image
 
 from raypipe import networks
 from raypipe.benchmark.figures import Figure
+from raypipe.benchmark.plain._squeezed import squeezed
 from raypipe.benchmark.turns import with_network
 from raypipe.networks import IMAGENET_MEAN, IMAGENET_STD
+
+
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """In full batches, against one image at a time."""
+    plain_one = PlainClipseg(networks.locate(method.weights, method=method.name), device)
+    settings = {name: getattr(method, name) for name in ("prompt", "size", "threshold")}
+    against = "the prompt each time, all blocks, one image at a time"
+    return with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)
 
 
 class PlainClipseg:
@@ -40,17 +46,3 @@ class PlainClipseg:
             return np.zeros((1, *image.shape[:2]), bool)
         mask = (probability - low) / (high - low) > threshold
         return np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST))[None]
-
-
-def squeezed(image: np.ndarray, size: int) -> np.ndarray:
-    """RGB uint8 (H, W, 3) as float32 (size, size, 3) in [0, 1], by Pillow."""
-    square = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square).astype(np.float32) / 255
-
-
-def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """In full batches, against one image at a time."""
-    plain_one = PlainClipseg(networks.locate(method.weights, method=method.name), device)
-    settings = {name: getattr(method, name) for name in ("prompt", "size", "threshold")}
-    against = "the prompt each time, all blocks, one image at a time"
-    return with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)

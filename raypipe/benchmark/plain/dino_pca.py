@@ -8,9 +8,17 @@ import numpy as np
 
 from raypipe import networks
 from raypipe.benchmark.figures import Figure
-from raypipe.benchmark.plain.clipseg import squeezed
+from raypipe.benchmark.plain._squeezed import squeezed
 from raypipe.benchmark.turns import with_network
 from raypipe.networks import IMAGENET_MEAN, IMAGENET_STD
+
+
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """In full batches, against one image at a time."""
+    plain_one = PlainDinoPca(networks.locate(method.weights, method=method.name), device)
+    settings = {name: getattr(method, name) for name in ("size", "layers", "normalize")}
+    against = "all hidden states, SVD of the features in numpy, one image at a time"
+    return with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)
 
 
 class PlainDinoPca:
@@ -49,11 +57,3 @@ class PlainDinoPca:
             states = self._network(pixels, output_hidden_states=True).hidden_states[-layers:]
             mean = torch.stack([self._network.layernorm(state) for state in states]).mean(0)
         return mean[0, 1 + self._network.config.num_register_tokens :].double().cpu().numpy()
-
-
-def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """In full batches, against one image at a time."""
-    plain_one = PlainDinoPca(networks.locate(method.weights, method=method.name), device)
-    settings = {name: getattr(method, name) for name in ("size", "layers", "normalize")}
-    against = "all hidden states, SVD of the features in numpy, one image at a time"
-    return with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)

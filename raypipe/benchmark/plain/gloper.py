@@ -20,6 +20,58 @@ from raypipe.benchmark.turns import compared, in_turns
 STEPS = {"cpu": 5, "cuda": 100}  # of one measurement; on a GPU fewer would take no longer than their set-up
 
 
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """Steps of the optimisation: of one local size where that fills the device, and of four sizes side by side."""
+    figures = []
+    for side, sizes in ((1024 if device == "cuda" else 128, (8,)), (64, (4, 8, 16, 32))):
+        arms = [
+            lambda image, run=run, side=side, sizes=sizes: run(method, device, image, side, sizes)
+            for run in (ours, plain)
+        ]
+        seconds, _ = in_turns(arms, images, repeats)
+        against = f"{device}; float32, {len(sizes)} local size(s), one after the other"
+        each = [[total / STEPS[device] for total in arm] for arm in seconds]
+        for figure in compared("gloper", each, against):
+            name = figure.figure.replace("time per image", "time per step")
+            figures.append(replace(figure, figure=f"{name}, {side} px, {len(sizes)} size(s)"))
+    return figures
+
+
+def plain(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
+    """Steps of each local size, one after the other. method: a Gloper. image: RGB uint8 (H, W, 3)."""
+    x = photograph(image, side).to(device)
+    options = {"steps": STEPS[device], "tau": method.tau, "lr": method.lr}
+    for size in sizes:
+        fit(made(method.widths, device), x, torch.ones_like(x[:, 0]), size, **options)
+
+
+def ours(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
+    """The same by `segmenters/gloper/fit.py`."""
+    x = photograph(image, side).to(device)
+    for each in fitter(method.widths, method.seed, STEPS[device])(x, torch.ones_like(x[:, 0]), sizes):
+        each.losses.cpu()  # waits for the GPU
+
+
+@lru_cache
+def made(widths: tuple[int, ...], device: str) -> PlainUnet:
+    """One for all images: making it is no part of a step."""
+    return PlainUnet(widths).to(device)
+
+
+@lru_cache
+def fitter(widths: tuple[int, ...], seed: int, steps: int):
+    """One for all images, as in a job: it keeps networks and captured steps."""
+    from raypipe.segmenters.gloper.fit import Fitter, Settings
+
+    return Fitter((seed,), Settings(widths, steps, lr=1e-3, weight_decay=0.01, tau=0.1, dtype="auto"))
+
+
+def photograph(image: np.ndarray, side: int) -> Tensor:
+    """RGB uint8 (H, W, 3) as a square: (1, 3, side, side) in [0, 1]."""
+    x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+
+
 class Block(nn.Module):
     """Twice convolution, batch normalisation and ReLU."""
 
@@ -114,55 +166,3 @@ def fit(
         optimiser.step()
         curve.append(loss.tolist())
     return weight.detach(), tuple(colours.detach() for colours in outputs[1:]), torch.tensor(curve)
-
-
-def plain(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
-    """Steps of each local size, one after the other. method: a Gloper. image: RGB uint8 (H, W, 3)."""
-    x = photograph(image, side).to(device)
-    options = {"steps": STEPS[device], "tau": method.tau, "lr": method.lr}
-    for size in sizes:
-        fit(made(method.widths, device), x, torch.ones_like(x[:, 0]), size, **options)
-
-
-def ours(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
-    """The same by `segmenters/gloper/fit.py`."""
-    x = photograph(image, side).to(device)
-    for each in fitter(method.widths, method.seed, STEPS[device])(x, torch.ones_like(x[:, 0]), sizes):
-        each.losses.cpu()  # waits for the GPU
-
-
-@lru_cache
-def made(widths: tuple[int, ...], device: str) -> PlainUnet:
-    """One for all images: making it is no part of a step."""
-    return PlainUnet(widths).to(device)
-
-
-@lru_cache
-def fitter(widths: tuple[int, ...], seed: int, steps: int):
-    """One for all images, as in a job: it keeps networks and captured steps."""
-    from raypipe.segmenters.gloper.fit import Fitter, Settings
-
-    return Fitter((seed,), Settings(widths, steps, lr=1e-3, weight_decay=0.01, tau=0.1, dtype="auto"))
-
-
-def photograph(image: np.ndarray, side: int) -> Tensor:
-    """RGB uint8 (H, W, 3) as a square: (1, 3, side, side) in [0, 1]."""
-    x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-    return F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-
-
-def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """Steps of the optimisation: of one local size where that fills the device, and of four sizes side by side."""
-    figures = []
-    for side, sizes in ((1024 if device == "cuda" else 128, (8,)), (64, (4, 8, 16, 32))):
-        arms = [
-            lambda image, run=run, side=side, sizes=sizes: run(method, device, image, side, sizes)
-            for run in (ours, plain)
-        ]
-        seconds, _ = in_turns(arms, images, repeats)
-        against = f"{device}; float32, {len(sizes)} local size(s), one after the other"
-        each = [[total / STEPS[device] for total in arm] for arm in seconds]
-        for figure in compared("gloper", each, against):
-            name = figure.figure.replace("time per image", "time per step")
-            figures.append(replace(figure, figure=f"{name}, {side} px, {len(sizes)} size(s)"))
-    return figures

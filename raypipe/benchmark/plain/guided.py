@@ -12,6 +12,21 @@ from raypipe.benchmark.turns import compared, halves, in_turns
 RADIUS, EPS = 29, 1e-3  # the refiner's default of 9 px at 320 px, for 1024 px
 
 
+def compare(refiner, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """The filter itself: the refiner would keep a mask that vanishes, which the plain formulation does not."""
+    from raypipe.refiners.guided import guided_filter
+
+    filters = (guided_filter, cumulative_guided_filter)
+    arms = [lambda image, run=run: run(halves(image), image, radius=RADIUS, eps=EPS) for run in filters]
+    seconds, (ours, other) = in_turns(arms, images, repeats)
+    errors = [float(np.abs(a - b).max()) for a, b in zip(ours, other, strict=True)]
+    against = f"cumulative sums in float64, two masks, radius {RADIUS}"
+    return [
+        *compared("guided", seconds, against),
+        Figure("guided", "largest difference to plain", "", errors, "ours in float32"),
+    ]
+
+
 def cumulative_guided_filter(masks: np.ndarray, image: np.ndarray, *, radius: int, eps: float) -> np.ndarray:
     """The grey guided filter with box sums from cumulative sums, mask by mask (He, Sun, Tang, TPAMI 2013, alg. 1).
 
@@ -43,18 +58,3 @@ def box_sum(plane: np.ndarray, radius: int) -> np.ndarray:
         ends = np.minimum(line + radius + 1, len(line)), np.maximum(line - radius, 0)
         plane = np.take(sums, ends[0], axis) - np.take(sums, ends[1], axis)
     return plane
-
-
-def compare(refiner, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """The filter itself: the refiner would keep a mask that vanishes, which the plain formulation does not."""
-    from raypipe.refiners.guided import guided_filter
-
-    filters = (guided_filter, cumulative_guided_filter)
-    arms = [lambda image, run=run: run(halves(image), image, radius=RADIUS, eps=EPS) for run in filters]
-    seconds, (ours, other) = in_turns(arms, images, repeats)
-    errors = [float(np.abs(a - b).max()) for a, b in zip(ours, other, strict=True)]
-    against = f"cumulative sums in float64, two masks, radius {RADIUS}"
-    return [
-        *compared("guided", seconds, against),
-        Figure("guided", "largest difference to plain", "", errors, "ours in float32"),
-    ]

@@ -10,6 +10,18 @@ from raypipe.benchmark.figures import Figure
 from raypipe.benchmark.turns import compared, in_turns, segment
 
 
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """Time and objective against `cv2.kmeans`."""
+    settings = {name: getattr(method, name) for name in ("k", "attempts", "max_iter", "eps")}
+    arms = [lambda image: segment(method, [image])[0], lambda image: opencv_kmeans(image, **settings)]
+    seconds, found = in_turns(arms, images, repeats)
+    against = f"cv2.kmeans, {method.attempts} attempts, k = {method.k}"
+    objectives = [[spread(*pair) for pair in zip(images, masks, strict=True)] for masks in found]
+    ratios = [a / b for a, b in zip(*objectives, strict=True)]
+    note = "sum of squared distances; 1 or less is as good or better"
+    return [*compared("kmeans", seconds, against), Figure("kmeans", "objective, ours / plain", "x", ratios, note)]
+
+
 def opencv_kmeans(image: np.ndarray, *, k: int, attempts: int, max_iter: int, eps: float) -> np.ndarray:
     """`cv2.kmeans` on every pixel. image: RGB uint8 (H, W, 3). Returns masks, bool (k, H, W), in no order."""
     import cv2
@@ -25,15 +37,3 @@ def spread(image: np.ndarray, masks: np.ndarray) -> float:
     """K-Means' objective: the sum of squared distances of the pixels to the mean of their mask."""
     groups = [image[mask].astype(np.float64) for mask in masks if mask.any()]
     return sum(((group - group.mean(0)) ** 2).sum() for group in groups)
-
-
-def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """Time and objective against `cv2.kmeans`."""
-    settings = {name: getattr(method, name) for name in ("k", "attempts", "max_iter", "eps")}
-    arms = [lambda image: segment(method, [image])[0], lambda image: opencv_kmeans(image, **settings)]
-    seconds, found = in_turns(arms, images, repeats)
-    against = f"cv2.kmeans, {method.attempts} attempts, k = {method.k}"
-    objectives = [[spread(*pair) for pair in zip(images, masks, strict=True)] for masks in found]
-    ratios = [a / b for a, b in zip(*objectives, strict=True)]
-    note = "sum of squared distances; 1 or less is as good or better"
-    return [*compared("kmeans", seconds, against), Figure("kmeans", "objective, ours / plain", "x", ratios, note)]

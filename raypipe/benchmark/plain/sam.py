@@ -20,6 +20,21 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0..2
 EDGE = 20  # px from a crop's edge at which a mask counts as cut off (official code)
 
 
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """The official generator's own points, without crops: a point of GloPER's 21 crops costs the same."""
+    method = copy(method)
+    method.points_per_side, method.crop_n_layers, method.result = 32, 0, "masks"
+    arms = [lambda image: segment(method, [image])[0], lambda image: masks(method, image)]
+    seconds, found = in_turns(arms, images[:1], repeats)  # the plain one takes minutes
+    least = [agreement(*pair) for pair in zip(*found, strict=True)]
+    against = f"{device}; 32 x 32 points; all candidates up-sampled, float32"
+    return [
+        *compared("sam", seconds, against),
+        Figure("sam", "masks per image", "", [float(len(masks)) for masks in found[0]]),
+        Figure("sam", "least best IoU with plain masks", "", least, "of any mask, both ways"),
+    ]
+
+
 def generate(method, image: np.ndarray) -> list[dict]:
     """All masks of an image by a loaded `sam` method's network and settings, without cleaning of small regions.
 
@@ -158,18 +173,3 @@ def suppressed(records: list[dict], scores: list[float], threshold: float) -> li
         return []
     boxes = torch.tensor([record["box"] for record in records], dtype=torch.float32)
     return [records[i] for i in nms(boxes, torch.tensor(scores), threshold)]
-
-
-def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """The official generator's own points, without crops: a point of GloPER's 21 crops costs the same."""
-    method = copy(method)
-    method.points_per_side, method.crop_n_layers, method.result = 32, 0, "masks"
-    arms = [lambda image: segment(method, [image])[0], lambda image: masks(method, image)]
-    seconds, found = in_turns(arms, images[:1], repeats)  # the plain one takes minutes
-    least = [agreement(*pair) for pair in zip(*found, strict=True)]
-    against = f"{device}; 32 x 32 points; all candidates up-sampled, float32"
-    return [
-        *compared("sam", seconds, against),
-        Figure("sam", "masks per image", "", [float(len(masks)) for masks in found[0]]),
-        Figure("sam", "least best IoU with plain masks", "", least, "of any mask, both ways"),
-    ]
