@@ -9,8 +9,9 @@ import errno
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +30,27 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def settle_options(method: Segmenter) -> None:
-    """Make the path in `method.weights` absolute, for workers may have another current folder; check `method.dtype`.
+    """Settle the fields that `method.networks` lists, and check `method.dtype` where there is one.
 
-    To be called first in `__post_init__`. Raises ValueError for an unknown dtype and for no weights.
+    Paths become absolute, for workers may have another current folder. Where `weights` is a folder with a folder for
+    each of several networks (what `raypipe weights` makes), the fields at their defaults name these. To be called
+    first in `__post_init__`. Raises ValueError for an unknown dtype, no weights, and an incomplete folder.
     """
-    if not method.weights:
-        raise ValueError(f"{method.name}: weights must be a folder or a Hugging Face id, got {method.weights!r}")
-    if method.dtype not in DTYPES:
-        raise ValueError(f"{method.name}: unknown dtype {method.dtype!r}; {lookup.suggest(method.dtype, DTYPES)}")
-    place = Path(method.weights).expanduser()
-    if place.exists():
-        method.weights = str(place.absolute())
+    _spread(method)
+    for field in method.networks:
+        weights = getattr(method, field)
+        if not weights:
+            raise ValueError(f"{method.name}: {field} must be a folder or a Hugging Face id, got {weights!r}")
+        if (place := Path(weights).expanduser()).exists():
+            setattr(method, field, str(place.absolute()))
+    dtype = getattr(method, "dtype", "auto")
+    if dtype not in DTYPES:
+        raise ValueError(f"{method.name}: unknown dtype {dtype!r}; {lookup.suggest(dtype, DTYPES)}")
+
+
+def locate_each(method: Segmenter) -> dict[str, Path]:
+    """The folder or file of each network of a method, by field; see `locate`."""
+    return {field: locate(getattr(method, field), method=method.name) for field in method.networks}
 
 
 def locate(weights: str, *, method: str) -> Path:
@@ -108,11 +119,17 @@ def checksums(place: Path) -> dict[str, str]:
     return {file.name: _sha256(file) for file in _weight_files(place)}
 
 
-def pretrained(kind: type, place: Path, *, method: str, device: str):
+def checksums_of_each(places: Mapping[str, Path]) -> dict[str, str]:
+    """sha256 of the weight files of several networks, by `FIELD/FILE`. places: those of `locate_each`."""
+    return {f"{field}/{name}": value for field, place in places.items() for name, value in checksums(place).items()}
+
+
+def pretrained(kind: type, place: Path, *, method: str, device: str, **options):
     """A transformers model in float32 on the device, ready to use.
 
-    kind: the model's class. Raises ValueError when the folder does not hold all of its weights: transformers would
-    fill the rest with random numbers.
+    kind: the model's class. options: go to its `from_pretrained`, such as add_pooling_layer=False for a ViT without
+    one. Raises ValueError when the folder does not hold all of its weights: transformers would fill the rest with
+    random numbers.
     """
     import torch
     from transformers.utils import logging
@@ -121,7 +138,12 @@ def pretrained(kind: type, place: Path, *, method: str, device: str):
         logging.disable_progress_bar()
     try:
         network, found = kind.from_pretrained(
-            place, dtype=torch.float32, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            place,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except Exception as error:  # many kinds: no configuration, torn files, another architecture
         raise ValueError(f"{method}: {place} cannot be read as a {kind.__name__}: {one_line(error)}") from error
@@ -181,6 +203,25 @@ def pixels(images: Sequence[np.ndarray], size: int, *, device: str, normalize: b
         return batch
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (batch - mean) / std
+
+
+def _spread(method: Segmenter) -> None:
+    """Let a folder of folders in `weights` name each of several networks whose field is at its default."""
+    names = method.networks
+    if len(names) < 2 or not getattr(method, "weights", None):
+        return
+    folder = Path(method.weights).expanduser()
+    lacking = [name for name in names if not (folder / name).is_dir()]
+    if len(lacking) == len(names) or (folder.is_dir() and _weight_files(folder)):
+        return
+    defaults = {field.name: field.default for field in fields(method)}
+    for name in names:
+        if name != "weights" and getattr(method, name) != defaults[name]:
+            continue
+        if name in lacking:
+            way_out = f"run `raypipe weights {method.name} --to {folder}` again"
+            raise ValueError(f"{method.name}: weights {str(folder)!r} has no folder {name!r}; {way_out}")
+        setattr(method, name, str(folder / name))
 
 
 def _with_weights(place: Path, method: str) -> Path:

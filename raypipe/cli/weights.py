@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,20 +16,9 @@ import tyro
 
 from raypipe import networks, segmenters
 from raypipe.segmenters import rembg
+from raypipe.types import PatternSegmenter, Segmenter
 
 SOURCE = "source.json"  # in a folder of fetched weights: which ones, of which commit and licence
-LICENCES = {  # of the defaults of the methods and their siblings, from their model cards
-    "CIDAS/clipseg-rd16": "Apache-2.0",
-    "CIDAS/clipseg-rd64": "Apache-2.0",
-    "CIDAS/clipseg-rd64-refined": "Apache-2.0",
-    "facebook/dinov2-with-registers-base": "Apache-2.0",
-    "facebook/dinov2-with-registers-giant": "Apache-2.0",
-    "facebook/dinov2-with-registers-large": "Apache-2.0",
-    "facebook/dinov2-with-registers-small": "Apache-2.0",
-    "facebook/sam-vit-base": "Apache-2.0",
-    "facebook/sam-vit-huge": "Apache-2.0",
-    "facebook/sam-vit-large": "Apache-2.0",
-}
 LIKE_U2NET = ("silueta", "u2net", "u2net_human_seg", "u2netp")  # their files may be given as `rembg:FILE`
 
 
@@ -40,25 +29,37 @@ class Weights:
     method: tyro.conf.Positional[str]  # a method of `raypipe methods`
     to: str  # a local folder; an interrupted download goes on there
     weights: str | None = None  # a Hugging Face id, org/name or org/name@revision, or a model of rembg; None: its own
+    networks: tuple[str, ...] = ()  # FIELD=ID: other ones of a method with several networks, as in backbone=org/name
     accept_license: bool = False  # fetch weights that are not for commercial use too
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """What lies where now."""
+class Source:
+    """Where the weights of one network come from."""
 
-    method: str
-    weights: str
+    weights: str  # Hugging Face id, or a model of rembg
     revision: str  # commit of the Hugging Face repository; "" elsewhere
     licence: str
-    folder: str
+
+    def text(self) -> str:
+        """The same on one line."""
+        commit = f" at commit {self.revision[:12]}" if self.revision else ""
+        return f"{self.weights}{commit}, licence: {self.licence}"
+
+
+@dataclass(frozen=True)
+class Fetched(Source):
+    """What lies where now. The source is that of the method's `weights`."""
+
+    method: str
+    others: dict[str, Source]  # of the method's other networks, by field
+    folder: str  # with a folder for each field where there are several networks
     files: dict[str, int]  # bytes by path relative to the folder
     use: tuple[str, ...]  # ways to use it
 
     def text(self) -> str:
-        """Files, licence and what to write to use them."""
-        commit = f" at commit {self.revision[:12]}" if self.revision else ""
-        lines = [f"{self.weights}{commit}, licence: {self.licence}", f"{self.folder}"]
+        """Sources with their licences, files and what to write to use them."""
+        lines = [super().text(), *(f"{field}: {source.text()}" for field, source in self.others.items()), self.folder]
         lines += [f"  {size / 1e6:>10,.1f} MB  {name}" for name, size in self.files.items()]
         return "\n".join([*lines, *(f"use: {way}" for way in self.use)])
 
@@ -73,34 +74,78 @@ def weights(options: Weights) -> Fetched:
     if "://" in options.to:
         raise ValueError(f"weights: --to must be a local folder, got {options.to!r}")
     folder = Path(options.to).expanduser().absolute()
+    chosen = _chosen(options, kind)
     if options.method == "rembg":
         return _from_rembg(options, folder)
-    field = kind.__dataclass_fields__.get("weights")
-    if field is None:
+    if not chosen:
         raise ValueError(f"weights: {options.method} needs no weights of its own{_of_foreground(kind)}")
-    chosen = options.weights or field.default
-    if not networks.is_hub_id(chosen or ""):
-        raise ValueError(f"weights: expected a Hugging Face id such as org/name for {options.method}, got {chosen!r}")
-    return _from_hub(options, chosen, folder, _of_foreground(kind))
+    return _from_hub(options, kind, chosen, folder)
 
 
-def _from_hub(options: Weights, chosen: str, folder: Path, hint: str) -> Fetched:
-    from huggingface_hub import HfApi, snapshot_download
+def _chosen(options: Weights, kind: type[Segmenter]) -> dict[str, str]:
+    """The Hugging Face id of each network of a method, by field. Raises ValueError for what is none."""
+    chosen = {field: kind.__dataclass_fields__[field].default for field in kind.networks}
+    given = [f"weights={options.weights}"] if options.weights and chosen else []
+    given = [text.partition("=")[::2] for text in (*given, *options.networks)]
+    for i, (field, name) in enumerate(given):
+        if field not in chosen:
+            known = f"its networks are {', '.join(chosen)}" if chosen else "it has none"
+            raise ValueError(f"weights: {options.method} has no network {field!r}; {known}")
+        if field in dict(given[:i]):
+            raise ValueError(f"weights: {field} is given twice: {dict(given[:i])[field]!r} and {name!r}")
+        chosen[field] = name
+    for field, name in chosen.items():
+        if not networks.is_hub_id(name or ""):
+            whose = f"{options.method}'s {field}" if len(chosen) > 1 else options.method
+            raise ValueError(f"weights: expected a Hugging Face id such as org/name for {whose}, got {name!r}")
+    return chosen
+
+
+def _from_hub(options: Weights, kind: type[Segmenter], chosen: dict[str, str], folder: Path) -> Fetched:
+    """Fetch each network, into a folder of its field where there are several. Nothing is written if one is refused."""
+    sources, sizes = {}, {}
+    for field, name in chosen.items():
+        sources[field], sizes[field] = _look_up(name, kind, field)
+        _check_licence(name, sources[field].licence, options)
+    places = {field: folder / field if len(chosen) > 1 else folder for field in chosen}
+    _check_room(folder, set(chosen) if len(chosen) > 1 else set())
+    for field, source in sources.items():
+        _claim(places[field], source)
+    _check_space(folder, {places[field] / name: size for field in chosen for name, size in sizes[field].items()})
+    files = {}
+    for field, source in sources.items():
+        for file, size in _download(source, places[field], list(sizes[field])).items():
+            files[str(file.relative_to(folder))] = size
+    ways = (f"raypipe label {options.method} --weights {shlex.quote(str(folder))}{_of_foreground(kind)}",)
+    first = sources.pop("weights")
+    return Fetched(**asdict(first), method=options.method, others=sources, folder=str(folder), files=files, use=ways)
+
+
+def _look_up(chosen: str, kind: type[Segmenter], field: str) -> tuple[Source, dict[str, int]]:
+    """What the Hub says of a repository: its source, and the files to fetch with their sizes.
+
+    The licence of a method's own weights is known; of others it is the model card's.
+    """
+    from huggingface_hub import HfApi
 
     name, _, revision = chosen.partition("@")
     with _explained(chosen):
         found = HfApi().model_info(name, revision=revision or None, files_metadata=True)
-    licence = LICENCES.get(name) or _licence_of_card(found)
-    _check_licence(chosen, licence, options)
+    is_default = name == kind.__dataclass_fields__[field].default
+    licence = kind.licences.get(field) if is_default else None
     sizes = _needed(chosen, {each.rfilename: each.size or 0 for each in found.siblings})
-    _claim(folder, {"weights": chosen, "revision": found.sha, "licence": licence})
-    _check_space(folder, sizes)
-    with _explained(chosen):
-        snapshot_download(name, revision=found.sha, local_dir=folder, allow_patterns=list(sizes))
+    return Source(chosen, found.sha, licence or _licence_of_card(found)), sizes
+
+
+def _download(source: Source, folder: Path, names: list[str]) -> dict[Path, int]:
+    """Fetch files of a repository into a folder; what is there already stays. Returns their paths and bytes."""
+    from huggingface_hub import snapshot_download
+
+    with _explained(source.weights):
+        name = source.weights.partition("@")[0]
+        snapshot_download(name, revision=source.revision, local_dir=folder, allow_patterns=names)
         # Where the Hub cannot be reached any more it returns an incomplete folder: so look at each file.
-        files = {file: (folder / file).stat().st_size for file in sizes}
-    ways = (f"raypipe label {options.method} --weights {shlex.quote(str(folder))}{hint}",)
-    return Fetched(options.method, chosen, found.sha, licence, str(folder), files, ways)
+        return {folder / file: (folder / file).stat().st_size for file in names}
 
 
 def _from_rembg(options: Weights, folder: Path) -> Fetched:
@@ -116,7 +161,7 @@ def _from_rembg(options: Weights, folder: Path) -> Fetched:
     if model in LIKE_U2NET:
         ways.append(f"raypipe label METHOD --foreground {shlex.quote(f'rembg:{file}')}")
     files = {str(file.relative_to(folder)): file.stat().st_size}
-    return Fetched("rembg", model, "", licence, str(folder), files, tuple(ways))
+    return Fetched(model, "", licence, method="rembg", others={}, folder=str(folder), files=files, use=tuple(ways))
 
 
 def _needed(chosen: str, sizes: dict[str, int]) -> dict[str, int]:
@@ -148,30 +193,35 @@ def _check_licence(chosen: str, licence: str, options: Weights) -> None:
         raise ValueError(text)
 
 
-def _claim(folder: Path, source: dict) -> None:
-    """Create a folder for one repository's files. Raises ValueError when it holds anything else: they would mix."""
-    note = folder / SOURCE
+def _check_room(folder: Path, fields: set[str]) -> None:
+    """Raise ValueError where folders of several networks would lie beside anything else."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"weights: --to {folder} is a file; choose a folder")
+    if fields and folder.is_dir() and not fields.issuperset(path.name for path in folder.iterdir()):
+        raise ValueError(f"weights: {folder} holds other files already; choose an empty folder")
+
+
+def _claim(folder: Path, source: Source) -> None:
+    """Create a folder for one repository's files. Raises ValueError when it holds anything else: they would mix."""
+    note = folder / SOURCE
     if folder.is_dir() and any(folder.iterdir()):
         held = json.loads(note.read_text()).get("weights") if note.is_file() else "other files"
-        if held != source["weights"]:
+        if held != source.weights:
             raise ValueError(f"weights: {folder} holds {held} already; choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(source, indent=1) + "\n")
+    note.write_text(json.dumps(asdict(source), indent=1) + "\n")
 
 
-def _check_space(folder: Path, sizes: dict[str, int]) -> None:
-    missing = sum(size for name, size in sizes.items() if not (folder / name).exists())
+def _check_space(folder: Path, sizes: dict[Path, int]) -> None:
+    missing = sum(size for file, size in sizes.items() if not file.exists())
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise OSError(f"weights: {missing / 1e9:,.1f} GB to fetch but {free / 1e9:,.1f} GB free at {folder}")
 
 
-def _of_foreground(kind: type) -> str:
+def _of_foreground(kind: type[Segmenter]) -> str:
     """A hint where the method's usual foreground needs weights."""
-    field = kind.__dataclass_fields__.get("foreground")
-    needs_rembg = field is not None and (field.default or "rembg").startswith("rembg")
+    needs_rembg = issubclass(kind, PatternSegmenter) and (kind.foreground or "rembg").startswith("rembg")
     return "; its foreground does: raypipe weights rembg --to DIR" if needs_rembg else ""
 
 

@@ -19,7 +19,7 @@ from support.tiny.rembg import write_network
 
 from raypipe import networks, segmenters
 from raypipe.cli.verbs import main
-from raypipe.cli.weights import LICENCES, Weights, weights
+from raypipe.cli.weights import Weights, weights
 from raypipe.segmenters import rembg
 from raypipe.segmenters.clipseg import Clipseg
 from raypipe.segmenters.rembg import Rembg
@@ -173,8 +173,10 @@ def test_wrong_usage_ends_with_code_2(words, message, capsys, tmp_path, monkeypa
 
 
 def test_the_licence_of_every_default_is_known():
-    fields = [segmenters.find(name).__dataclass_fields__.get("weights") for name in segmenters.names()]
-    assert {field.default for field in fields if field and networks.is_hub_id(field.default or "")} <= set(LICENCES)
+    kinds = [segmenters.find(name) for name in segmenters.names()]
+    assert any(kind.networks for kind in kinds)
+    assert all(set(kind.networks) == set(kind.licences) for kind in kinds)
+    assert all("weights" in kind.networks or not kind.networks for kind in kinds)
 
 
 # From rembg
