@@ -14,6 +14,7 @@ from PIL import Image
 from skimage import data
 from support.hub import COMMIT, Repository, hub
 from support.tiny.dino_pca import write_model
+from support.two_networks import TwoNetworks, write_backbone, write_models
 
 from raypipe import networks
 from raypipe.segmenters.clipseg import Clipseg
@@ -127,6 +128,63 @@ def test_checksums_are_those_of_the_weight_files_only(weights):
     assert networks.checksums(weights / "model.safetensors") == {"model.safetensors": expected}
 
 
+# Several networks of one method
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("both"))
+
+
+def test_a_folder_of_folders_names_every_network(both, monkeypatch):
+    monkeypatch.chdir(both.parent)
+    method = TwoNetworks(weights=both.name)
+    assert (method.weights, method.backbone) == (str(both / "weights"), str(both / "backbone"))
+    again = TwoNetworks(weights=method.weights, backbone=method.backbone)  # as a sweep or an option file makes it
+    assert again == method
+    assert networks.locate_each(method) == {name: (both / name).resolve() for name in ("weights", "backbone")}
+
+
+def test_a_network_that_is_named_stays(both, weights):
+    for other in ("org/other", str(weights)):
+        method = TwoNetworks(weights=str(both), backbone=other)
+        assert (method.weights, method.backbone) == (str(both / "weights"), other)
+    method = TwoNetworks(backbone=str(both / "backbone"))
+    assert (method.weights, method.backbone) == ("org/head", str(both / "backbone"))
+
+
+def test_a_plain_folder_of_weights_sets_only_itself(weights, tmp_path):
+    assert TwoNetworks(weights=str(weights)).backbone == "org/backbone"
+    for name in ("weights", "backbone", "model.safetensors"):
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).touch()
+    assert TwoNetworks(weights=str(tmp_path)).weights == str(tmp_path)  # a folder of weights that has folders too
+
+
+def test_a_folder_that_lacks_a_network_is_refused(both, tmp_path):
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(ValueError, match="two_networks: .* has no folder 'backbone'; run `raypipe weights two_"):
+        TwoNetworks(weights=str(tmp_path))
+    assert TwoNetworks(weights=str(tmp_path), backbone=str(both)).weights == str(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("field", ["weights", "backbone"])
+def test_each_network_needs_a_name(field):
+    with pytest.raises(ValueError, match=f"two_networks: {field} must be a folder or a Hugging Face id, got ''"):
+        TwoNetworks(**{field: ""})
+
+
+def test_files_of_one_name_keep_their_own_checksums(both):
+    method = TwoNetworks(weights=str(both))
+    method.load("cpu")
+    expected = {
+        f"{field}/model.safetensors": hashlib.sha256((both / field / "model.safetensors").read_bytes()).hexdigest()
+        for field in ("weights", "backbone")
+    }
+    assert method.checksums() == expected and len(set(expected.values())) == 2
+    (found,) = method.segment([data.chelsea()])
+    assert 0 < found.masks.mean() < 1
+
+
 # Whether they fit
 
 
@@ -138,6 +196,16 @@ def test_weights_of_another_network_are_refused_instead_of_filled_at_random(weig
     (tmp_path / "model.safetensors").write_bytes((weights / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="dino_pca: .* holds no Dinov2WithRegistersModel: .* of another shape"):
         DinoPca(weights=str(tmp_path), size=112).load("cpu")
+
+
+def test_a_network_without_a_pooling_layer_loads_as_such(tmp_path):
+    from transformers import ViTModel
+
+    place, options = write_backbone(tmp_path), {"method": "lost", "device": "cpu"}
+    with pytest.raises(ValueError, match=r"lost: .* holds no ViTModel: 2 of its tensors are absent .* pooler"):
+        networks.pretrained(ViTModel, place, **options)
+    network = networks.pretrained(ViTModel, place, **options, add_pooling_layer=False)
+    assert network(torch.zeros(1, 3, 28, 28)).last_hidden_state.shape == (1, 5, 16) and network.pooler is None
 
 
 def test_damaged_weights_are_one_clear_error(weights, tmp_path):

@@ -16,8 +16,10 @@ import pytest
 from support.hub import COMMIT, Repository, hub
 from support.tiny.clipseg import write_model
 from support.tiny.rembg import write_network
+from support.two_networks import TwoNetworks, write_models
 
 from raypipe import networks, segmenters
+from raypipe.benchmark.methods import loaded
 from raypipe.cli.verbs import main
 from raypipe.cli.weights import Weights, weights
 from raypipe.segmenters import rembg
@@ -39,9 +41,13 @@ def without_internet(monkeypatch):
 
 
 def fetch(address: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    """`raypipe weights ...` in a process of its own: huggingface_hub reads its environment when it is imported."""
+    """`raypipe weights ...` in a process of its own: huggingface_hub reads its environment when it is imported.
+
+    With the method of two networks where it is named.
+    """
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    command = [sys.executable, "-m", "raypipe", "weights", *words]
+    program = "support.two_networks" if words[0] == "two_networks" else "raypipe"
+    command = [sys.executable, "-m", program, "weights", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -161,6 +167,7 @@ def test_what_goes_wrong_is_one_line_that_says_what_helps(model, tmp_path):
         (["clipsek", "--to", "x"], "unknown segmenter 'clipsek'; did you mean 'clipseg'?"),
         (["clipseg", "--to", "s3://bucket/x"], "--to must be a local folder, got 's3://bucket/x'"),
         (["clipseg", "--to", "x", "--weights", "nowhere"], "expected a Hugging Face id such as org/name for clipseg"),
+        (["kmeans", "--to", "x", "--networks", "weights=a/b"], "kmeans has no network 'weights'; it has none"),
         (["rembg", "--to", "x", "--weights", "u2nett"], "'u2nett' is an unknown model and no .onnx file; did you mean"),
         (["rembg", "--to", "x", "--weights", "a.onnx"], "expected a model of rembg, got the file 'a.onnx'"),
     ],
@@ -172,11 +179,83 @@ def test_wrong_usage_ends_with_code_2(words, message, capsys, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_the_licence_of_every_default_is_known():
-    kinds = [segmenters.find(name) for name in segmenters.names()]
-    assert any(kind.networks for kind in kinds)
-    assert all(set(kind.networks) == set(kind.licences) for kind in kinds)
-    assert all("weights" in kind.networks or not kind.networks for kind in kinds)
+# Of a method with several networks
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("both"))
+
+
+def test_each_network_lies_in_the_folder_of_its_field(both, tmp_path):
+    folder = tmp_path / "to"
+    repositories = {"org/head": Repository(both / "weights"), "org/backbone": Repository(both / "backbone")}
+    with hub(repositories) as served:
+        done = fetch(served.address, "two_networks", "--to", str(folder), "--json")
+        assert done.returncode == 0, done.stderr
+        again = fetch(served.address, "two_networks", "--to", str(folder))
+        assert again.returncode == 0, again.stderr
+        assert sorted(served.served) == ["config.json"] * 2 + ["model.safetensors"] * 2
+        flat = fetch(served.address, "clipseg", "--weights", "org/head", "--to", str(folder))
+        assert flat.returncode == 2 and "holds other files already; choose an empty folder" in flat.stderr
+    *lines, result = done.stdout.splitlines()
+    result = json.loads(result)
+    assert lines[0] == "org/head at commit 0123456789ab, licence: Apache-2.0"
+    assert lines[1] == "backbone: org/backbone at commit 0123456789ab, licence: MIT"
+    assert lines[-1] == f"use: raypipe label two_networks --weights {folder}"
+    backbone = {"weights": "org/backbone", "revision": COMMIT, "licence": "MIT"}
+    assert result["others"] == {"backbone": backbone} and result["weights"] == "org/head"
+    files = {f"{field}/{name}" for field in ("weights", "backbone") for name in ("config.json", "model.safetensors")}
+    assert set(result["files"]) == files and all((folder / file).is_file() for file in files)
+    assert json.loads((folder / "backbone/source.json").read_text()) == backbone
+    assert json.loads((folder / "weights/source.json").read_text())["licence"] == "Apache-2.0"
+    method, device = loaded(TwoNetworks, str(folder))  # as `raypipe benchmark --weights` does
+    assert device == "cpu" and (method.weights, method.backbone) == (str(folder / "weights"), str(folder / "backbone"))
+    assert method.checksums() == networks.checksums_of_each({name: both / name for name in TwoNetworks.networks})
+
+
+def test_the_licence_of_each_network_is_checked_and_other_ones_are_read_from_their_cards(both, tmp_path):
+    repositories = {
+        "org/head": Repository(both / "weights", licence="cc-by-nc-4.0"),  # of its own default the class knows better
+        "org/backbone": Repository(both / "backbone"),
+        "org/other": Repository(both / "backbone", licence="cc-by-nc-4.0"),
+    }
+    words = ["two_networks", "--to", str(tmp_path / "to"), "--networks", "backbone=org/other"]
+    with hub(repositories) as served:
+        refused = fetch(served.address, *words)
+        assert refused.returncode == 2 and not served.served and not (tmp_path / "to").exists()
+        assert "org/other is not for commercial use (licence cc-by-nc-4.0)" in refused.stderr
+        accepted = fetch(served.address, *words, "--accept-license")
+        assert accepted.returncode == 0, accepted.stderr
+        assert "backbone: org/other at commit 0123456789ab, licence: cc-by-nc-4.0" in accepted.stdout
+        changed = fetch(served.address, "two_networks", "--to", str(tmp_path / "to"))
+    assert changed.returncode == 2 and "backbone holds org/other already; choose an empty folder" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"networks": ("bone=org/x",)}, "two_networks has no network 'bone'; its networks are weights, backbone"),
+        ({"networks": ("backbone=a/b", "backbone=c/d")}, "backbone is given twice: 'a/b' and 'c/d'"),
+        ({"networks": ("weights=a/b",), "weights": "c/d"}, "weights is given twice: 'c/d' and 'a/b'"),
+        (
+            {"networks": ("backbone",)},
+            "expected a Hugging Face id .* for two_networks's backbone, got ''",
+        ),
+    ],
+)
+def test_a_network_is_named_by_its_field_once(given, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenters, "find", lambda name: TwoNetworks)
+    with pytest.raises(ValueError, match=f"weights: {message}"):
+        weights(Weights("two_networks", str(tmp_path / "to"), **given))
+
+
+def test_folders_of_networks_lie_beside_nothing_else(both, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with hub({"org/head": Repository(both / "weights"), "org/backbone": Repository(both / "backbone")}) as served:
+        done = fetch(served.address, "two_networks", "--to", str(tmp_path))
+    assert done.returncode == 2 and f"{tmp_path} holds other files already" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 # From rembg

@@ -1,18 +1,24 @@
 """One contract for all methods; a new method is found by itself."""
 
+import doctest
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support import tiny
+from support.tiny.rembg import write_network
 
 from raypipe import segmenters
+from raypipe.pipeline.job import Label, plan_work
+from raypipe.pipeline.stages import Segment
 from raypipe.segmenters import find, names
-from raypipe.types import Segmenter
+from raypipe.types import PatternSegmenter, Segmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+PATTERN = [name for name in names() if issubclass(find(name), PatternSegmenter)]
 SIZES = [(1, 1), (2, 2), (1, 40), (30, 3), (24, 26)]
 
 
@@ -44,7 +50,7 @@ def images() -> list[np.ndarray]:
 
 def run(segmenter: Segmenter, images, foregrounds=None):
     """All results; the foreground is the whole image where the method wants one and none is given."""
-    if not hasattr(segmenter, "foreground"):
+    if not isinstance(segmenter, PatternSegmenter):
         return list(segmenter.segment(images))
     return list(segmenter.segment(images, foregrounds or [np.ones(image.shape[:2], bool) for image in images]))
 
@@ -107,7 +113,7 @@ def test_an_image_below_five_pixels_a_side_is_too_small_for_a_pattern(name, coun
     assert segments.note != "too_small"
 
 
-@pytest.mark.parametrize("name", [name for name in names() if hasattr(find(name), "foreground")])
+@pytest.mark.parametrize("name", PATTERN)
 def test_masks_stay_inside_the_foreground_even_where_it_is_empty(name, loaded, images):
     segmenter = loaded(name)
     left = [np.broadcast_to(np.arange(image.shape[1]) < 20, image.shape[:2]) for image in images]
@@ -116,6 +122,26 @@ def test_masks_stay_inside_the_foreground_even_where_it_is_empty(name, loaded, i
         assert not segments.masks[:, ~foreground].any()
     for segments in run(segmenter, images, [np.zeros_like(foreground) for foreground in left]):
         assert not segments.masks.any() and segments.note == "empty_foreground"
+
+
+@pytest.mark.parametrize("kind", ["whole", "grabcut", "rembg"])
+@pytest.mark.parametrize("name", PATTERN)
+def test_every_foreground_that_is_computed_reaches_the_method(name, kind, loaded, images, tmp_path):
+    spec = f"rembg:{write_network(tmp_path / 'tiny.onnx')}" if kind == "rembg" else kind
+    segmenter = replace(loaded(name), foreground=spec)
+    work = replace(plan_work(Label("photos", "run"), segmenter, None), device="cpu")
+    rows = [{"image": image, "error": "", "height": len(image), "width": image.shape[1]} for image in images]
+    for row, image in zip(Segment(work)(rows), images, strict=True):
+        assert row["error"] == ""
+        check(segmenter, image, row["found"])
+        assert row["foreground"].dtype == bool and not row["found"].masks[:, ~row["foreground"]].any()
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_fields_that_name_networks_are_its_own(name):
+    kind = find(name)
+    assert set(kind.networks) <= set(kind.__dataclass_fields__) and set(kind.licences) == set(kind.networks)
+    assert "weights" in kind.networks or not kind.networks
 
 
 @pytest.mark.parametrize("name", names())
@@ -133,9 +159,11 @@ def test_the_method_says_what_it_is(name):
 
 
 @pytest.mark.parametrize("name", names())
-def test_checksums_are_sha256_by_file_name(name, loaded):
-    for file, checksum in loaded(name).checksums().items():
-        assert "/" not in file and len(bytes.fromhex(checksum)) == 32
+def test_checksums_are_sha256_by_file_and_by_field_where_there_are_several(name, loaded):
+    method = loaded(name)
+    fields = set(method.networks) if len(method.networks) > 1 else {""}
+    for file, checksum in method.checksums().items():
+        assert file.rpartition("/")[0] in fields and len(bytes.fromhex(checksum)) == 32
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
@@ -145,7 +173,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         find("../x")
 
 
-@pytest.mark.parametrize("name", [name for name in names() if hasattr(find(name), "foreground")])
+@pytest.mark.parametrize("name", PATTERN)
 def test_an_alpha_needs_a_soft_foreground(name):
     assert find(name)(foreground="rembg:u2netp", fg_alpha_min=128).fg_alpha_min == 128
     with pytest.raises(ValueError, match=f"{name}: fg_alpha_min 128 has no effect: foreground 'grabcut' is not soft"):
@@ -164,3 +192,8 @@ def test_importing_the_methods_imports_no_heavy_library():
 def test_a_name_is_a_file():
     assert set(names()) >= {"grabcut", "kmeans", "rembg", "watershed"}
     assert all(find(name).__module__ == f"{segmenters.__name__}.{name}" for name in names())
+
+
+def test_the_example_runs():
+    result = doctest.testmod(segmenters)
+    assert result.attempted and not result.failed
