@@ -33,8 +33,8 @@ def settle_options(method: Segmenter) -> None:
     """Settle the fields that `method.networks` lists, and check `method.dtype` where there is one.
 
     Paths become absolute, for workers may have another current folder. Where `weights` is a folder with a folder for
-    each of several networks (what `raypipe weights` makes), the fields at their defaults name these. To be called
-    first in `__post_init__`. Raises ValueError for an unknown dtype, no weights, and an incomplete folder.
+    each of several networks (what `raypipe weights` makes), the fields at their defaults name these. To be called in
+    `__post_init__`. Raises ValueError for an unknown dtype, no weights, and an incomplete folder.
     """
     _spread(method)
     for field in method.networks:

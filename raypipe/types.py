@@ -55,12 +55,12 @@ class Segmenter(ABC):
     source: ClassVar[str] = ""  # the paper or library that defines the method
     licence: ClassVar[str] = ""  # of the weights, or of the algorithm's code when it has none
     needs: ClassVar[str] = ""  # weights to get before the first run; "" means nothing
-    networks: ClassVar[tuple[str, ...]] = ()  # fields that name a network, by Hugging Face id or folder
+    networks: ClassVar[tuple[str, ...]] = ()  # fields that name a network, by id or folder: `weights` and any others
     licences: ClassVar[Mapping[str, str]] = {}  # of the default of each of these fields, from its model card
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # values of the fields that `fill_preset` fills
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # by the value of `preset`: see `fill_preset`
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 
     def __init_subclass__(cls, **options):

@@ -12,8 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from skimage import data
+from support import tiny
 
+from raypipe import lookup, refiners, segmenters
 from raypipe.benchmark import methods, pipeline, processes
+from raypipe.benchmark import plain as twins_of
 from raypipe.benchmark.benchmark import Benchmark, benchmark, names
 from raypipe.benchmark.figures import QUICK, Figure, Sizes, markdown
 from raypipe.benchmark.pipeline import JOBS, Outcome, Session
@@ -74,6 +77,21 @@ def test_only_names_the_rows_and_they_keep_their_order(tmp_path):
     assert list(dict.fromkeys(row["benchmark"] for row in rows)) == ["grabcut", "watershed", "guided"]
     (difference,) = [row for row in rows if row["figure"] == "largest difference to plain"]
     assert difference["high"] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["clipseg", "dino_pca"])
+def test_given_weights_are_those_of_both_ways(name, tmp_path):
+    weights = tiny.options(name, tmp_path)["weights"]
+    rows = {row.figure: row for row in methods.measure(name, dataclasses.replace(TINY, repeats=1), True, weights)}
+    assert len(rows["times faster than plain"].values) == TINY.photographs
+    assert max(rows["share of pixels unlike plain"].values) < 0.02
+
+
+def test_every_plain_twin_is_that_of_a_method_or_refiner():
+    twins = lookup.modules(twins_of.__path__)
+    assert twins and set(twins) <= {*segmenters.names(), *refiners.names()}
+    assert all(callable(twins_of.find(name).compare) for name in twins)
+    assert twins_of.find("watershed") is None
 
 
 def test_a_method_without_its_weights_is_a_row_that_says_so():

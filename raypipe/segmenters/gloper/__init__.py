@@ -4,7 +4,7 @@ A small U-Net is optimised on the image itself, for each local size (side of the
 pattern when it is nearer to the darker colour of its tile.
 
 Here are the method, its options and presets, and images at working size. `unet` knows the network, many side by side;
-`fit` knows the optimisation of it: colours, noise, losses, steps, on a GPU as captured graphs. Neither knows options.
+`fit` knows its optimisation: colours, noise, losses, steps, on a GPU as captured graphs.
 """
 
 from __future__ import annotations
