@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raypipe import networks, refiners, segmenters
+from raypipe import refiners, segmenters
 from raypipe.benchmark import plain
 from raypipe.benchmark.figures import Figure, Sizes
 from raypipe.benchmark.turns import halves, in_turns, segment
+from raypipe.lookup import one_line
 from raypipe.types import name_of
 
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
@@ -33,7 +34,7 @@ def measure(name: str, sizes: Sizes, fetch: bool, weights: str | None = None) ->
     try:
         method, device = loaded(kind, weights)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        return [Figure(name, "time per image", note=f"skipped: {networks.one_line(error)}")]
+        return [Figure(name, "time per image", note=f"skipped: {one_line(error)}")]
     twin = plain.find(name)
     return (twin.compare if twin else _method)(method, device, images, sizes.repeats)
 

@@ -58,12 +58,13 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     method = segmenters.find(argv[0]) if "method" in parts else None
     words = argv[1:] if method else argv
     path = _peek(words, "--config")
-    values = _without_preset(_of_file(path), method, words) if path else {}
+    values = _of_file(path) if path else {}
     chosen = {"method": argv[0] if method else None, "task": _default(options, "task")}
     chosen |= {name: _peek(words, f"--{name}") or values.get(name, chosen.get(name)) for name in ("refine", "task")}
     kinds = {name: FIND[name](chosen[name]) for name in parts if chosen[name] not in (None, "None")}
     if "refine" in parts and "refine" not in kinds:
         _refuse_refiner_options(words)
+    values = _without_presets(values, kinds, words)
     found = _parsed(f"raypipe {verb}" + (f" {argv[0]}" if method else ""), options, kinds, words, values, path)
     log.setLevel("DEBUG" if found["terminal"].debug else "INFO")
     typed = {word[2:].partition("=")[0].removeprefix("no-").replace("-", "_") for word in words if word[:2] == "--"}
@@ -112,12 +113,18 @@ def _of_file(path: str) -> dict:
     return values
 
 
-def _without_preset(values: dict, method: type | None, words: list[str]) -> dict:
+def _without_presets(values: dict, kinds: dict[str, type], words: list[str]) -> dict:
     """What a config file holds but for what a preset on the command line sets, for flags win."""
-    if method is None or not any(word == "--preset" or word.startswith(("--preset=", "preset=")) for word in words):
-        return values  # `preset=` is what `--over` takes
-    chosen = {name for preset in method.presets.values() for name in preset}
+    named = {"method": "preset", "refine": "refine-preset"}
+    typed = [kinds[part] for part in kinds if part in named and _is_typed(words, named[part])]
+    chosen = {name for kind in typed for preset in kind.presets.values() for name in preset}
     return {name: value for name, value in values.items() if name not in chosen}
+
+
+def _is_typed(words: list[str], option: str) -> bool:
+    """Whether a flag, or a value of `--over`, names the option."""
+    name = option.replace("-", "_")
+    return any(word == f"--{option}" or word.startswith((f"--{option}=", f"{name}=")) for word in words)
 
 
 def _parsed(prog: str, options: type, kinds: dict[str, type], words: list[str], values: dict, path: str | None) -> dict:

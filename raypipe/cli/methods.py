@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from raypipe import segmenters
+from raypipe.types import PatternSegmenter
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def methods(options: Methods) -> Listed:
 def _row(kind: type) -> dict:
     method, module = kind(), sys.modules[kind.__module__]
     needs = [method.needs] if method.needs else []
-    if hasattr(method, "foreground"):
+    if isinstance(method, PatternSegmenter):
         needs.append(f"a foreground (default {method.foreground})")
     if method.gpus:
         needs.append("a GPU is used where there is one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import BinaryIO
 
@@ -18,7 +18,7 @@ from raypipe.export.target import RECORD, Target
 from raypipe.inputs.originals import Originals
 from raypipe.run import Run, provenance, rows
 from raypipe.storage import Location, normalise
-from raypipe.types import BadImage
+from raypipe.types import BadImage, PatternSegmenter
 
 LEFT_OUT = "_left_out.csv"
 
@@ -160,7 +160,7 @@ def _known(method: str) -> tuple[str, bool]:
     if method not in segmenters.names():
         return "", False
     kind = segmenters.find(method)
-    return kind.licence, any(each.name == "foreground" for each in fields(kind))
+    return kind.licence, issubclass(kind, PatternSegmenter)
 
 
 def _exportable(images: Iterator[dict], form: ModuleType, originals: Originals | None, left_out: LeftOut) -> Iterator:

@@ -16,7 +16,7 @@ from raypipe.pipeline.stages import Work
 from raypipe.run import Run
 from raypipe.runtime import cores
 from raypipe.storage import Location, local_path, normalise
-from raypipe.types import Segmenter
+from raypipe.types import PatternSegmenter, Segmenter
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,10 @@ def public_options(job: Label) -> dict:
 
 def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Work:
     """What the workers need to know, but for the attempt and the device. Raises ValueError for a wrong foreground."""
-    spec = getattr(segmenter, "foreground", None)
     return Work(
         segmenter=segmenter,
         refiner=refiner,
-        foreground=None if spec is None else foregrounds.parse(spec),
+        foreground=foregrounds.parse(segmenter.foreground) if isinstance(segmenter, PatternSegmenter) else None,
         batch_size=job.batch_size or segmenter.batch_size,
         keep_soft=job.keep_soft,
         max_pixels=job.max_pixels,

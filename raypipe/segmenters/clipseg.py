@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from raypipe import networks
+from raypipe.lookup import one_line
 from raypipe.segmenters import _inside
 from raypipe.types import PatternSegmenter, Segments
 
@@ -101,7 +102,7 @@ class Clipseg(PatternSegmenter):
             if len(tokenizer) < words:  # without any file transformers makes up a vocabulary of two words
                 raise ValueError(f"its vocabulary has {len(tokenizer)} words of {words}")
         except Exception as error:  # many kinds: one file of two, torn files
-            text = f"{self._place} holds no complete tokenizer ({networks.one_line(error)})"
+            text = f"{self._place} holds no complete tokenizer ({one_line(error)})"
             raise ValueError(f"clipseg: {text}; expected vocab.json and merges.txt, or tokenizer.json") from error
         return tokenizer
 

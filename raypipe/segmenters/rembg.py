@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from raypipe import lookup, networks
+from raypipe.lookup import one_line
 from raypipe.types import Segmenter, Segments
 
 # rembg's models that answer with one mask and run on this machine, with the licences of their weights. Left out: `sam`
@@ -109,7 +110,7 @@ class Rembg(Segmenter):
         try:
             return fetch(session)
         except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
-            reason = networks.one_line(error)
+            reason = one_line(error)
             raise FileNotFoundError(
                 f"rembg: no weights for model {self.model!r} and they could not be downloaded ({reason}); "
                 f"run once with internet, or copy {self.model}.onnx to {_home(session)} (U2NET_HOME sets this "

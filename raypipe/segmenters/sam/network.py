@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raypipe import networks
+from raypipe.lookup import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ def from_official(file: Path) -> SamModel:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's and torch's own kinds
-        why = networks.one_line(error)
+        why = one_line(error)
         raise ValueError(f"sam: {file} is not a checkpoint that can be read safely ({why})") from error
     try:
         config, tensors = official_config(state), renamed(state)
@@ -80,7 +81,7 @@ def from_official(file: Path) -> SamModel:
         network.load_state_dict(tensors, assign=True)
     except FOREIGN as error:
         raise ValueError(
-            f"sam: {file} is no official SAM checkpoint ({networks.one_line(error)}); "
+            f"sam: {file} is no official SAM checkpoint ({one_line(error)}); "
             "pass a file such as sam_vit_h_4b8939.pth, or a folder of transformers"
         ) from error
     return network.float()
