@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -20,20 +20,15 @@ import tyro
 
 from raypipe import storage
 from raypipe.evaluation import tasks
-from raypipe.inputs import maskfiles
+from raypipe.evaluation.labels import WHY, Labels, match
+from raypipe.evaluation.sums import Sums
+from raypipe.evaluation.task import Task
 from raypipe.run import Run, rows
 from raypipe.storage import map_ahead
-from raypipe.types import BadImage
 
-GROUPS = 40  # shown in the terminal
-BATCH_ROWS = 1000  # images of the table written at once
+TERMINAL_GROUPS = 40
+WRITTEN_ROWS = 1000  # images of the table written at once
 EXAMPLES = 10  # images of one status that are named; the table has all
-WHY = {  # what is said about images without a measure, by their status
-    "failed": "images failed in the run",
-    "no_label": "images have no label of their own",
-    "other_size": "labels have another size than their image",
-    "bad_label": "labels cannot be read",
-}
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The means of a run's measures. They leave out the images without one, which are counted; None without any."""
+    """What a run's measures come to. Images without a measure are left out and counted; None without any."""
 
     run: str
     labels: str
@@ -58,19 +53,21 @@ class Evaluation:
     images: int  # in the run
     counts: dict[str, int]  # images by status: ok, failed, no_label, other_size, bad_label
     unused_labels: int  # label files that belong to no image
-    means: dict[str, float | None]  # over the images
-    group_means: dict[str, float | None]  # over the groups' means
-    groups: dict[str, dict[str, float | None]]  # per group: images, failed, and the means
+    means: dict[str, float | None]  # the task's values over the images
+    group_means: dict[str, float | None]  # the means of the groups' values
+    groups: dict[str, dict[str, float | None]]  # per group: images, failed, and the values
+    lacking: dict[str, int] = field(default_factory=dict)  # measured images that lack a column of the task, by column
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
 
     def text(self) -> str:
         """The table of means and what was left out."""
-        names = list(self.means)
+        names, groups = list(self.means), list(self.groups.items())
         width = max([len("mean over images"), *map(len, self.groups)])
         lines = [f"{'':<{width}}  images  failed  " + "  ".join(f"{name.replace('_', ' '):>10}" for name in names)]
-        if len(self.groups) > 1:
-            lines += [_line(group, measured, names, width) for group, measured in list(self.groups.items())[:GROUPS]]
-            lines += [f"... and {len(self.groups) - GROUPS:,} more groups"] if len(self.groups) > GROUPS else []
+        if len(groups) > 1:
+            lines += [_line(group, values, names, width) for group, values in groups[:TERMINAL_GROUPS]]
+            more = len(groups) - TERMINAL_GROUPS
+            lines += [f"... and {more:,} more groups"] if more > 0 else []
             lines.append(_line("mean over groups", self.group_means, names, width))
         total = {"images": self.counts["ok"], "failed": self.counts["failed"]} | self.means
         lines.append(_line("mean over images", total, names, width))
@@ -82,6 +79,7 @@ class Evaluation:
         for status, keys in self.examples.items():
             more = ", ..." if self.counts[status] > len(keys) else ""
             lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
+        lines += [f"{count:,} images have no {name}" for name, count in self.lacking.items()]
         if self.unused_labels:
             lines.append(f"{self.unused_labels:,} labels belong to no image of the run")
         return lines
@@ -96,133 +94,101 @@ class Comparison:
     def text(self) -> str:
         """A table per measure, a column per run; then what was left out, run by run."""
         names = list(self.runs)
-        groups = sorted({group for found in self.runs.values() for group in found.groups})
+        groups = sorted({group for each in self.runs.values() for group in each.groups})
         width = max([len("mean over images"), *map(len, groups)])
         columns = [max(8, len(name)) for name in names]
         lines = []
         for measure in next(iter(self.runs.values())).means:
             heads = "  ".join(f"{name:>{size}}" for name, size in zip(names, columns, strict=True))
             lines.append(f"{measure.replace('_', ' '):<{width}}  {heads}")
-            for title, found in self._lines(groups[:GROUPS] if len(groups) > 1 else []):
-                cells = (_cell(values.get(measure), size) for values, size in zip(found, columns, strict=True))
+            for title, line in self._lines(groups[:TERMINAL_GROUPS] if len(groups) > 1 else []):
+                cells = (_cell(values.get(measure), size) for values, size in zip(line, columns, strict=True))
                 lines.append(f"{title:<{width}}  {'  '.join(cells)}")
             lines.append("")
-        for name, found in self.runs.items():
-            lines += [f"{name}: {remark}" for remark in found.remarks()]
-        return "\n".join([*lines, *(f"per image: {found.table}" for found in self.runs.values())])
+        for name, each in self.runs.items():
+            lines += [f"{name}: {remark}" for remark in each.remarks()]
+        return "\n".join([*lines, *(f"per image: {each.table}" for each in self.runs.values())])
 
     def _lines(self, groups: list[str]) -> Iterator[tuple[str, list[dict]]]:
-        found = self.runs.values()
-        yield from ((group, [each.groups.get(group, {}) for each in found]) for group in groups)
+        runs = self.runs.values()
+        yield from ((group, [each.groups.get(group, {}) for each in runs]) for group in groups)
         if groups:
-            yield "mean over groups", [each.group_means for each in found]
-        yield "mean over images", [each.means for each in found]
+            yield "mean over groups", [each.group_means for each in runs]
+        yield "mean over images", [each.means for each in runs]
 
 
-def evaluate(options: Evaluate) -> Evaluation | Comparison:
+def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Comparison:
     """Measure every image of the runs that has a label; earlier tables for the same labels are replaced at once.
 
-    Reads a run part by part; its table is held compressed, about 100 MB for a million images. Raises ValueError or
-    FileNotFoundError for an unknown task, a folder that is no run, and labels of which none belongs to an image.
+    task: with its options; None = the one that is named, with its defaults. Reads a run part by part; its table is held
+    compressed, about 100 MB for a million images. Raises ValueError or FileNotFoundError for an unknown task, a folder
+    that is no run, and labels of which none belongs to an image.
     """
     names = rows.run_names(options.runs)
     if not names:
         raise ValueError("evaluate needs a run, or several to compare")
-    found = {name: evaluate_run(place, options) for name, place in zip(names, options.runs, strict=True)}
-    return found[names[0]] if len(names) == 1 else Comparison(found)
+    task = task or tasks.find(options.task)()
+    runs = {name: evaluate_run(folder, options, task) for name, folder in zip(names, options.runs, strict=True)}
+    return runs[names[0]] if len(names) == 1 else Comparison(runs)
 
 
-def evaluate_run(place: str, options: Evaluate) -> Evaluation:
-    """Measure one run. place: its folder."""
-    task, run = tasks.find(options.task), Run(place)
-    matches = maskfiles.match(options.labels, _keys(run))
-    if not matches.location:
-        raise ValueError(_nothing_matches(run, options.labels, matches.unused))
-    tally, buffer = Tally(task.MEANS), io.BytesIO()
-    with pq.ParquetWriter(buffer, task.SCHEMA, compression="zstd") as writer:
-        measured = map(tally.counted, _measured(options, task, run, matches.location))
-        while batch := list(itertools.islice(measured, BATCH_ROWS)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=task.SCHEMA))
-    target = (f"metrics/task={options.task}", f"{_name(options.labels)}.parquet")
+def evaluate_run(folder: str, options: Evaluate, task: Task) -> Evaluation:
+    """Measure one run. folder: the run's."""
+    run = Run(folder)
+    if not run.parts():
+        raise ValueError(f"{run} has no rows")
+    limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
+    labels = match(task, options.labels, _keys(run), of=f"an image of {run}", **limits)
+    tally, buffer, schema = Tally(task), io.BytesIO(), task.schema()
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        measured = map(tally.counted, _measured(run, labels, options))
+        while batch := list(itertools.islice(measured, WRITTEN_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+    target = (f"metrics/task={task.name}", _file_name(options.labels, task))
     run.folder.write(buffer.getvalue(), *target)
     table = storage.redact(run.folder.location(*target))
-    return Evaluation(str(run), storage.redact(options.labels), table, **tally.summary(len(matches.unused)))
+    return Evaluation(str(run), storage.redact(options.labels), table, **tally.summary(len(labels.unused)))
 
 
 class Tally:
-    """Sums over images, in all and by group, from which the means are made."""
+    """What is counted over images, in all and by group, and what the task makes of it."""
 
-    def __init__(self, means: tuple[str, ...]):
-        self._means, self._sums = means, {}
-        self._statuses: Counter[str] = Counter()
+    def __init__(self, task: Task):
+        self._task, self._sums = task, task.sums()
+        self._group_sums: dict[str, Sums] = {}
+        self._statuses: dict[str, Counter[str]] = {}  # by group
         self._examples: dict[str, list[str]] = {}
 
     def counted(self, row: dict) -> dict:
         """Count one row of the task's table and return it."""
-        status = row["status"]
-        self._statuses[status] += 1
-        sums = self._sums.setdefault(row["group"], Counter())
-        sums["images"] += status == "ok"
-        sums["failed"] += status == "failed"
+        group, status = row["group"], row["status"]
+        self._statuses.setdefault(group, Counter())[status] += 1
         if status == "ok":
-            sums.update({name: row[name] for name in self._means})
+            self._sums.add(row)
+            self._group_sums.setdefault(group, self._task.sums()).add(row)
         elif len(self._examples.setdefault(status, [])) < EXAMPLES:
             self._examples[status].append(row["key"])
         return row
 
     def summary(self, unused_labels: int) -> dict:
-        """The fields of an Evaluation that are counted. Groups without any measure have no part in the groups' mean."""
-        total = sum(self._sums.values(), Counter())
+        """The fields of an Evaluation that are counted. Groups without a value have no part in the groups' mean."""
+        statuses = sum(self._statuses.values(), Counter())
         groups = {
-            group: {"images": sums["images"], "failed": sums["failed"]} | self._divided(sums)
-            for group, sums in sorted(self._sums.items())
-            if sums["images"] or sums["failed"]
+            group: {"images": counts["ok"], "failed": counts["failed"]}
+            | self._task.values(self._group_sums.get(group) or self._task.sums())
+            for group, counts in sorted(self._statuses.items())
+            if counts["ok"] or counts["failed"]
         }
-        measured = [values for values in groups.values() if values["images"]]
         return {
-            "images": self._statuses.total(),
-            "counts": {status: self._statuses[status] for status in ("ok", *WHY)},
+            "images": statuses.total(),
+            "counts": {status: statuses[status] for status in ("ok", *WHY)},
             "unused_labels": unused_labels,
-            "means": self._divided(total),
-            "group_means": {
-                name: float(np.mean([v[name] for v in measured])) if measured else None for name in self._means
-            },
+            "means": self._task.values(self._sums),
+            "group_means": {name: _mean(values[name] for values in groups.values()) for name in self._task.SHOWN},
             "groups": groups,
+            "lacking": {name: count for name, count in self._sums.lacking.items() if count},
             "examples": {status: self._examples[status] for status in WHY if status in self._examples},
         }
-
-    def _divided(self, sums: Counter) -> dict[str, float | None]:
-        return {name: sums[name] / sums["images"] if sums["images"] else None for name in self._means}
-
-
-def _measured(options: Evaluate, task: ModuleType, run: Run, location: dict[str, str]) -> Iterator[dict]:
-    """Rows of the task's table; labels are read ahead in threads."""
-
-    def measure(row: dict) -> dict:
-        known = {name: row[name] for name in ("image_id", "key", "height", "width", "method")}
-        known |= {"group": group(row["key"], options.group), "reference": storage.redact(options.labels)}
-        if row["error"]:
-            return known | {"status": "failed"}
-        if row["key"] not in location:
-            return known | {"status": "no_label"}
-        try:
-            place = location[row["key"]]
-            label = maskfiles.read(place, max_bytes=options.max_bytes, max_pixels=options.max_pixels)
-        except BadImage:
-            return known | {"status": "bad_label"}
-        if label.shape != (row["height"], row["width"]):
-            return known | {"status": "other_size"}
-        return known | task.score(row, label) | {"status": "ok"}
-
-    found = (row for table in rows.batches(run, leaves=task.LEAVES) for row in table.to_pylist())
-    yield from map_ahead(measure, found, depth=min(16, 2 * (os.cpu_count() or 1)))
-
-
-def _keys(run: Run) -> Iterator[str]:
-    """The keys of all rows; one that was tried again may stand twice."""
-    fs, paths = run.dataset()
-    for path in paths:
-        yield from pq.read_table(path, filesystem=fs, columns=["key"], partitioning=None)["key"].to_pylist()
 
 
 def group(key: str, by: str) -> str:
@@ -233,25 +199,44 @@ def group(key: str, by: str) -> str:
     return str(path.parent) if by == "folder" else "all"
 
 
-def _name(labels: str) -> str:
-    """A file name for the measures against one folder of labels."""
-    place = storage.normalise(labels).rstrip("/")
-    return f"labels-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+def _measured(run: Run, labels: Labels, options: Evaluate) -> Iterator[dict]:
+    """Rows of the task's table; labels are read ahead in threads."""
+    reference = storage.redact(options.labels)
+
+    def measure(row: dict) -> dict:
+        known = {name: row[name] for name in ("image_id", "key", "method", "height", "width")}
+        known |= {"group": group(row["key"], options.group), "reference": reference}
+        label, status = labels.read(row)
+        return known | (labels.task.cells(row, label) if status == "ok" else {}) | {"status": status}
+
+    every = (row for table in rows.batches(run, leaves=labels.task.LEAVES) for row in table.to_pylist())
+    yield from map_ahead(measure, every, depth=min(16, 2 * (os.cpu_count() or 1)))
+
+
+def _keys(run: Run) -> Iterator[str]:
+    """The keys of all rows; one that was tried again may stand twice."""
+    fs, paths = run.dataset()
+    for path in paths:
+        yield from pq.read_table(path, filesystem=fs, columns=["key"], partitioning=None)["key"].to_pylist()
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _file_name(labels: str, task: Task) -> str:
+    """Of the table against one folder of labels, with a task's options where it has any."""
+    options = asdict(task)
+    text = storage.normalise(labels).rstrip("/") + (json.dumps(options, sort_keys=True) if options else "")
+    return f"labels-{hashlib.sha256(text.encode()).hexdigest()[:8]}.parquet"
 
 
 def _line(group: str, measured: dict, names: list[str], width: int) -> str:
     counts = "  ".join(f"{measured[name]:>6,}" if name in measured else f"{'':>6}" for name in ("images", "failed"))
-    means = "  ".join(_cell(measured[name], 10) for name in names)
+    means = "  ".join(_cell(measured[name], max(10, len(name))) for name in names)
     return f"{group:<{width}}  {counts}  {means}"
 
 
 def _cell(value: float | None, width: int) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
-
-
-def _nothing_matches(run: Run, labels: str, unused: list[str]) -> str:
-    key = next(_keys(run), None)
-    if key is None:
-        return f"{run} has no rows"
-    example = f"; images are named as {key!r}, labels as {unused[0]!r}" if unused else ""
-    return f"no label in {storage.redact(labels)} has the path or the stem of an image of {run}{example}"

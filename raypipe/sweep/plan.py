@@ -10,7 +10,9 @@ from typing import Literal
 
 import pyarrow as pa
 
+from raypipe import storage
 from raypipe.evaluation import tasks
+from raypipe.evaluation.task import Task
 from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.job import Label, check_job, check_places
@@ -20,7 +22,6 @@ from raypipe.sweep.trials import Trial, settings, trial_name, with_labels
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
-
 DRAWS = 16  # of a random search, unless told otherwise
 
 
@@ -37,8 +38,8 @@ class Sweep:
     search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
     trials: int | None = None  # random, asha: how many draws; None = 16
     task: str = "pattern"  # what the labels show, as of `evaluate`
-    metric: str = "dice_best"  # the task's mean that decides which setting is best
-    goal: Literal["max", "min"] = "max"  # whether high or low is good
+    metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)
+    goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
     group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
     refine: Literal["guided"] | None = None  # sharpen the masks along the image's edges
     column: str | None = None  # column of a list or table that holds URIs or images; None finds it
@@ -46,17 +47,29 @@ class Sweep:
     actors: int | None = None  # trials at a time; None = one per core, or as many as the GPUs hold
 
 
+def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task]:
+    """The job with its task's name and, where it leaves them open, metric and goal; and the task, by its name if None.
+
+    Places become absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown
+    task or metric.
+    """
+    task = task or tasks.find(job.task)()
+    metric = job.metric or task.METRIC
+    if metric not in task.SHOWN:
+        raise ValueError(f"--metric {metric!r}: task {task.name!r} has {', '.join(task.SHOWN)}")
+    goal = job.goal or ("max" if task.SHOWN[metric].better == "high" else "min")
+    places = {name: storage.absolute(getattr(job, name)) for name in ("input", "labels", "output")}
+    return replace(job, task=task.name, metric=metric, goal=goal, **places), task
+
+
 def check(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> search.Space:
     """The swept fields and their values. Raises ValueError or TypeError for options that cannot work."""
     space = search.parse(job.over, [type(part) for part in (segmenter, refiner) if part])
-    means = tasks.find(job.task).MEANS
-    if job.metric not in means:
-        raise ValueError(f"--metric {job.metric!r}: task {job.task!r} has {', '.join(means)}")
     if job.trials is not None and job.search == "grid":
         raise ValueError("--trials has no effect on a grid, which tries everything; add --search random")
     if job.trials is not None and job.trials < 1:
         raise ValueError(f"--trials must be positive, got {job.trials}")
-    if job.search == "asha" and not space.keys() - later_fields(refiner):
+    if job.search == "asha" and not space.keys() - post_fields(refiner):
         raise ValueError("--search asha has nothing to stop: every swept field acts after the model; use --search grid")
     check_places(job.labels, job.output)
     return space
@@ -75,39 +88,56 @@ def draw(job: Sweep, space: search.Space, segmenter: Segmenter, refiner: Callabl
     """The settings of the swept fields: all of a grid, or random ones, which depend on the method's seed."""
     if job.search == "grid":
         return search.grid(space)
-    return search.draw(space, free=later_fields(refiner), trials=job.trials or DRAWS, seed=segmenter.seed)
+    return search.draw(space, free=post_fields(refiner), trials=job.trials or DRAWS, seed=segmenter.seed)
 
 
-def later_fields(refiner: Callable | None) -> set[str]:
+def post_fields(refiner: Callable | None) -> set[str]:
     """The fields that act on the masks a model has given."""
     return {"threshold", *(field.name for field in (fields(refiner) if refiner else ()))}
 
 
 def plan(
-    job: Sweep, segmenter: Segmenter, refiner: Callable | None, drawn: list[dict], given: Iterable[str] = ()
+    job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task, drawn: list[dict], given: Iterable[str] = ()
 ) -> list[Trial]:
     """One trial per setting inside the model, without images yet. Raises ValueError for values that are refused."""
-    outer, given = later_fields(refiner), {name.replace("-", "_") for name in given}
+    outer, given = post_fields(refiner), {name.replace("-", "_") for name in given}
     options = Label(job.input, job.output, column=job.column, refine=job.refine, device=job.device, actors=job.actors)
     trials: dict[str, Trial] = {}  # by the part of a setting inside the model
-    laters: dict[str, dict] = {}  # by the rest of it
-    wanted: dict[str, dict[str, dict]] = defaultdict(dict)  # the later settings of each trial, by its folder
+    posts: dict[str, dict] = {}  # by the rest of it
+    wanted: dict[str, dict[str, dict]] = defaultdict(dict)  # the post-processing settings of each trial, by its folder
     for setting in drawn:
         inside = {name: value for name, value in setting.items() if name not in outer}
         after = {name: value for name, value in setting.items() if name in outer}
-        place, later = search.canonical(inside), search.canonical(after)
-        is_new = place not in trials or later not in laters
-        if place not in trials:
-            trials[place] = _trial(job, _method(segmenter, inside, given), refiner)
-        if later not in laters:
+        model, post = search.canonical(inside), search.canonical(after)
+        is_new = model not in trials or post not in posts
+        if model not in trials:
+            trials[model] = _trial(job, _method(segmenter, inside, given), refiner, task)
+        if post not in posts:
             filter_ = refiner and replace(refiner, **{k: v for k, v in after.items() if k != "threshold"})
             threshold = after.get("threshold", segmenter.threshold)
-            laters[later] = {"threshold": threshold, **(asdict(filter_) if filter_ else {})}
+            posts[post] = {"threshold": threshold, **(asdict(filter_) if filter_ else {})}
         if is_new:  # each part is checked once, not each of their pairs
-            check_job(options, replace(trials[place].segmenter, threshold=laters[later]["threshold"]), refiner)
-        wanted[trials[place].output][later] = laters[later]
-    found = {trial.output: trial for trial in trials.values()}
-    return [replace(trial, later=tuple(wanted[output].values())) for output, trial in found.items()]
+            check_job(options, replace(trials[model].segmenter, threshold=posts[post]["threshold"]), refiner)
+        wanted[trials[model].output][post] = posts[post]
+    by_folder = {trial.output: trial for trial in trials.values()}
+    return [replace(trial, posts=tuple(wanted[output].values())) for output, trial in by_folder.items()]
+
+
+def trial_of(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task, setting: ranking.Setting) -> Trial:
+    """The trial of one setting of the folder, without images yet. segmenter: of any parameters, the setting's count."""
+    inside = {key: setting.values[key] for key in settings(segmenter) if key in setting.values}
+    trial = _trial(job, type(segmenter)(**inside), refiner, task)
+    output = Folder(job.output).location("trials", setting.trial)
+    return replace(trial, output=output, posts=(ranking.post_of(setting.values),))
+
+
+def labelled_images(job: Sweep, task: Task) -> pa.Table:
+    """The manifest of the images that have a label, in a fixed random order."""
+    listing = list_inputs(job.input, column=job.column)
+    manifest = pa.concat_tables(listing.chunks)
+    for remark in listing.remarks():
+        log.warning("%s", remark)
+    return with_labels(manifest, job.labels, task)
 
 
 def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
@@ -124,15 +154,7 @@ def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
     return type(segmenter)(**chosen | {"threshold": None})
 
 
-def trial_of(job: Sweep, segmenter: Segmenter, refiner: Callable | None, setting: ranking.Setting) -> Trial:
-    """The trial of one setting of the folder, without images yet. segmenter: of any parameters, the setting's count."""
-    inside = {key: setting.values[key] for key in settings(segmenter) if key in setting.values}
-    trial = _trial(job, type(segmenter)(**inside), refiner)
-    output = Folder(job.output).location("trials", setting.trial)
-    return replace(trial, output=output, later=(ranking.later_of(setting.values),))
-
-
-def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> Trial:
+def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task) -> Trial:
     spec = getattr(segmenter, "foreground", None)
     foreground = None if spec is None else foregrounds.parse(spec)
     if foreground and foreground.is_read:  # absolute, as the job's places
@@ -144,14 +166,9 @@ def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> Trial:
         device=job.device,
         segmenter=segmenter,
         refiner=refiner,
-        later=(),
-        task=job.task,
+        posts=(),
+        task=task,
         labels=job.labels,
         images=pa.table({}),
         foreground=foreground,
     )
-
-
-def labelled_images(job: Sweep) -> pa.Table:
-    """The manifest of the images that have a label, in a fixed random order."""
-    return with_labels(list_inputs(job.input, column=job.column), job.labels)

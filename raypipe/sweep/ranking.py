@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from raypipe.evaluation import tasks
 from raypipe.evaluation.evaluate import group
+from raypipe.evaluation.task import Task
 from raypipe.storage import Folder
 from raypipe.sweep import trials
 from raypipe.sweep.scoring import current, read_scores
 from raypipe.sweep.search import canonical
+from raypipe.sweep.trials import STORED_POST
 
 STATUSES = ("done", "stopped", "failed", "running")  # the order in the table; running = left unfinished
 
@@ -29,66 +28,58 @@ class Setting:
     trial: str  # name of the trial's folder
     values: dict  # all parameters of the method and of the refiner
     status: str  # done, stopped (by ASHA, after some of the images), failed, or running
-    means: dict[str, float | None]  # the task's means over the images with a measure; None without any
+    means: dict[str, float | None]  # the task's values over the images with a measure; None without any
     images: int  # with a measure
     failed_images: int
     seconds: float  # of its trial, which it may share with others
     error: str  # why its trial failed
 
 
-def read(output: str, *, task: str, images: pa.Table, by: str) -> tuple[list[Setting], pa.Table]:
+def read(output: str, *, task: Task, images: pa.Table, by: str) -> tuple[list[Setting], pa.Table]:
     """All settings that were ever tried in a sweep's folder, and their measures per image.
 
     images: the manifest of the labelled images; others do not count. by: how images are grouped (`evaluate.group`).
-    Returns the settings, and the task's table with the columns `trial` and `later` (JSON) and the images' groups.
+    Returns the settings, and the task's table with the columns `trial` and STORED_POST and the images' groups.
     """
-    folder, found, tables = Folder(output), [], [tasks.find(task).SCHEMA.remove_metadata().empty_table()]
+    folder, every, tables = Folder(output), [], [task.schema().remove_metadata().empty_table()]
     for name in sorted(folder.folders("trials")):
         settings, scores = read_trial(folder.location("trials", name), task=task, images=images)
-        found += settings
+        every += settings
         tables.append(scores)
     table = pa.concat_tables(tables, promote_options="default")
     groups = pa.array([group(key, by) for key in table["key"].to_pylist()], pa.string())
-    return found, table.set_column(table.schema.get_field_index("group"), "group", groups)
+    return every, table.set_column(table.schema.get_field_index("group"), "group", groups)
 
 
-def read_trial(output: str, *, task: str, images: pa.Table) -> tuple[list[Setting], pa.Table]:
+def read_trial(output: str, *, task: Task, images: pa.Table) -> tuple[list[Setting], pa.Table]:
     """The settings of one trial's folder and their measures per image; none before anything was labelled."""
-    name, state, found = Folder(output).path().rpartition("/")[2], trials.read_state(output), tasks.find(task)
-    scores = current(read_scores(output, found.SCHEMA), images).drop_columns(trials.LABEL)
-    known = pa.array([canonical(later) for later in state.get("later", [])], pa.string())
-    scores = scores.filter(pc.is_in(scores["later"], value_set=known))
+    name, state = Folder(output).path().rpartition("/")[2], trials.read_state(output)
+    scores = current(read_scores(output, task.schema()), images).drop_columns(trials.LABEL_CHECKSUM)
+    known = pa.array([canonical(post) for post in state.get(STORED_POST, [])], pa.string())
+    scores = scores.filter(pc.is_in(scores[STORED_POST], value_set=known))
     scores = scores.append_column("trial", pa.array([name] * len(scores), pa.string()))
-    return _settings(name, state, scores, found.MEANS, len(images)) if state else [], scores
+    return _settings(name, state, scores, task, len(images)) if state else [], scores
 
 
-def fixed_twin(metric: str, means: Iterable[str]) -> str | None:
-    """The mean that reads the masks as they are, for one that reads each image's mask or its inverse: whichever fits.
-
-    A method and its inverse are equal in the latter, as dice_best; dice_fixed tells them apart.
-    """
-    twin = f"{metric.removesuffix('_best')}_fixed"
-    return twin if metric.endswith("_best") and twin in means else None
-
-
-def order(settings: list[Setting], metric: str, goal: str) -> list[Setting]:
+def order(settings: list[Setting], metric: str, goal: str, tie: str | None = None) -> list[Setting]:
     """Best first: full trials before stopped and failed ones, then those that fail on fewer images, then the metric.
 
-    Equals are told apart by the metric's fixed twin.
+    tie: the value that tells equals apart.
     """
     sign = 1 if goal == "min" else -1
 
     def rank(setting: Setting) -> tuple:
-        value, twin = setting.means[metric], setting.means.get(fixed_twin(metric, setting.means)) or 0.0
-        return STATUSES.index(setting.status), value is None, setting.failed_images, sign * (value or 0.0), sign * twin
+        value, second = setting.means[metric], setting.means.get(tie) or 0.0
+        status = STATUSES.index(setting.status)
+        return status, value is None, setting.failed_images, sign * (value or 0.0), sign * second
 
     return sorted(settings, key=rank)
 
 
-def best(settings: list[Setting], metric: str, goal: str) -> Setting | None:
-    """The best setting of a full trial, the first among equals; None when there is none."""
+def best(settings: list[Setting], metric: str, goal: str, tie: str | None = None) -> Setting | None:
+    """The best setting of a full trial, the first among equals; None when there is none. Arguments as of `order`."""
     full = [each for each in settings if each.status == "done" and each.means[metric] is not None]
-    return order(full, metric, goal)[0] if full else None
+    return order(full, metric, goal, tie)[0] if full else None
 
 
 def table(settings: list[Setting], swept: list[str], output: str) -> pa.Table:
@@ -101,54 +92,35 @@ def table(settings: list[Setting], swept: list[str], output: str) -> pa.Table:
         columns[name] = pa.array([getattr(each, name) for each in settings], pa.int64())
     columns["seconds"] = pa.array([each.seconds for each in settings], pa.float64())
     columns["trial"] = pa.array([each.trial for each in settings], pa.string())
-    place = Folder(output)
-    columns["run"] = pa.array([f"{place}/trials/{each.trial}" for each in settings], pa.string())
+    folder = Folder(output)
+    columns["run"] = pa.array([f"{folder}/trials/{each.trial}" for each in settings], pa.string())
     columns["error"] = pa.array([each.error for each in settings], pa.string())
     return pa.table(columns)
 
 
 def per_image(measures: pa.Table, settings: list[Setting], swept: list[str]) -> pa.Table:
     """The measures per image with each swept parameter as a column of its own type, for box plots and the like."""
-    values = {(each.trial, canonical(later_of(each.values))): each.values for each in settings}
-    pairs = zip(measures["trial"].to_pylist(), measures["later"].to_pylist(), strict=True)
-    rows = [values[trial, canonical(later_of(json.loads(later)))] for trial, later in pairs]
+    values = {(each.trial, canonical(post_of(each.values))): each.values for each in settings}
+    pairs = zip(measures["trial"].to_pylist(), measures[STORED_POST].to_pylist(), strict=True)
+    rows = [values[trial, canonical(post_of(json.loads(post)))] for trial, post in pairs]
     columns = {name: pa.array([row.get(name) for row in rows]) for name in swept}
-    rest = {name: measures[name] for name in measures.column_names if name != "later"}
+    rest = {name: measures[name] for name in measures.column_names if name != STORED_POST}
     return pa.table(columns | rest)
 
 
-def config(setting: Setting, *, method: str, refine: str | None, metric: str) -> str:
-    """The setting as a file for `raypipe label METHOD --config`."""
+def config(setting: Setting, *, method: str, refine: str | None, names: list[str]) -> str:
+    """The setting as a file for `raypipe label METHOD --config`. names: of the values that its first line tells."""
     values = setting.values | {"refine": refine}
-    names = filter(None, [metric, fixed_twin(metric, setting.means)])
-    measured = ", ".join(f"{name} {setting.means[name]:.4f}" for name in names)
+    measured = ", ".join(f"{name} {setting.means[name]:.4f}" for name in names if setting.means[name] is not None)
     return (
         f"# {measured}, mean over {setting.images} labelled images\n"
         f"# raypipe label {method} --config THIS_FILE --input PHOTOS --output RUN\n"
     ) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def later_of(values: dict) -> dict:
+def post_of(values: dict) -> dict:
     """The part of a setting that acts after the model: the threshold and the refiner's fields."""
     return {name: value for name, value in values.items() if name == "threshold" or name.startswith("refine_")}
-
-
-def _settings(name: str, state: dict, scores: pa.Table, means: tuple[str, ...], images: int) -> list[Setting]:
-    """Each later setting of a trial. One that lacks some of the images, as after labels changed, is left unfinished."""
-    measured: dict[str, list[dict]] = {canonical(later): [] for later in state["later"]}
-    for row in scores.select(["later", "status", *means]).to_pylist():
-        measured.setdefault(row["later"], []).append(row)
-    found = []
-    for later in state["later"]:
-        rows = measured[canonical(later)]
-        good = [row for row in rows if row["status"] == "ok"]
-        # fsum: equal whatever the order of the rows, so that equals are seen as such
-        values = {mean: math.fsum(row[mean] for row in good) / len(good) if good else None for mean in means}
-        failed = Counter(row["status"] for row in rows)["failed"]
-        status = "running" if state["status"] == "done" and len(rows) < images else state["status"]
-        seconds, error = state["seconds"], state["error"]
-        found.append(Setting(name, state["settings"] | later, status, values, len(good), failed, seconds, error))
-    return found
 
 
 def shown(value) -> str:
@@ -156,3 +128,21 @@ def shown(value) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(shown, value))
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _settings(name: str, state: dict, scores: pa.Table, task: Task, images: int) -> list[Setting]:
+    """Each post-processing setting of a trial. One that lacks some of the images, as after labels changed, is left
+    unfinished.
+    """
+    measured: dict[str, list[dict]] = {canonical(post): [] for post in state[STORED_POST]}
+    for row in scores.select([STORED_POST, "status", *dict(task.COLUMNS)]).to_pylist():
+        measured[row[STORED_POST]].append(row)
+    settings = []
+    for post in state[STORED_POST]:
+        rows = measured[canonical(post)]
+        sums = task.sums(row for row in rows if row["status"] == "ok")
+        failed = Counter(row["status"] for row in rows)["failed"]
+        status = "running" if state["status"] == "done" and len(rows) < images else state["status"]
+        values, means = state["settings"] | post, task.values(sums)
+        settings.append(Setting(name, values, status, means, sums.images, failed, state["seconds"], state["error"]))
+    return settings

@@ -1,4 +1,4 @@
-"""The later settings of a trial scored on its stored masks."""
+"""The post-processing settings of a trial scored on its stored masks."""
 
 from __future__ import annotations
 
@@ -15,126 +15,131 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import masks, storage
-from raypipe.evaluation import tasks
-from raypipe.inputs import maskfiles
+from raypipe.evaluation.labels import Labels
 from raypipe.inputs.manifest import fetch
 from raypipe.pipeline import stages
 from raypipe.pipeline.job import plan_work
 from raypipe.run import Run, parquet_bytes, rows
 from raypipe.storage import map_ahead
 from raypipe.sweep.search import canonical
-from raypipe.sweep.trials import LABEL, Trial, _all_later, read_state
+from raypipe.sweep.trials import LABEL_CHECKSUM, STORED_POST, Trial, all_posts, read_state
 from raypipe.types import BadImage, Segments
 
-SCORES = "scores.parquet"
-LEAVES = ("size", "counts", "score", "label", "soft")  # fields of a stored segment that scoring may need
+SCORES_FILE = "scores.parquet"
+STORED_LEAVES = ("size", "counts", "score", "label", "soft")  # fields of a stored segment that scoring may need
 
 
 def read_scores(output: str, schema: pa.Schema) -> pa.Table:
-    """The scores of a trial, with the columns `later` (the setting as JSON) and LABEL; no rows before the first."""
-    for name in ("later", LABEL):
+    """The scores of a trial; no rows before the first.
+
+    schema: of the task. Besides, the columns STORED_POST (the post-processing setting as JSON) and LABEL_CHECKSUM.
+    """
+    for name in (STORED_POST, LABEL_CHECKSUM):
         schema = schema.append(pa.field(name, pa.string()))
-    content = Run(output).folder.read(SCORES)
-    found = schema.remove_metadata().empty_table() if content is None else pq.read_table(io.BytesIO(content))
-    return found if found.schema.names == schema.names else schema.remove_metadata().empty_table()  # other columns
+    content = Run(output).folder.read(SCORES_FILE)
+    scores = schema.remove_metadata().empty_table() if content is None else pq.read_table(io.BytesIO(content))
+    return scores if scores.schema.names == schema.names else schema.remove_metadata().empty_table()  # other columns
 
 
 def current(scores: pa.Table, images: pa.Table) -> pa.Table:
     """The scores of these images against the labels that they have now. images: `with_labels`."""
-    pairs = (pc.binary_join_element_wise(table["image_id"], table[LABEL], "/") for table in (scores, images))
+    pairs = (pc.binary_join_element_wise(table["image_id"], table[LABEL_CHECKSUM], "/") for table in (scores, images))
     scored, wanted = pairs
     return scores.filter(pc.is_in(scored, value_set=wanted.combine_chunks()))
 
 
 def score(trial: Trial, *, threads: int = 1) -> pa.Table:
-    """Score the later settings, those of earlier sweeps too, on the stored masks. Returns all scores.
+    """Score the post-processing settings, those of earlier sweeps too, on the stored masks. Returns all scores.
 
     What was scored before is kept, unless its label was unusable or has changed.
     """
-    task, run = tasks.find(trial.task), trial.run
-    trial = replace(trial, later=tuple(_all_later(trial, read_state(trial.output)).values()))
-    known = current(read_scores(trial.output, task.SCHEMA), trial.images)
+    run = trial.run
+    trial = replace(trial, posts=tuple(all_posts(trial, read_state(trial.output)).values()))
+    known = current(read_scores(trial.output, trial.task.schema()), trial.images)
     known = known.filter(pc.is_in(known["status"], value_set=pa.array(["ok", "failed"])))
     scored: dict[str, set[str]] = {}
-    for image_id, later in zip(known["image_id"].to_pylist(), known["later"].to_pylist(), strict=True):
-        scored.setdefault(image_id, set()).add(later)
-    wanted = {canonical(setting): setting for setting in trial.later}
+    for image_id, post in zip(known["image_id"].to_pylist(), known[STORED_POST].to_pylist(), strict=True):
+        scored.setdefault(image_id, set()).add(post)
+    wanted = {canonical(post) for post in trial.posts}
     committed = set(run.commits()["image_id"].to_pylist()).intersection(trial.images["image_id"].to_pylist())
-    missing = {image_id: wanted.keys() - scored.get(image_id, set()) for image_id in committed}
+    missing = {image_id: wanted - scored.get(image_id, set()) for image_id in committed}
     if not any(missing.values()):
         return known
     scorer = Scorer(trial)
-    todo = (row for table in rows.batches(run, leaves=LEAVES) for row in table.to_pylist())
+    todo = (row for table in rows.batches(run, leaves=STORED_LEAVES) for row in table.to_pylist())
     todo = (row for row in todo if missing.get(row["image_id"]))
     lists = map_ahead(lambda row: scorer(row, missing[row["image_id"]]), todo, depth=threads)
-    found = [measured for rows_of_image in lists for measured in rows_of_image]
-    table = pa.concat_tables([known, pa.Table.from_pylist(found, schema=known.schema)])
-    run.folder.write(parquet_bytes(table), SCORES)
+    measured = [row for rows_of_image in lists for row in rows_of_image]
+    table = pa.concat_tables([known, pa.Table.from_pylist(measured, schema=known.schema)])
+    run.folder.write(parquet_bytes(table), SCORES_FILE)
     return table
 
 
 class Scorer:
-    """Scores many later settings on the stored masks of one image: decoded once, refined once per refiner setting."""
+    """Scores many post-processing settings on the stored masks of one image: decoded once, refined once per setting of
+    the refiner.
+    """
 
     def __init__(self, trial: Trial):
-        self._trial, self.task = trial, tasks.find(trial.task)
-        self._places = {row["image_id"]: row for row in trial.images.to_pylist()}
-        self._settings = {canonical(setting): setting for setting in trial.later}
+        self._trial, self.task = trial, trial.task
+        self._images = {row["image_id"]: row for row in trial.images.to_pylist()}
+        self._posts = {canonical(post): post for post in trial.posts}
         work = plan_work(trial.job, trial.segmenter, None)
         self._work = replace(work, keep_soft="soft" in self.task.LEAVES)
+        location = {row["key"]: row["label_location"] for row in self._images.values()}
+        self._labels = Labels(trial.task, location, max_bytes=work.max_bytes, max_pixels=work.max_pixels)
+        self.label = self._labels.read
 
-    def __call__(self, row: dict, later: set[str]) -> list[dict]:
-        """Rows of the task's table with the column `later`. row: one of the run, with soft masks."""
+    def __call__(self, row: dict, posts: set[str]) -> list[dict]:
+        """Rows of the task's table with the column STORED_POST. row: one of the run, with soft masks."""
         known = {name: row[name] for name in ("image_id", "key", "height", "width")}
         known |= {"method": self._trial.segmenter.name, "reference": storage.redact(self._trial.labels)}
-        known[LABEL] = self._places[row["image_id"]][LABEL]
+        known[LABEL_CHECKSUM] = self._images[row["image_id"]][LABEL_CHECKSUM]
         label, status = self.label(row)
         if status != "ok":
-            return [known | {"status": status, "later": setting} for setting in later]
-        found = []
-        for setting, labelled in self.labelled(row, later):
-            measured = (
-                {"status": "failed"} if labelled["error"] else self.task.score(labelled, label) | {"status": "ok"}
-            )
-            found.append(known | measured | {"later": setting})
-        return found
+            return [known | {"status": status, STORED_POST: post} for post in posts]
+        scores = []
+        for post, labelled in self.labelled(row, posts):
+            measured = {} if labelled["error"] else self.task.cells(labelled, label)
+            scores.append(known | measured | {"status": "failed" if labelled["error"] else "ok", STORED_POST: post})
+        return scores
 
-    def label(self, row: dict) -> tuple[np.ndarray | None, str]:
-        """The image's label, and the status that its rows get, as `evaluate` names it."""
-        if row["error"]:
-            return None, "failed"
-        place, work = self._places[row["image_id"]]["label_location"], self._work
-        try:
-            label = maskfiles.read(place, max_bytes=work.max_bytes, max_pixels=work.max_pixels)
-        except BadImage:
-            return None, "bad_label"
-        return label, "ok" if label.shape == (row["height"], row["width"]) else "other_size"
-
-    def labelled(self, row: dict, later: set[str]) -> Iterator[tuple[str, dict]]:
+    def labelled(self, row: dict, posts: set[str]) -> Iterator[tuple[str, dict]]:
         """The masks row that `label` gives with each setting.
 
         Without a refiner and with the standard threshold that is the stored row itself.
         """
         if self._trial.refiner is None:
-            stored = {setting for setting in later if self._settings[setting]["threshold"] in (None, 0.5)}
-            yield from ((setting, row) for setting in stored)
-            later = later - stored
-        if not later:
+            stored = {post for post in posts if self._posts[post]["threshold"] in (None, 0.5)}
+            yield from ((post, row) for post in stored)
+            posts = posts - stored
+        if not posts:
             return
         foreground = None if row["foreground"] is None else masks.decode_rle(row["foreground"])
         row = row | {"found": _stored(row, soft=self._trial.segmenter.soft), "foreground": foreground}
 
-        def refiner_of(setting: str) -> str:
-            return canonical({name: v for name, v in self._settings[setting].items() if name != "threshold"})
+        def refiner_of(post: str) -> str:
+            return canonical({name: value for name, value in self._posts[post].items() if name != "threshold"})
 
-        for refiner, alike in groupby(sorted(later, key=refiner_of), key=refiner_of):
+        for refiner, alike in groupby(sorted(posts, key=refiner_of), key=refiner_of):
             refined = self._refined(row, json.loads(refiner))
-            for setting in alike:
-                threshold = self._settings[setting]["threshold"]
+            for post in alike:
+                threshold = self._posts[post]["threshold"]
                 if self._trial.refiner is None:
                     threshold = as_stored(threshold)
                 segmenter = replace(self._trial.segmenter, threshold=threshold)
-                yield setting, next(iter(stages.Encode(replace(self._work, segmenter=segmenter))([refined])))
+                yield post, next(iter(stages.Encode(replace(self._work, segmenter=segmenter))([refined])))
+
+    def image(self, row: dict) -> np.ndarray:
+        """The original. Raises BadImage when it cannot be read or is not the one that was labelled."""
+        from raypipe import images
+
+        (content,) = fetch([self._images[row["image_id"]]], max_bytes=self._work.max_bytes)
+        if isinstance(content, BadImage):
+            raise content
+        if hashlib.sha256(content).hexdigest() != row["sha256"]:
+            raise BadImage("fetch", "changed", f"{row['key']!r} is not the file that was labelled")
+        return images.decode(content, max_pixels=self._work.max_pixels)
 
     def _refined(self, row: dict, options: dict) -> dict:
         """The row with its masks refined; with `error` set where that fails."""
@@ -145,17 +150,6 @@ class Scorer:
         except Exception as error:  # whatever it is, `label` makes it an error row
             return row | {"error": f"refine: {type(error).__name__}: {error}"}
         return row | {"found": replace(row["found"], masks=values)}
-
-    def image(self, row: dict) -> np.ndarray:
-        """The original. Raises BadImage when it cannot be read or is not the one that was labelled."""
-        from raypipe import images
-
-        (content,) = fetch([self._places[row["image_id"]]], max_bytes=self._work.max_bytes)
-        if isinstance(content, BadImage):
-            raise content
-        if hashlib.sha256(content).hexdigest() != row["sha256"]:
-            raise BadImage("fetch", "changed", f"{row['key']!r} is not the file that was labelled")
-        return images.decode(content, max_pixels=self._work.max_pixels)
 
 
 def as_stored(threshold: float) -> float:

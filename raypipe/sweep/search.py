@@ -17,8 +17,8 @@ from raypipe.pipeline.options import checked
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER}):({NUMBER}):({NUMBER})")
 INTERVAL = re.compile(rf"(log:)?({NUMBER})\.\.({NUMBER})")
-MOST = 100_000  # settings of one sweep
-TRIES = 20  # draws per wanted setting, where few are left that were not drawn yet
+MAX_SETTINGS = 100_000  # of one sweep
+DRAWS_EACH = 20  # draws per wanted setting, where few are left that were not drawn yet
 WORDS = {"None": None, "true": True, "false": False}
 
 
@@ -71,8 +71,8 @@ def grid(space: Space) -> list[dict]:
                 f"--over {name}: an interval has no grid; give values or start:stop:step, or use --search random"
             )
     count = math.prod(map(len, space.values()))
-    if count > MOST:
-        raise ValueError(f"sweep: {count:,} settings are too many (at most {MOST:,}); use --search random")
+    if count > MAX_SETTINGS:
+        raise ValueError(f"sweep: {count:,} settings are too many (at most {MAX_SETTINGS:,}); use --search random")
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
@@ -89,13 +89,13 @@ def draw(space: Space, *, free: Collection[str], trials: int, seed: int) -> list
             "sweep: nothing to draw, since every swept field acts after the model, where all values are tried; "
             "use --search grid"
         )
-    rng, found = np.random.default_rng(seed), {}
-    for _ in range(TRIES * trials):
+    rng, settings = np.random.default_rng(seed), {}
+    for _ in range(DRAWS_EACH * trials):
         setting = {name: _drawn(values, rng) for name, values in drawn.items()}
-        found.setdefault(canonical(setting), setting)
-        if len(found) == trials:
+        settings.setdefault(canonical(setting), setting)
+        if len(settings) == trials:
             break
-    return [setting | rest for setting in found.values() for rest in grid(listed)]
+    return [setting | rest for setting in settings.values() for rest in grid(listed)]
 
 
 def canonical(setting: dict) -> str:
@@ -113,8 +113,8 @@ def _values(name: str, text: str, kinds: list[type]) -> list | Interval:
     values = []
     for part in text.split(","):
         match = RANGE.fullmatch(part.strip())
-        found = _range(name, *match.groups()) if match else [part.strip()]
-        values += [_value(name, each, kinds) for each in found]
+        texts = _range(name, *match.groups()) if match else [part.strip()]
+        values += [_value(name, each, kinds) for each in texts]
     return list({canonical({"": value}): value for value in values}.values())
 
 
@@ -132,8 +132,10 @@ def _range(name: str, *numbers: str) -> list[str]:
     if step == 0 or (stop - start) / step < 0:
         raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} is empty; write start:stop:step")
     count = int((stop - start) / step) + 1
-    if count > MOST:
-        raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} has {count:,} values, at most {MOST:,}")
+    if count > MAX_SETTINGS:
+        raise ValueError(
+            f"--over {name}: the range {':'.join(numbers)!r} has {count:,} values, at most {MAX_SETTINGS:,}"
+        )
     return [str(start + i * step) for i in range(count)]
 
 

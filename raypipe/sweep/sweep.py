@@ -11,25 +11,25 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
 from raypipe import storage
-from raypipe.evaluation import tasks
+from raypipe.evaluation.task import Task
 from raypipe.run import OtherConfiguration, new_attempt, parquet_bytes
 from raypipe.runtime.interruption import on_signals
 from raypipe.runtime.progress import count_of_images
 from raypipe.storage import Folder, hold
 from raypipe.sweep import ranking, search
-from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan
+from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, settled
 from raypipe.sweep.ranking import shown
 from raypipe.sweep.trials import has_labelled, settings, with_images
 from raypipe.sweep.tuning import run_trials
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
-SHOWN = 15  # settings in the terminal
+TERMINAL_SETTINGS = 15
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Swept:
     settings: int  # rows of the table
     metric: str
     value: float | None  # of the best setting; None when no trial succeeded
-    fixed: dict[str, float]  # of the best setting the metric's fixed twin (dice_fixed of dice_best), where it has one
+    tie: dict[str, float | None]  # of the best setting what tells equals apart (dice_fixed of dice_best), if anything
     best: dict  # its swept parameters
     rows: list[dict]  # the best settings: swept parameters, status, the metric, images
     errors: list[str]  # of the failed trials
@@ -63,46 +63,48 @@ class Swept:
         lines += [f"failed: {error}" for error in self.errors]
         if self.config:
             chosen = ", ".join(f"{name} {value}" for name, value in self.best.items())
-            values = {self.metric: self.value} | self.fixed
-            lines.append(f"best: {chosen} ({', '.join(f'{name} {value:.4f}' for name, value in values.items())})")
+            values = {self.metric: self.value} | self.tie
+            measured = (f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+            lines.append(f"best: {chosen} ({', '.join(measured)})")
             lines += [f"all trials: {self.table}", f"page: {self.page}"]
             lines.append(f"to use it: --config {shlex.quote(self.config)}")
         return "\n".join(lines)
 
 
-def sweep(job: Sweep, segmenter: Segmenter, refiner: Callable | None = None, *, given: Iterable[str] = ()) -> Swept:
+def sweep(
+    job: Sweep,
+    segmenter: Segmenter,
+    refiner: Callable | None = None,
+    task: Task | None = None,
+    *,
+    given: Iterable[str] = (),
+) -> Swept:
     """Try all settings, as far as that was not done before, and write the tables, best.yaml and the page.
 
-    given: fields of the method that a swept preset leaves alone, besides those that differ from the method's preset.
-    Raises ValueError, TypeError or FileNotFoundError for wrong options and missing input before anything starts and for
-    a method that cannot load, runs.OtherConfiguration and lock.Locked when the output belongs to another sweep, and
-    interruption.Interrupted after a signal; then the same call goes on. A trial that fails is listed and stops nothing.
+    task: with its options; None = the one that the job names, with its defaults. given: fields of the method that a
+    swept preset leaves alone, besides those that differ from the method's preset. Raises ValueError, TypeError or
+    FileNotFoundError for wrong options and missing input before anything starts and for a method that cannot load,
+    run.OtherConfiguration and storage.Locked when the output belongs to another sweep, and interruption.Interrupted
+    after a signal; then the same call goes on. A trial that fails is listed and stops nothing.
     """
     start = time.monotonic()
-    # Ray Tune's workers each have a current folder of their own.
-    job = replace(job, **{name: storage.absolute(getattr(job, name)) for name in ("input", "labels", "output")})
+    job, task = settled(job, task)
     space = check(job, segmenter, refiner)
     folder, attempt = Folder(job.output), new_attempt()
-    planned = plan(job, segmenter, refiner, draw(job, space, segmenter, refiner), given)
-    images = labelled_images(job)
+    planned = plan(job, segmenter, refiner, task, draw(job, space, segmenter, refiner), given)
+    images = labelled_images(job, task)
     planned = [with_images(trial, images) for trial in planned]
     with on_signals(), hold(folder, attempt):
-        known = merge(folder, configuration(job, segmenter, refiner, space))
+        known = merge(folder, configuration(job, segmenter, refiner, task, space))
         folder.write((json.dumps(known, indent=2) + "\n").encode(), "sweep.json")
         run_trials(job, planned)
-        return report(job, segmenter, refiner, images, known["swept"], start)
+        return report(job, segmenter, refiner, task, images, known["swept"], start)
 
 
-# What to try
-
-
-# The folder
-
-
-def configuration(job: Sweep, segmenter: Segmenter, refiner: Callable | None, space: search.Space) -> dict:
+def configuration(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task, space: search.Space) -> dict:
     """What all trials of a sweep's folder have in common, and the names of the swept fields."""
     fixed = settings(segmenter) | {"threshold": segmenter.threshold} | (asdict(refiner) if refiner else {})
-    fixed = {key: value for key, value in fixed.items() if key not in space}
+    fixed = {key: value for key, value in (fixed | asdict(task)).items() if key not in space}
     places = {"input": storage.redact(job.input), "labels": storage.redact(job.labels)}
     common = {"method": segmenter.name, **places, "column": job.column, "task": job.task, "refine": job.refine}
     return json.loads(json.dumps({"common": common, "fixed": fixed, "swept": list(space)}))
@@ -141,40 +143,45 @@ def merge(folder: Folder, now: dict) -> dict:
     return now | {"fixed": fixed, "swept": swept}
 
 
-# The result
-
-
 def report(
-    job: Sweep, segmenter: Segmenter, refiner: Callable | None, images: pa.Table, swept: list[str], start: float
+    job: Sweep,
+    segmenter: Segmenter,
+    refiner: Callable | None,
+    task: Task,
+    images: pa.Table,
+    swept: list[str],
+    start: float,
 ) -> Swept:
     """Write trials.parquet, per_image.parquet, best.yaml and the page; tell how the sweep ended."""
-    folder = Folder(job.output)
-    found, measures = ranking.read(job.output, task=job.task, images=images, by=job.group)
-    found, chosen = ranking.order(found, job.metric, job.goal), ranking.best(found, job.metric, job.goal)
-    folder.write(parquet_bytes(ranking.table(found, swept, job.output)), "trials.parquet")
-    per_image = ranking.per_image(measures, found, swept)
+    folder, tie = Folder(job.output), task.SHOWN[job.metric].tie
+    names = [job.metric, tie] if tie else [job.metric]
+    every, measures = ranking.read(job.output, task=task, images=images, by=job.group)
+    every, chosen = (choose(every, job.metric, job.goal, tie) for choose in (ranking.order, ranking.best))
+    folder.write(parquet_bytes(ranking.table(every, swept, job.output)), "trials.parquet")
+    per_image = ranking.per_image(measures, every, swept)
     folder.write(parquet_bytes(per_image), "per_image.parquet")
     config = page = None
     if chosen:
         from raypipe.sweep.page import write_page
 
-        text = ranking.config(chosen, method=segmenter.name, refine=job.refine, metric=job.metric)
+        text = ranking.config(
+            chosen, method=segmenter.name, refine=job.refine, names=[job.metric, *filter(None, [tie])]
+        )
         folder.write(text.encode(), "best.yaml")
         config = storage.redact(folder.location("best.yaml"))
-        page = write_page(job, segmenter, refiner, found, per_image, images, swept)
-    states = {each.trial: each for each in found}
-    twin = ranking.fixed_twin(job.metric, tasks.find(job.task).MEANS)
+        page = write_page(job, segmenter, refiner, task, every, per_image, images, swept)
+    states = {each.trial: each for each in every}
     return Swept(
         output=storage.redact(job.output),
         method=segmenter.name,
         images=len(images),
         trials={status: sum(s.status == status for s in states.values()) for status in ranking.STATUSES},
-        settings=len(found),
+        settings=len(every),
         metric=job.metric,
         value=chosen.means[job.metric] if chosen else None,
-        fixed={twin: chosen.means[twin]} if chosen and twin else {},
+        tie={tie: chosen.means[tie]} if chosen and tie else {},
         best={key: chosen.values[key] for key in swept} if chosen else {},
-        rows=[_row(each, swept, job.metric) for each in found[:SHOWN]],
+        rows=[_row(each, swept, names) for each in every[:TERMINAL_SETTINGS]],
         errors=sorted({each.error for each in states.values() if each.status == "failed"}),
         table=storage.redact(folder.location("trials.parquet")),
         config=config,
@@ -184,9 +191,9 @@ def report(
     )
 
 
-def _row(setting: ranking.Setting, swept: list[str], metric: str) -> dict:
+def _row(setting: ranking.Setting, swept: list[str], names: list[str]) -> dict:
     values = {key: setting.values.get(key) for key in swept}
-    measured = {name: setting.means[name] for name in (metric, ranking.fixed_twin(metric, setting.means)) if name}
+    measured = {name: setting.means[name] for name in names}
     return values | measured | {"images": setting.images, "status": setting.status}
 
 

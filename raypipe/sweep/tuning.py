@@ -196,7 +196,7 @@ def run_trial(config: dict, todo: list[Trial], counts: list[int], metric: str, g
 
 
 def partial(trial: Trial, count: int, metric: str, goal: str) -> float:
-    """The mean of the best later setting on the first `count` images, negated where low is good."""
+    """The metric of the best post-processing setting on the first `count` images, negated where low is good."""
     found, _ = ranking.read_trial(trial.output, task=trial.task, images=trial.images.slice(0, count))
     chosen = ranking.best([replace(each, status="done") for each in found], metric, goal)
     if chosen is None:
@@ -211,7 +211,7 @@ def share_foreground(job: Sweep, todo: list[Trial]) -> list[Trial]:
         return todo
     grabcut = segmenters.find("grabcut")(seed=todo[0].segmenter.seed)
     output = Folder(job.output).location("foreground").uri
-    common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, later=(), foreground=None)
+    common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)
     _advanced(common, len(common.images), on_ray=True)
     return [with_images(trial, common.images, Foreground("run", output)) for trial in todo]
 

@@ -14,7 +14,7 @@ from raypipe.cli.verbs import main
 from raypipe.evaluation import tasks
 from raypipe.evaluation.evaluate import Evaluate, evaluate, group
 from raypipe.evaluation.tasks import pattern
-from raypipe.evaluation.tasks.pattern import SCHEMA
+from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.inputs import maskfiles
 
 
@@ -140,7 +140,7 @@ def test_a_run_gets_a_row_per_image_and_says_what_could_not_be_measured(labelled
     run, labels = labelled
     result = evaluate(Evaluate((str(run),), str(labels), group="prefix"))
     table = pq.read_table(result.table, partitioning=None)
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(Pattern().schema())
     rows = {row["key"]: row for row in table.to_pylist()}
     statuses = {"cat_1.png": "ok", "cat_2.png": "ok", "cow_1.png": "failed", "cow_2.png": "no_label"}
     assert {key: row["status"] for key, row in rows.items()} == statuses | {
@@ -158,7 +158,7 @@ def test_a_run_gets_a_row_per_image_and_says_what_could_not_be_measured(labelled
             assert sum(row[f"{n}_best"] for n in ("tp", "fp", "fn", "tn")) == 600
     cats = [rows[f"cat_{i}.png"]["dice_best"] for i in (1, 2)]
     assert result.means["dice_best"] == result.group_means["dice_best"] == pytest.approx(np.mean(cats), abs=1e-12)
-    assert result.groups["cow"] == {"images": 0, "failed": 1} | dict.fromkeys(pattern.MEANS)
+    assert result.groups["cow"] == {"images": 0, "failed": 1} | dict.fromkeys(Pattern.SHOWN)
     assert result.counts == {"ok": 2, "failed": 1, "no_label": 1, "other_size": 1, "bad_label": 1}
     assert result.unused_labels == 1 and result.examples["other_size"] == ["cow_3.png"]
 

@@ -13,6 +13,7 @@ from support.sweepable import SIZE, Gamma, write_labelled
 
 from raypipe import segmenters
 from raypipe.cli.verbs import main
+from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.pipeline.job import check_job
 from raypipe.refiners.guided import Guided
 from raypipe.segmenters.gloper import Gloper
@@ -121,10 +122,12 @@ def test_the_mask_before_its_inverse():
         return Setting("t", {}, "done", {"dice_best": best, "dice_fixed": fixed}, 4, 0, 1.0, "")
 
     inverse, mask, worse = setting(0.9, 0.2), setting(0.9, 0.9), setting(0.8, 0.95)
-    assert order([inverse, worse, mask], "dice_best", "max") == [mask, inverse, worse]
-    assert best([inverse, mask], "dice_best", "max") is mask and best([mask, inverse], "dice_fixed", "min") is inverse
-    rows = [{"k": k, "group": g, "status": "ok", "dice_best": 0.9, "dice_fixed": 0.1 * k} for g in "ab" for k in (2, 3)]
-    chosen = page.groups(pa.Table.from_pylist(rows), ["k"], "dice_best", "max")
+    assert order([inverse, worse, mask], "dice_best", "max", "dice_fixed") == [mask, inverse, worse]
+    assert best([inverse, mask], "dice_best", "max", "dice_fixed") is mask
+    assert best([mask, inverse], "dice_fixed", "min") is inverse
+    blank = dict.fromkeys(dict(Pattern.COLUMNS)) | {"status": "ok", "dice_best": 0.9}
+    rows = [blank | {"k": k, "group": group, "dice_fixed": 0.1 * k} for group in "ab" for k in (2, 3)]
+    chosen = page.groups(pa.Table.from_pylist(rows), ["k"], Pattern(), "dice_best", "max")
     assert [each["values"] for each in chosen] == [{"k": 3}] * 2
 
 
@@ -133,7 +136,7 @@ def test_given_options_stay_when_a_preset_is_swept(folder):
     drawn = [{"preset": "fast"}, {"preset": "paper"}]
 
     def seeds(method, given=()):
-        return [trial.segmenter.seeds for trial in plan(job, method, None, drawn, given)]
+        return [trial.segmenter.seeds for trial in plan(job, method, None, Pattern(), drawn, given)]
 
     standard = [Gloper(preset=name).seeds for name in ("fast", "paper")]
     same = Gloper().seeds  # as its preset has it: only the caller knows that it was given
@@ -144,7 +147,7 @@ def test_given_options_stay_when_a_preset_is_swept(folder):
 def test_the_command_knows_which_options_were_given(folder, monkeypatch):
     found = {}
 
-    def sweep(job, segmenter, refiner, given):
+    def sweep(job, segmenter, refiner, *task, given):
         found["given"] = given
         raise ValueError("enough")
 
@@ -154,24 +157,24 @@ def test_the_command_knows_which_options_were_given(folder, monkeypatch):
     assert {"foreground", "seed", "eps"} <= found["given"] and "threshold" not in found["given"]
 
 
-def test_every_later_value_is_planned_with_every_trial_and_each_checked_once(folder, monkeypatch):
+def test_every_post_processing_value_is_planned_with_every_trial_and_each_checked_once(folder, monkeypatch):
     calls, right = [], check_job
     monkeypatch.setattr("raypipe.sweep.plan.check_job", lambda *given: calls.append(given) or right(*given))
     over = ("gamma=1:10:1", "threshold=0.1:0.9:0.1", "refine_radius=3,4")
     job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), over, refine="guided")
     method, refiner = Gamma(), Guided()
-    trials = plan(job, method, refiner, draw(job, check(job, method, refiner), method, refiner))
+    trials = plan(job, method, refiner, Pattern(), draw(job, check(job, method, refiner), method, refiner))
     assert [trial.segmenter.gamma for trial in trials] == [*range(1, 11)]
-    values = [(later["threshold"], later["refine_radius"]) for later in trials[9].later]
+    values = [(post["threshold"], post["refine_radius"]) for post in trials[9].posts]
     assert values == [(round(0.1 * i, 1), radius) for i in range(1, 10) for radius in (3, 4)]
-    assert len(calls) < 10 + 18 and all(trial.later == trials[0].later for trial in trials)
+    assert len(calls) < 10 + 18 and all(trial.posts == trials[0].posts for trial in trials)
 
 
 def plan_one(folder: Path):
     """A trial on all images, of which none is labelled yet."""
     job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",))
-    (trial,) = plan(job, Gamma(), None, [{"threshold": 0.5}])
-    return with_images(trial, labelled_images(job))
+    (trial,) = plan(job, Gamma(), None, Pattern(), [{"threshold": 0.5}])
+    return with_images(trial, labelled_images(job, Pattern()))
 
 
 @pytest.mark.parametrize(("status", "reported"), [("stopped", [2, 3]), ("running", [2, 3, 6])])
@@ -207,12 +210,12 @@ def test_pictures_are_drawn_of_the_sampled_images_only_and_failed_ones_are_empty
 def test_a_point_without_a_value_does_not_move_the_others(folder):
     means = [{"dice": 0.5, "other": 0.5}, {"dice": 0.6, "other": None}, {"dice": 0.7, "other": 0.7}]
     found = [Setting("t", {"k": k}, "done", mean, 4, 0, 1.0, "") for k, mean in zip((2, 3, 4), means, strict=True)]
-    shown = {"title": "a", "method": "a", "images": 4, "best": found[2], "swept": ["k"], "metric": "dice", "twin": None}
-    shown |= {"settings": found, "shown": found, "curves": [page.curve("k", found, found, "dice")], "planes": []}
-    html = page.render(**shown, place="a b", groups=[], strips=[], made="2026", version="1")
+    shown = {"title": "a", "method": "a", "images": 4, "best": found[2], "swept": ["k"], "metric": "dice", "tie": None}
+    shown |= {"settings": found, "table": found, "curves": [page.curve("k", found, found, "dice")], "planes": []}
+    html = page.render(**shown, folder="a b", groups=[], strips=[], made="2026", version="1")
     points = [line.split() for line in re.findall(r'points="([^"]*)"', html)]
     width = page.PLOT[0]
-    places = [[float(point.partition(",")[0]) for point in line] for line in points]
-    assert places == [[0, width / 2, width], [0, width]]
+    ticks = [[float(point.partition(",")[0]) for point in line] for line in points]
+    assert ticks == [[0, width / 2, width], [0, width]]
     assert re.findall(r"<title>(k \S+ other .*)</title>", html) == ["k 2: other 0.5", "k 4: other 0.7"]
     assert "--config &#39;a b/best.yaml&#39; --input" in html

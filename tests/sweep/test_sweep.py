@@ -119,7 +119,7 @@ def test_a_value_equal_to_the_threshold_stays_outside_as_in_label():
         np.testing.assert_array_equal(stored > as_stored(threshold), values > threshold)
 
 
-def test_trials_are_found_again_and_later_values_only_scored(folder):
+def test_trials_are_found_again_and_post_processing_values_only_scored(folder):
     run(folder, "threshold=0.3,0.5", "gamma=1,2")
     parts = {file: file.stat().st_mtime_ns for file in (folder / "sweep/trials").glob("*/masks/*/*")}
     again = run(folder, "threshold=0.3:0.7:0.1", "gamma=1,2")
@@ -162,7 +162,7 @@ def test_failed_trials_are_listed_and_stop_nothing(folder):
 
 def test_a_sweep_without_any_good_trial_ends_with_code_1(folder):
     swept = run(folder, "gamma=7")
-    assert (swept.exit_code, swept.config, swept.best, swept.fixed) == (1, None, {}, {})
+    assert (swept.exit_code, swept.config, swept.best, swept.tie) == (1, None, {}, {})
     assert not (folder / "sweep/best.yaml").exists()
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from raypipe.schema import VERSION
+from raypipe.evaluation.sums import Sums
+from raypipe.evaluation.task import Task, Value
+from raypipe.masks import decode_rle, decode_segments
 
-# One row per image of the run. Counts and ratios are null unless status is "ok".
-SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("key", pa.string()),
-        ("group", pa.string()),
-        ("method", pa.string()),
-        ("reference", pa.string()),  # the folder of labels
-        ("height", pa.int32()),
-        ("width", pa.int32()),
+
+@dataclass(frozen=True)
+class Pattern(Task):
+    """Dice and IoU of the segments, each within the foreground or inverted there, with a hand-drawn pattern."""
+
+    COLUMNS = (
         ("tp_fixed", pa.int64()),  # pixels; fixed polarity: segment 0 is the pattern
         ("fp_fixed", pa.int64()),
         ("fn_fixed", pa.int64()),
@@ -34,12 +33,42 @@ SCHEMA = pa.schema(
         ("dice_best", pa.float64()),
         ("iou_fixed", pa.float64()),
         ("iou_best", pa.float64()),
-        ("status", pa.string()),  # ok, failed (an error row), no_label, other_size, or bad_label
-    ],
-    metadata={"raypipe.schema": str(VERSION)},
-)
-LEAVES = ("size", "counts")  # fields of a segment that `score` needs
-MEANS = ("dice_fixed", "dice_best", "iou_fixed", "iou_best")
+    )
+    SHOWN = {  # a method and its inverse are equal with the better polarity: the fixed one tells them apart
+        "dice_fixed": Value("Pattern Dice", "first mask"),
+        "dice_best": Value("Pattern Dice", "better polarity", tie="dice_fixed"),
+        "iou_fixed": Value("Pattern IoU", "first mask"),
+        "iou_best": Value("Pattern IoU", "better polarity", tie="iou_fixed"),
+    }
+    METRIC = "dice_best"
+    PER_IMAGE = ("dice_best",)
+
+    def measure(self, row: dict, label: np.ndarray) -> dict:
+        """COLUMNS of one image. label: bool (H, W), of the image's size."""
+        foreground = np.ones(label.shape, bool) if row["foreground"] is None else decode_rle(row["foreground"])
+        every = list(readings(map(decode_rle, row["segments"]), foreground, label))
+        values = {}
+        for kind, reading in (("fixed", every[0]), ("best", best(every))):
+            values |= {f"{name}_{kind}": pixels for name, pixels in reading.counts._asdict().items()}
+            values |= {f"dice_{kind}": dice(reading.counts), f"iou_{kind}": iou(reading.counts)}
+        return values | {"segment": reading.segment, "sign": reading.sign}
+
+    def summary(self, sums: Sums) -> dict[str, float | None]:
+        """Means over the images."""
+        return {name: sums.mean(name) for name in self.SHOWN}
+
+    def counted(self, row: dict, measured: dict, value: str) -> np.ndarray:
+        """The mask of the reading that a value speaks of: the first segment as it is, or the best reading."""
+        size = (row["height"], row["width"])
+        found = decode_segments(row["segments"], size)
+        if not measured or not len(found):
+            return found
+        if value.endswith("_fixed"):
+            return found[:1]
+        chosen = found[measured["segment"]]
+        if measured["sign"] < 0:
+            chosen = ~chosen if row["foreground"] is None else decode_rle(row["foreground"]) & ~chosen
+        return chosen[None]
 
 
 class Counts(NamedTuple):
@@ -92,21 +121,11 @@ def readings(masks: Iterable[np.ndarray], foreground: np.ndarray, target: np.nda
         yield from readings([np.zeros_like(foreground)], foreground, target)
 
 
-def best(found: Iterable[Reading]) -> Reading:
+def best(every: Iterable[Reading]) -> Reading:
     """The reading with the highest Dice, the first among equals: how methods are judged that do not know which colour
     is pattern (GloPER supplement, on K-Means).
     """
-    return max(found, key=lambda reading: dice(reading.counts))
+    return max(every, key=lambda reading: dice(reading.counts))
 
 
-def score(row: dict, target: np.ndarray) -> dict:
-    """The measures of one masks row against its label: columns of SCHEMA. target: (H, W) bool, of the image's size."""
-    from raypipe.masks import decode_rle
-
-    foreground = np.ones(target.shape, bool) if row["foreground"] is None else decode_rle(row["foreground"])
-    found = list(readings(map(decode_rle, row["segments"]), foreground, target))
-    values = {}
-    for kind, reading in (("fixed", found[0]), ("best", best(found))):
-        values |= {f"{name}_{kind}": pixels for name, pixels in reading.counts._asdict().items()}
-        values |= {f"dice_{kind}": dice(reading.counts), f"iou_{kind}": iou(reading.counts)}
-    return values | {"segment": reading.segment, "sign": reading.sign}
+TASK = Pattern

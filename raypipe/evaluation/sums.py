@@ -1,0 +1,76 @@
+"""Sums of measures over images, from which a task makes its values: exact, and without those that are no measure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+UNIT_BITS = 1074  # every float is a whole multiple of 2 ** -1074, the smallest one above 0
+
+
+class Sums:
+    """Totals of some columns and in how many images each has a value; the same whatever the order of the images.
+
+    Null and what is not finite are no measure: they have no part in that column, and `lacking` counts them.
+    """
+
+    def __init__(self, columns: Iterable[str], rows: Iterable[dict] = ()):
+        """columns: what is summed, numbers or lists of numbers. rows: images to begin with, as `add` takes them."""
+        self.images = 0
+        self.lacking: Counter[str] = Counter()  # images by column: no value, or a list in which one is missing
+        self._totals: dict[str, list[int]] = {name: [] for name in columns}  # by element, in units of 2 ** -UNIT_BITS
+        self._counts: dict[str, list[int]] = {name: [] for name in self._totals}  # images that have the element
+        self._lists: set[str] = set()
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: dict) -> None:
+        """Count one image. row: its measures; a column that it lacks is null. Lists of a column have one length."""
+        self.images += 1
+        for name, totals in self._totals.items():
+            value, counts = row.get(name), self._counts[name]
+            elements = value if isinstance(value, list) else [value]
+            if isinstance(value, list):
+                self._lists.add(name)
+            for i, element in enumerate(elements):
+                if i == len(totals):
+                    totals.append(0), counts.append(0)
+                if is_measure(element):
+                    totals[i] += _units(element)
+                    counts[i] += 1
+            self.lacking[name] += not all(map(is_measure, elements))
+
+    def total(self, name: str) -> float | list[float | None] | None:
+        """The sum of a column, rounded once, by element where it holds lists; None without any image that has it."""
+        return self._by_element(name, [_number(total) for total in self._totals[name]])
+
+    def count(self, name: str) -> int | list[int]:
+        """The images that have a value in a column, by element where it holds lists."""
+        counts = self._counts[name]
+        return list(counts) if name in self._lists else sum(counts)
+
+    def mean(self, name: str) -> float | list[float | None] | None:
+        """The mean of a column over the images that have it, by element where it holds lists; None without any."""
+        pairs = zip(self._totals[name], self._counts[name], strict=True)
+        return self._by_element(name, [_number(total) / count if count else None for total, count in pairs])
+
+    def _by_element(self, name: str, values: list) -> float | list[float | None] | None:
+        known = [value if n else None for value, n in zip(values, self._counts[name], strict=True)]
+        return known if name in self._lists else (known or [None])[0]
+
+
+def is_measure(value) -> bool:
+    """Whether a cell holds a number that can be summed."""
+    return value is not None and math.isfinite(value)
+
+
+def _units(value: float) -> int:
+    """A finite number in units of 2 ** -UNIT_BITS, without any loss."""
+    over, under = value.as_integer_ratio()  # under: a power of two
+    return over << (UNIT_BITS + 1 - under.bit_length())
+
+
+def _number(units: int) -> float:
+    """The float nearest to a sum, as `math.fsum` gives it."""
+    return units / (1 << UNIT_BITS)

@@ -1,0 +1,141 @@
+"""What a task of `evaluate` is: how it reads labels, what it measures in an image, what that comes to over images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe import masks, storage
+from raypipe.evaluation.sums import Sums, is_measure
+from raypipe.inputs import maskfiles
+from raypipe.schema import VERSION
+from raypipe.types import BadImage
+
+# The table per image has these columns, then the task's own, which are null unless the status is "ok", then the status.
+KNOWN = (
+    ("image_id", pa.string()),
+    ("key", pa.string()),
+    ("group", pa.string()),
+    ("method", pa.string()),
+    ("reference", pa.string()),  # the folder of labels
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+)
+STATUS = ("status", pa.string())  # ok, failed (an error row), no_label, other_size, or bad_label
+
+
+class Value(NamedTuple):
+    """One value of a task's summary, for people and for whoever ranks by it."""
+
+    title: str
+    unit: str = ""
+    better: Literal["high", "low"] = "high"
+    tie: str | None = None  # the value that tells apart what is equal in this one
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One task. The fields are its options: flags behind `--task NAME`, recorded with what it measured.
+
+    Measures are numbers or lists of one length, which are summed over images; what has no sense as a sum, as an index,
+    may stand beside them.
+    """
+
+    COLUMNS: ClassVar[tuple[tuple[str, pa.DataType], ...]]  # of the table per image, its own ones only
+    LEAVES: ClassVar[tuple[str, ...]] = ("size", "counts")  # fields of a segment that `measure` reads
+    SHOWN: ClassVar[Mapping[str, Value]]  # the values of `summary`, in the order in which they are shown
+    METRIC: ClassVar[str]  # the one of them that ranks the settings of a sweep, unless told otherwise
+    PER_IMAGE: ClassVar[tuple[str, ...]] = ()  # those which are columns too and which a report shows image by image
+
+    @property
+    def name(self) -> str:
+        """The task's name: that of the file it lives in."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def measure(self, row: dict, label: Any) -> dict:
+        """The task's columns for one image; null, NaN or an absent one is no measure.
+
+        row: of the masks table, of its segments LEAVES only. label: as `read` gives it, of a row that it fits.
+        """
+
+    @abstractmethod
+    def summary(self, sums: Sums) -> dict[str, float | None]:
+        """The values of SHOWN from the sums over some images, which may be none; None where nothing was measured."""
+
+    def match(self, folder: str, keys: Iterable[str]) -> maskfiles.Matches:
+        """Which label belongs to which image. folder: where the labels are. keys: of all images; one may stand twice.
+
+        Here a folder of files, matched by path and then by stem. Raises ValueError or FileNotFoundError for a folder
+        that holds no labels.
+        """
+        return maskfiles.match(folder, keys)
+
+    def read(self, location: str, *, max_bytes: int, max_pixels: int) -> Any:
+        """The label at a location of `match`; here bool (H, W). Raises BadImage when it cannot be read."""
+        return maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
+
+    def checksum(self, location: str, *, max_bytes: int) -> str:
+        """What changes when the label at a location does; "" for one that cannot be read."""
+        try:
+            return hashlib.sha256(storage.read_bytes(location, max_bytes=max_bytes)).hexdigest()
+        except BadImage:
+            return ""
+
+    def fits(self, row: dict, label: Any) -> bool:
+        """Whether a label can be that of a row's image; here one of the image's size."""
+        return label.shape[:2] == (row["height"], row["width"])
+
+    def counted(self, row: dict, measured: dict, value: str) -> np.ndarray:
+        """The masks that a value of an image speaks of, for a picture; here all. Returns bool (N, H, W).
+
+        measured: the image's columns; {} where it was not measured.
+        """
+        return masks.decode_segments(row["segments"], (row["height"], row["width"]))
+
+    def outline(self, row: dict, label: Any) -> np.ndarray:
+        """What of a label is outlined in a picture; here the label itself. Returns bool (H, W)."""
+        return label
+
+    def cells(self, row: dict, label: Any) -> dict:
+        """What `measure` gives, as the table holds it: plain numbers and lists, None where there is no measure."""
+        found = self.measure(row, label)
+        known = dict(self.COLUMNS)
+        if unknown := found.keys() - known.keys():
+            raise ValueError(f"task {self.name}: {', '.join(sorted(unknown))} measured, which is none of its COLUMNS")
+        return {name: _plain(value) for name, value in found.items()}
+
+    def sums(self, rows: Iterable[dict] = ()) -> Sums:
+        """The sums over some images. rows: of its table, those with the status "ok"."""
+        return Sums((name for name, kind in self.COLUMNS if _is_summed(kind)), rows)
+
+    def values(self, sums: Sums) -> dict[str, float | None]:
+        """What `summary` gives, in the order of SHOWN; None for what is no number."""
+        found = self.summary(sums)
+        return {name: found[name] if is_measure(found[name]) else None for name in self.SHOWN}
+
+    def schema(self) -> pa.Schema:
+        """The columns of the table per image. Options of the task, where it has any, are in the metadata."""
+        metadata, options = {"raypipe.schema": str(VERSION)}, asdict(self)
+        if options:
+            metadata["raypipe.options"] = json.dumps(options, sort_keys=True)
+        return pa.schema([*KNOWN, *self.COLUMNS, STATUS], metadata=metadata)
+
+
+def _is_summed(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) else kind
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _plain(value):
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(element) for element in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not is_measure(value) else value
