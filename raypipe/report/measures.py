@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raypipe.evaluation import tasks
 from raypipe.run import Run, superseded
 from raypipe.storage import map_ahead
 
@@ -41,11 +42,24 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),  # "" = good; else `stage: kind`
     ]
 )
-# What other commands measured about a run's images: name -> folder in the run, column.
-MEASURED = {"agreement": ("metrics/agreement", "agreement"), "dice": ("metrics/task=pattern", "dice_best")}
 FULL = 0.99  # a mask of more than this share of the image separates nothing
 ODD = 3.0  # an image is odd from this sum of signs on: three robust standard deviations, or one plain fault
 HEAVIEST = 10.0  # one sign counts at most this much, so that an image with several of them stands above
+
+
+class Figure(NamedTuple):
+    """What another command measured about a run's images."""
+
+    title: str
+    unit: str
+    folder: str  # in the run
+    column: str  # of its tables
+    better: str = "high"  # or low
+
+    @property
+    def sign(self) -> str:
+        """What an image is called whose value is far on the bad side."""
+        return f"{'low' if self.better == 'high' else 'high'} {self.title.lower()}"
 
 
 class Choice(NamedTuple):
@@ -65,7 +79,7 @@ class Histogram(NamedTuple):
 
 
 def read(run: Run) -> pa.Table:
-    """One row of SCHEMA per image of a run, and a column per MEASURED figure that exists. Reads part by part."""
+    """One row of SCHEMA per image of a run, and a column per figure of `measured` that it has. Reads part by part."""
     fs, paths = run.dataset()
 
     def figures_of(index: int) -> pa.Table:
@@ -78,9 +92,20 @@ def read(run: Run) -> pa.Table:
         names = run.parts()
         ids, parts = table["image_id"].to_pylist(), table["part"].to_pylist()
         table = table.filter(pa.array([(i, names[part]) not in lost for i, part in zip(ids, parts, strict=True)]))
-    for name, (folder, column) in MEASURED.items():
-        table = _with_measured(table, run, name, folder, column)
+    for name, figure in measured().items():
+        table = _with_measured(table, run, name, figure)
     return table.combine_chunks()
+
+
+def measured() -> dict[str, Figure]:
+    """What other commands may have measured: the agreement, and what each task says of single images (`PER_IMAGE`)."""
+    figures = {"agreement": Figure("Agreement", "with other methods", "metrics/agreement", "agreement")}
+    for task in tasks.names():
+        kind = tasks.find(task)
+        for name in kind.PER_IMAGE:
+            value = kind.SHOWN[name]
+            figures[f"{task}_{name}"] = Figure(value.title, value.unit, f"metrics/task={task}", name, value.better)
+    return figures
 
 
 def good(figures: pa.Table) -> pa.Table:
@@ -99,7 +124,7 @@ def signs(figures: pa.Table) -> dict[str, np.ndarray]:
     Distances are robust z-scores, |x - median| / (1.4826 MAD) (Iglewicz and Hoaglin 1993); the floors keep a run of
     almost equal images from calling the smallest difference odd.
     """
-    found = {
+    strengths = {
         "empty mask": 5.0 * ((numbers(figures, "smallest") == 0) | (numbers(figures, "count") == 0)),
         "mask fills the image": 5.0 * (numbers(figures, "largest") > FULL),
         "note": 3.0 * pc.not_equal(pc.fill_null(figures["note"], ""), "").to_numpy(),
@@ -107,10 +132,11 @@ def signs(figures: pa.Table) -> dict[str, np.ndarray]:
         "unusual count": _distances(numbers(figures, "count"), floor=1.0),
         "low score": _distances(numbers(figures, "score"), floor=0.02, only_below=True),
     }
-    for name in MEASURED:
+    for name, figure in measured().items():
         if name in figures.column_names:
-            found[f"low {name}"] = _distances(numbers(figures, name), floor=0.02, only_below=True)
-    return found
+            values = numbers(figures, name) * (1 if figure.better == "high" else -1)
+            strengths[figure.sign] = _distances(values, floor=0.02, only_below=True)
+    return strengths
 
 
 def choose(runs: list[pa.Table], sample: int) -> list[Choice]:
@@ -144,10 +170,10 @@ def choose(runs: list[pa.Table], sample: int) -> list[Choice]:
 
 def notes(figures: pa.Table) -> Counter[str]:
     """How many images have each remark."""
-    found: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for value, count in _counted(figures["note"]).items():
-        found.update({note: count for note in (value or "").split(",") if note})
-    return found
+        total.update({note: count for note in (value or "").split(",") if note})
+    return total
 
 
 def reasons(figures: pa.Table) -> list[tuple[str, int]]:
@@ -160,10 +186,10 @@ def read_rows(run: Run, figures: pa.Table) -> list[dict]:
     """The masks rows of some figures, in their order, without soft masks. Reads only the row groups that hold them."""
     fs, paths = run.dataset()
     wanted: dict[int, list[int]] = {}
-    places = list(zip(figures["part"].to_pylist(), figures["row"].to_pylist(), strict=True))
-    for part, row in places:
+    positions = list(zip(figures["part"].to_pylist(), figures["row"].to_pylist(), strict=True))
+    for part, row in positions:
         wanted.setdefault(part, []).append(row)
-    found = {}
+    contents = {}
     for part in sorted(wanted):
         with pq.ParquetFile(paths[part], filesystem=fs) as file:
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -171,8 +197,8 @@ def read_rows(run: Run, figures: pa.Table) -> list[dict]:
             for group in sorted({int(np.searchsorted(starts, row, "right")) - 1 for row in wanted[part]}):
                 rows = [row for row in wanted[part] if starts[group] <= row < starts[group + 1]]
                 table = file.read_row_group(group, columns=ROW).take([row - starts[group] for row in rows])
-                found |= {(part, row): content for row, content in zip(rows, table.to_pylist(), strict=True)}
-    return [found[place] for place in places]
+                contents |= {(part, row): content for row, content in zip(rows, table.to_pylist(), strict=True)}
+    return [contents[position] for position in positions]
 
 
 def histogram(values: list[np.ndarray], *, bins: int = 20, limits: tuple[float, float] | None = None) -> Histogram:
@@ -222,20 +248,21 @@ def _figures(rows: pa.Table, part: int) -> pa.Table:
     return pa.table(kept | computed | texts).select(SCHEMA.names).cast(SCHEMA)
 
 
-def _with_measured(figures: pa.Table, run: Run, name: str, folder: str, column: str) -> pa.Table:
+def _with_measured(figures: pa.Table, run: Run, name: str, figure: Figure) -> pa.Table:
     """Append a measured figure by key; of several files the last by name that has it counts."""
-    files = sorted((f for f in run.folder.files(folder) if f.endswith(".parquet")), reverse=True)
+    files = sorted((f for f in run.folder.files(figure.folder) if f.endswith(".parquet")), reverse=True)
     tables = []
     for file in files:
-        with pq.ParquetFile(run.folder.path(folder, file), filesystem=run.folder.fs) as content:
-            if {"key", column} <= set(content.schema_arrow.names):
-                table = content.read(columns=["key", column]).drop_null()
-                tables.append(pa.table({"key": table["key"].cast("string"), name: table[column].cast("float64")}))
+        with pq.ParquetFile(run.folder.path(figure.folder, file), filesystem=run.folder.fs) as content:
+            if {"key", figure.column} <= set(content.schema_arrow.names):
+                table = content.read(columns=["key", figure.column]).drop_null()
+                values = table[figure.column].cast("float64")
+                tables.append(pa.table({"key": table["key"].cast("string"), name: values}))
     if not tables:
         return figures
-    measured = pa.concat_tables(tables).combine_chunks()
-    index = pc.index_in(figures["key"], value_set=measured["key"].combine_chunks())
-    return figures.append_column(name, measured[name].take(index))
+    values = pa.concat_tables(tables).combine_chunks()
+    index = pc.index_in(figures["key"], value_set=values["key"].combine_chunks())
+    return figures.append_column(name, values[name].take(index))
 
 
 def _distances(values: np.ndarray, *, floor: float, only_below: bool = False) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import time
 from dataclasses import dataclass
@@ -20,25 +18,15 @@ from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
 from raypipe.pictures.layers import draw
 from raypipe.pictures.overlay import COLOURS
-from raypipe.report import measures
-from raypipe.report.measures import MEASURED
+from raypipe.report import html, measures
 from raypipe.run import Run, attempts, provenance
 from raypipe.run.rows import run_names
 from raypipe.types import RETRYABLE
 
 PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of the 20 MB that a page may have
-MOST = 1000  # images on a page: at a quarter of the default side they still fit
+MAX_IMAGES = 1000  # on a page: at a quarter of the default side they still fit
 EXAMPLES = 3  # failed images shown per kind of error
 REASONS = 40  # kinds of errors listed
-NAMES = {  # figure -> title, unit; the order on the page
-    "share": ("First mask", "% of the image"),
-    "count": ("Masks per image", ""),
-    "score": ("Score", ""),
-    "agreement": ("Agreement", "with other methods"),
-    "dice": ("Pattern Dice", "better polarity"),
-    "seconds": ("Time in the method", "s per image"),
-    "megapixels": ("Image size", "megapixels"),
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ class Result:
         return f"{self.images:,} rows, {self.shown:,} images shown ({size})\nreport: {self.report}"
 
 
-class Shown(NamedTuple):
+class RunShown(NamedTuple):
     """One run as the page shows it."""
 
     run: Run
@@ -86,13 +74,13 @@ def report(options: Report) -> Result:
     check(options)
     start = time.monotonic()
     names = run_names(options.runs)
-    shown = [read(Run(place), name) for place, name in zip(options.runs, names, strict=True)]
+    shown = [read(Run(folder), name) for folder, name in zip(options.runs, names, strict=True)]
     cards = draw_cards(options, shown)
     page = render(
         title=" and ".join(names),
         runs=[overview(run) for run in shown],
         cards=cards,
-        views=[name for name in NAMES if name in cards_figures(cards)],
+        views=[name for name in titles() if name in cards_figures(cards)],
         notes=sorted({note for card in cards for pane in card["panes"] if pane for note in pane["notes"]}),
         charts=charts(shown),
         errors=[errors(run) for run in shown],
@@ -100,9 +88,9 @@ def report(options: Report) -> Result:
         made=provenance.now(),
         version=version("raypipe"),
     ).encode("utf-8", "replace")
-    place = _write(page, options, shown[0].run)
+    written = _write(page, options, shown[0].run)
     rows = sum(len(run.figures) for run in shown)
-    return Result(place, len(shown), rows, len(cards), len(page), round(time.monotonic() - start, 3))
+    return Result(written, len(shown), rows, len(cards), len(page), round(time.monotonic() - start, 3))
 
 
 def check(options: Report) -> None:
@@ -112,32 +100,44 @@ def check(options: Report) -> None:
     for name in ("sample", "side"):
         if getattr(options, name) <= 0:
             raise ValueError(f"--{name} must be positive, got {getattr(options, name)}")
-    if options.sample > MOST:
-        raise ValueError(f"--sample can be {MOST} at most, or the page grows too large, got {options.sample}")
+    if options.sample > MAX_IMAGES:
+        raise ValueError(f"--sample can be {MAX_IMAGES} at most, or the page grows too large, got {options.sample}")
     if options.column and not options.input:
         raise ValueError("--column has no effect without --input")
 
 
-def read(run: Run, name: str) -> Shown:
+def read(run: Run, name: str) -> RunShown:
     """All that the page needs of a run but its masks. Raises FileNotFoundError when it is no run."""
     table = measures.read(run)
-    return Shown(run, name, run.configuration(), attempts.read(run, table), table, measures.good(table))
+    return RunShown(run, name, run.configuration(), attempts.read(run, table), table, measures.good(table))
+
+
+def titles() -> dict[str, tuple[str, str]]:
+    """Title and unit of each figure, in the order on the page."""
+    return {
+        "share": ("First mask", "% of the image"),
+        "count": ("Masks per image", ""),
+        "score": ("Score", ""),
+        **{name: (figure.title, figure.unit) for name, figure in measures.measured().items()},
+        "seconds": ("Time in the method", "s per image"),
+        "megapixels": ("Image size", "megapixels"),
+    }
 
 
 # Pictures
 
 
-def draw_cards(options: Report, shown: list[Shown]) -> list[dict]:
+def draw_cards(options: Report, shown: list[RunShown]) -> list[dict]:
     """One card per chosen image, oddest first: its picture and, per run, what was found."""
     choices = measures.choose([run.good for run in shown], options.sample)
     keys = [choice.key for choice in choices]
     rows = [_chosen(run, keys) for run in shown]
-    found = [[of_run.get(key) for of_run in rows] for key in keys]
-    wanted = [next(pane for pane in panes if pane)["row"] for panes in found]
+    panes_of = [[of_run.get(key) for of_run in rows] for key in keys]
+    wanted = [next(pane for pane in panes if pane)["row"] for panes in panes_of]
     contents = Originals(options.input, column=options.column).fetch(wanted)
     budget = PICTURE_BYTES // max(len(choices), 1)
     cards = []
-    for choice, panes, (row, content) in zip(choices, found, contents, strict=True):
+    for choice, panes, (row, content) in zip(choices, panes_of, contents, strict=True):
         masks = [pane and pane["row"] for pane in panes]
         picture = draw(content, masks, side=options.side, max_bytes=budget)
         for pane, layers in zip(panes, picture.layers, strict=True):
@@ -153,18 +153,18 @@ def cards_figures(cards: list[dict]) -> set[str]:
     return {name for pane in panes for name, value in pane["figures"].items() if value is not None}
 
 
-def _chosen(run: Shown, keys: list[str]) -> dict[str, dict]:
+def _chosen(run: RunShown, keys: list[str]) -> dict[str, dict]:
     """By key: a masks row, its figures and what is odd about it."""
     index = pc.index_in(pa.array(keys, pa.string()), value_set=run.good["key"].combine_chunks()).drop_null()
     if not len(index):
         return {}
-    signs, chosen = measures.signs(run.good), run.good.take(index)
+    signs, chosen, names = measures.signs(run.good), run.good.take(index), list(titles())
     panes = {}
     for i, row, values in zip(index.to_pylist(), measures.read_rows(run.run, chosen), chosen.to_pylist(), strict=True):
         panes[row["key"]] = {
             "row": row,
             "run_name": run.name,
-            "figures": {name: _finite(values.get(name)) for name in NAMES},
+            "figures": {name: _finite(values.get(name)) for name in names},
             "odd": [name for name, strength in signs.items() if strength[i] >= measures.ODD and name != "note"],
             "notes": [note for note in (row["note"] or "").split(",") if note],
             "shares": [segment["area"] / max(row["height"] * row["width"], 1) for segment in row["segments"]],
@@ -179,19 +179,19 @@ def _finite(value: float | None) -> float | None:
 # Figures
 
 
-def overview(run: Shown) -> dict:
+def overview(run: RunShown) -> dict:
     """What the page's head says of a run."""
     settings = run.configuration["settings"]
     medians = {
         name: float(np.nanmedian(values))
-        for name in ("share", "count", *MEASURED)
+        for name in ("share", "count", *measures.measured())
         if name in run.good.column_names and np.isfinite(values := measures.numbers(run.good, name)).any()
     }
     rates = [attempt.rate for attempt in run.attempts if attempt.rate]
     smallest, count = (measures.numbers(run.good, name) for name in ("smallest", "count"))
     return {
         "name": run.name,
-        "place": str(run.run),
+        "folder": str(run.run),
         "method": run.configuration["method"],
         "foreground": settings.get("foreground"),
         "refine": settings.get("refine"),
@@ -204,37 +204,42 @@ def overview(run: Shown) -> dict:
     }
 
 
-def charts(shown: list[Shown]) -> list[dict]:
+def charts(shown: list[RunShown]) -> list[dict]:
     """A histogram per figure that some run has, over all its good images."""
-    found = []
-    for name, (title, unit) in NAMES.items():
+    histograms = []
+    for name, (title, unit) in titles().items():
         values = [measures.numbers(run.good, name) if name in run.good.column_names else np.zeros(0) for run in shown]
         if not any(np.isfinite(array).any() for array in values):
             continue
-        limits = (0, 1) if name in ("share", *MEASURED) else None
-        histogram = measures.histogram(values, limits=limits)
+        are_shares = name in ("share", *measures.measured()) and all(map(_in_unit_interval, values))
+        histogram = measures.histogram(values, limits=(0, 1) if are_shares else None)
         edges = histogram.edges
         bins = np.arange(len(edges)) / (len(edges) - 1)
-        found.append(
+        histograms.append(
             {
                 "title": title,
                 "unit": unit,
                 "runs": [i for i, counts in enumerate(histogram.counts) if counts.sum()],
                 "scale": 100 if name == "share" else 1,
                 "histogram": histogram,
-                "places": [np.interp(m, edges, bins) if np.isfinite(m) else None for m in histogram.medians],
+                "ticks": [np.interp(m, edges, bins) if np.isfinite(m) else None for m in histogram.medians],
                 "low": edges[0] if edges[0] % 1 != 0.5 else edges[0] + 0.5,  # bins of whole numbers
                 "high": edges[-1] if edges[-1] % 1 != 0.5 else edges[-1] - 0.5,
             }
         )
-    return found
+    return histograms
 
 
-def errors(run: Shown) -> dict:
+def _in_unit_interval(values: np.ndarray) -> bool:
+    known = values[np.isfinite(values)]
+    return bool(((known >= 0) & (known <= 1)).all())
+
+
+def errors(run: RunShown) -> dict:
     """The failed images of a run by `stage: kind`, with examples and the command that tries them again."""
     groups = []
-    found = measures.reasons(run.figures)
-    for reason, count in found[:REASONS]:
+    reasons = measures.reasons(run.figures)
+    for reason, count in reasons[:REASONS]:
         rows = run.figures.filter(pc.equal(run.figures["reason"], reason))
         first = rows.sort_by("image_id").slice(0, EXAMPLES)
         examples = [
@@ -245,10 +250,10 @@ def errors(run: Shown) -> dict:
         groups.append({"reason": reason, "count": count, "examples": examples, "retryable": kind in RETRYABLE})
     total = len(run.figures) - len(run.good)
     command = "\n".join(f"{line} --retry-errors" for line in redo.commands(run.run)) if total else ""
-    return {"name": run.name, "groups": groups, "total": total, "more": len(found) - len(groups), "command": command}
+    return {"name": run.name, "groups": groups, "total": total, "more": len(reasons) - len(groups), "command": command}
 
 
-def _provenance(run: Shown) -> dict:
+def _provenance(run: RunShown) -> dict:
     made = run.configuration["provenance"]
     machine = made.get("machine") or {}
     facts = {
@@ -274,24 +279,11 @@ def _provenance(run: Shown) -> dict:
 
 
 def render(**content) -> str:
-    """The page's HTML. Names of files and messages are hostile: jinja2 escapes all, and the page's policy allows no
-    script but its own and no address at all."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    loader = PackageLoader("raypipe.report", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": _number, "commas": "{:,}".format}
-    script, style = (loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = environment.get_template("report.html.j2")
-    titles = {name: title for name, (title, _) in NAMES.items()}
+    """The page's HTML."""
+    names = {name: title for name, (title, _) in titles().items()}
     colours = [f"#{bytes(colour).hex()}" for colour in COLOURS]
-    return template.render(
-        content, script=Markup(script), style=Markup(style), digest=digest, titles=titles, colours=colours
-    )
+    content |= {"titles": names, "metrics": [*measures.measured(), "score"], "colours": colours}
+    return html.render("report.html.j2", "report.js", number=_number, commas="{:,}".format, **content)
 
 
 def _number(value: float | None, scale: float = 1) -> str:
