@@ -117,7 +117,7 @@ def _without_presets(values: dict, kinds: dict[str, type], words: list[str]) -> 
     """What a config file holds but for what a preset on the command line sets, for flags win."""
     named = {"method": "preset", "refine": "refine-preset"}
     typed = [kinds[part] for part in kinds if part in named and _is_typed(words, named[part])]
-    chosen = {name for kind in typed for preset in kind.presets.values() for name in preset}
+    chosen = {name for kind in typed for preset in getattr(kind, "presets", {}).values() for name in preset}
     return {name: value for name, value in values.items() if name not in chosen}
 
 
