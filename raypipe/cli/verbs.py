@@ -107,11 +107,13 @@ def _run(verb: str, argv: list[str]) -> int:
         if _has_begun(module, command.options):
             error.add_note(f"{GOES_ON}\n  {_typed(verb, argv)}")
         raise
-    print(result.text())
+    plain = result if isinstance(result, dict | list) else dataclasses.asdict(result)
+    if not (command.terminal.json and plain is result):  # a list or a dict has only one of the two forms
+        print(result.text())
     if getattr(result, "failed", 0) and not getattr(command.options, "retry_errors", True):
         print(f"to try the failed images again: {_typed(verb, argv)} --retry-errors")
     if command.terminal.json:
-        print(json.dumps(result if isinstance(result, dict | list) else dataclasses.asdict(result)))
+        print(json.dumps(plain))
     return getattr(result, "exit_code", 0)
 
 
