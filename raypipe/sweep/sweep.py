@@ -160,31 +160,28 @@ def report(
     folder.write(parquet_bytes(ranking.table(every, swept, job.output)), "trials.parquet")
     per_image = ranking.per_image(measures, every, swept)
     folder.write(parquet_bytes(per_image), "per_image.parquet")
-    config = page = None
+    page = None
     if chosen:
         from raypipe.sweep.page import write_page
 
-        text = ranking.config(
-            chosen, method=segmenter.name, refine=job.refine, names=[job.metric, *filter(None, [tie])]
-        )
+        text = ranking.config(chosen, method=segmenter.name, refine=job.refine, names=names)
         folder.write(text.encode(), "best.yaml")
-        config = storage.redact(folder.location("best.yaml"))
         page = write_page(job, segmenter, refiner, task, every, per_image, images, swept)
-    states = {each.trial: each for each in every}
+    by_trial = {each.trial: each for each in every}
     return Swept(
         output=storage.redact(job.output),
         method=segmenter.name,
         images=len(images),
-        trials={status: sum(s.status == status for s in states.values()) for status in ranking.STATUSES},
+        trials={status: sum(each.status == status for each in by_trial.values()) for status in ranking.STATUSES},
         settings=len(every),
         metric=job.metric,
         value=chosen.means[job.metric] if chosen else None,
         tie={tie: chosen.means[tie]} if chosen and tie else {},
         best={key: chosen.values[key] for key in swept} if chosen else {},
         rows=[_row(each, swept, names) for each in every[:TERMINAL_SETTINGS]],
-        errors=sorted({each.error for each in states.values() if each.status == "failed"}),
+        errors=sorted({each.error for each in by_trial.values() if each.status == "failed"}),
         table=storage.redact(folder.location("trials.parquet")),
-        config=config,
+        config=storage.redact(folder.location("best.yaml")) if chosen else None,
         page=page,
         seconds=round(time.monotonic() - start, 3),
         exit_code=0 if chosen else 1,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from raypipe.sweep.plan import Sweep
 
 log = logging.getLogger("raypipe")
-FIRST = 4  # ASHA compares trials first after one in so many of the images
+FIRST_RUNG = 4  # ASHA compares trials first after one in so many of the images
 KEEP = 2  # ASHA lets the better 1 / KEEP of the trials pass a rung, and the next comes after KEEP times the images
 RECOUNT = 5.0  # seconds between looks at what the trials have committed
 RELEASE = 120.0  # seconds for workers of a killed sweep to let go of their trials
@@ -168,7 +168,7 @@ def tuner(job: Sweep, todo: list[Trial], resources, scratch: str):
 
 def rungs(count: int) -> list[int]:
     """After how many of the images ASHA compares trials: a quarter, twice that, all. The scheduler's own milestones."""
-    first = math.ceil(count / FIRST)
+    first = math.ceil(count / FIRST_RUNG)
     return sorted({first, min(count, KEEP * first), count})
 
 

@@ -20,7 +20,7 @@ NAMES = ["one", "two", "three", "four"]
 
 
 def row(run: int, mask: np.ndarray | None, foreground: np.ndarray | None = None, **other) -> dict:
-    """A row of agree.FIRST."""
+    """A row of agree.FIRST_MASKS."""
     counts = [None if m is None else masks.encode_rle(m)["counts"] for m in (mask, foreground)]
     size = {"height": 6, "width": 9} if mask is None else dict(zip(("height", "width"), mask.shape, strict=True))
     blank = {"key": "1.png", "image_id": "x", "run": run, "mask": counts[0], "foreground": counts[1], "failed": False}

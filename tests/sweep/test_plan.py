@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import tyro
 from PIL import Image
+from support.area import Area
 from support.sweepable import SIZE, Gamma, write_labelled
 
 from raypipe import segmenters
@@ -18,8 +19,8 @@ from raypipe.pipeline.job import check_job
 from raypipe.refiners.guided import Guided
 from raypipe.segmenters.gloper import Gloper
 from raypipe.sweep import page
-from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan
-from raypipe.sweep.ranking import Setting, best, order
+from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, settled
+from raypipe.sweep.ranking import Setting, best, order, per_image, read
 from raypipe.sweep.trials import with_images, write_state
 from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
 
@@ -90,8 +91,6 @@ def test_help_without_a_method_lists_the_methods(capsys):
 
 
 def test_a_stopped_trial_is_never_the_best(folder):
-    from raypipe.sweep.ranking import Setting, best, order
-
     def setting(status, value, failed=0):
         return Setting("t", {}, status, {"dice": value}, 4, failed, 1.0, "")
 
@@ -170,11 +169,12 @@ def test_every_post_processing_value_is_planned_with_every_trial_and_each_checke
     assert len(calls) < 10 + 18 and all(trial.posts == trials[0].posts for trial in trials)
 
 
-def plan_one(folder: Path):
+def plan_one(folder: Path, task=None, values=(0.5,)):
     """A trial on all images, of which none is labelled yet."""
     job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",))
-    (trial,) = plan(job, Gamma(), None, Pattern(), [{"threshold": 0.5}])
-    return with_images(trial, labelled_images(job, Pattern()))
+    task = task or Pattern()
+    (trial,) = plan(job, Gamma(), None, task, [{"threshold": value} for value in values])
+    return with_images(trial, labelled_images(job, task))
 
 
 @pytest.mark.parametrize(("status", "reported"), [("stopped", [2, 3]), ("running", [2, 3, 6])])
@@ -186,6 +186,42 @@ def test_a_stopped_trial_reports_again_as_far_as_it_came(folder, monkeypatch, st
     run_trial({"index": 0}, [trial], [2, 3, 6], "dice_best", "max")
     assert [each["images"] for each in reports] == reported and all(0 < each["score"] <= 1 for each in reports)
     assert len(trial.run.commits()) == reported[-1]
+
+
+def test_metric_and_goal_are_those_of_the_task_unless_told_otherwise(folder):
+    job = Sweep("photos", "labels", "sweep", ("k=2",))
+    standard, task = settled(job, None)
+    assert (standard.metric, standard.goal, task) == ("dice_best", "max", Pattern())
+    other, task = settled(dataclasses.replace(job, metric="excess"), Area(least=3))
+    assert (other.task, other.goal, task) == ("area", "min", Area(least=3)) and Path(other.input).is_absolute()
+    assert settled(dataclasses.replace(job, metric="excess", goal="max"), Area())[0].goal == "max"
+
+
+def test_settings_and_groups_have_the_tasks_own_values(folder):
+    for i in (0, 1):
+        blank = np.zeros((SIZE[0], SIZE[1] + i % 3), np.uint8)
+        Image.fromarray(blank).save(folder / f"labels/wild/cat_{i}.png")  # no excess, which is a ratio to the label
+    trial = plan_one(folder, Area(), (0.3, 0.5, 0.7))
+    advance(trial, 6)
+    settings, measures = read(str(folder / "sweep"), task=Area(), images=trial.images, by="none")
+    rows = measures.to_pylist()
+    for setting in settings:
+        chosen = [row for row in rows if f'"threshold": {setting.values["threshold"]}' in row["later"]]
+        assert len(chosen) == 6 == setting.images and sum(row["excess"] is None for row in chosen) == 2
+        assert setting.means["iou"] == sum(row["both"] for row in chosen) / sum(row["either"] for row in chosen)
+        excess = [row["excess"] for row in chosen if row["excess"] is not None]
+        assert setting.means["excess"] == pytest.approx(np.mean(excess), abs=1e-12)
+    assert min(setting.means["excess"] for setting in settings) < 0
+    smallest = best(settings, "excess", "min")
+    assert smallest.values["threshold"] == 0.7 and best(settings, "iou", "max", "right").means["iou"] > 0.2
+    table = per_image(measures, settings, ["threshold"])
+    halves = pa.array(["a", "b"] * (len(table) // 2))
+    table = table.set_column(table.column_names.index("group"), "group", halves)
+    for group in page.groups(table, ["threshold"], Area(), "iou", "max"):
+        rows = [row for row in table.to_pylist() if row["group"] == group["group"]]
+        rows = [row for row in rows if row["threshold"] == group["values"]["threshold"]]
+        expected = sum(row["both"] for row in rows) / sum(row["either"] for row in rows)
+        assert group["means"]["iou"] == expected and group["means"].keys() == {"iou", "right"}
 
 
 def test_commits_are_counted_while_trials_run(folder):

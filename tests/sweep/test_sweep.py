@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from support.area import Area
 from support.sweepable import SIZE, Gamma, write_labelled
 
 from raypipe import masks
@@ -117,6 +118,20 @@ def test_a_value_equal_to_the_threshold_stays_outside_as_in_label():
     assert (stored > 0.5).sum() > (values > 0.5).sum()  # what would go wrong
     for threshold in (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
         np.testing.assert_array_equal(stored > as_stored(threshold), values > threshold)
+
+
+def test_a_task_has_its_own_values_and_options(folder):
+    places = [str(folder / name) for name in ("photos", "labels", "sweep")]
+    job = Sweep(*places, ("threshold=0.3,0.5", "gamma=1,2"), metric="excess")
+    swept = sweep(job, Gamma(), None, Area(least=3))
+    assert swept.exit_code == 0 and (swept.metric, swept.tie) == ("excess", {})
+    rows = table(folder)
+    assert swept.value == min(row["excess"] for row in rows) < 0 and {"iou", "right"} <= rows[0].keys()
+    record = json.loads((folder / "sweep/sweep.json").read_text())
+    assert record["common"]["task"] == "area" and record["fixed"]["least"] == 3
+    assert "excess there" not in (folder / "sweep/sweep.html").read_text()
+    with pytest.raises(OtherConfiguration, match="least: 3 there, 0 now"):
+        sweep(job, Gamma(), None, Area())
 
 
 def test_trials_are_found_again_and_post_processing_values_only_scored(folder):
