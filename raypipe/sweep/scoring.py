@@ -76,9 +76,7 @@ def score(trial: Trial, *, threads: int = 1) -> pa.Table:
 
 
 class Scorer:
-    """Scores many post-processing settings on the stored masks of one image: decoded once, refined once per setting of
-    the refiner.
-    """
+    """Scores post-processing settings on the stored masks of one image: decoded once, refined once per refiner."""
 
     def __init__(self, trial: Trial):
         self._trial, self.task = trial, trial.task

@@ -33,9 +33,7 @@ STORED_POST = "later"  # what scores.parquet and trial.json call post-processing
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of what acts inside the model, and the post-processing settings to score on its masks. Cheap to
-    pickle.
-    """
+    """A setting inside the model, and the post-processing settings to score on its masks. Cheap to pickle."""
 
     input: str
     column: str | None
@@ -114,9 +112,7 @@ def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = 
 
 
 def read_state(output: str) -> dict:
-    """The content of trial.json: `settings`, STORED_POST, `status` (running, done, stopped, failed), `seconds`,
-    `error`.
-    """
+    """The content of trial.json: `settings`, `later` (STORED_POST), `status`, `seconds`, `error`."""
     content = Run(output).folder.read("trial.json")
     return json.loads(content) if content else {}
 

@@ -21,7 +21,7 @@ from raypipe.segmenters.gloper import Gloper
 from raypipe.sweep import page
 from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read
-from raypipe.sweep.trials import with_images, write_state
+from raypipe.sweep.trials import STORED_POST, with_images, write_state
 from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
 
 
@@ -206,7 +206,7 @@ def test_settings_and_groups_have_the_tasks_own_values(folder):
     settings, measures = read(str(folder / "sweep"), task=Area(), images=trial.images, by="none")
     rows = measures.to_pylist()
     for setting in settings:
-        chosen = [row for row in rows if f'"threshold": {setting.values["threshold"]}' in row["later"]]
+        chosen = [row for row in rows if f'"threshold": {setting.values["threshold"]}' in row[STORED_POST]]
         assert len(chosen) == 6 == setting.images and sum(row["excess"] is None for row in chosen) == 2
         assert setting.means["iou"] == sum(row["both"] for row in chosen) / sum(row["either"] for row in chosen)
         excess = [row["excess"] for row in chosen if row["excess"] is not None]
