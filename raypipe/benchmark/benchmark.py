@@ -52,7 +52,6 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
     RuntimeError when a measuring process fails.
     """
     from raypipe.benchmark.figures import environment, load, markdown, table
-    from raypipe.run import parquet_bytes
     from raypipe.runtime.interruption import on_signals
     from raypipe.storage import Folder
 
@@ -63,11 +62,10 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
     with on_signals():  # a signal ends the measuring processes too
         figures = _measured(chosen, sizes or (QUICK if options.quick else Sizes()), options)
     found["load_after"] = load()
-    tables = markdown(figures, found).encode(), parquet_bytes(table(figures, found))
-    for content, name in zip(tables, FILES, strict=True):
-        folder.write(content, name)
-    places = (folder.path(name) if folder.is_local else folder.location(name) for name in FILES)
-    return Result(tuple(figures), found, *places, int(any(figure.note.startswith(FAILED) for figure in figures)))
+    folder.write(markdown(figures, found).encode(), FILES[0])
+    folder.write_table(table(figures, found), FILES[1])
+    written = (folder.path(name) if folder.is_local else str(folder.location(name)) for name in FILES)
+    return Result(tuple(figures), found, *written, int(any(figure.note.startswith(FAILED) for figure in figures)))
 
 
 def names() -> list[str]:

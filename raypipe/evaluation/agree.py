@@ -27,10 +27,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
-from raypipe import storage
 from raypipe.run import Run, rows
 from raypipe.schema import VERSION
-from raypipe.storage import Folder
+from raypipe.storage import Folder, Location
 
 TERMINAL_IMAGES = 10  # the least agreed on, by name
 WRITTEN_ROWS = 1000  # images of the table written at once
@@ -107,10 +106,10 @@ def agree(options: Agree) -> Agreement:
     about 100 MB for a million images. Raises ValueError for fewer than two runs, the same one twice, or runs without a
     common image, and FileNotFoundError for a folder that is no run.
     """
-    names = [storage.redact(place).rstrip("/") for place in options.runs]
+    names = [Location(folder).rstrip("/") for folder in options.runs]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"agree needs two or more different runs, got {', '.join(names) or 'none'}")
-    runs = [Run(place) for place in options.runs]
+    runs = [Run(folder) for folder in options.runs]
     for run in runs:
         if not run.parts():
             raise ValueError(f"{run} has no rows")
@@ -124,7 +123,7 @@ def agree(options: Agree) -> Agreement:
         raise ValueError(f"no image has a mask in all of {', '.join(names)}: {tally.reasons()}; are the keys the same?")
     folder = Folder(options.output or Folder(options.runs[0]).location("metrics", "agreement"))
     folder.write(buffer.getvalue(), "agreement.parquet")
-    return tally.summary(storage.redact(folder.location("agreement.parquet")))
+    return tally.summary(str(folder.location("agreement.parquet")))
 
 
 class Tally:

@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from raypipe import storage
 from raypipe.evaluation import tasks
 from raypipe.evaluation.labels import WHY, Labels, match
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task
 from raypipe.run import Run, rows
-from raypipe.storage import map_ahead
+from raypipe.storage import Location, map_ahead, normalise
 
 TERMINAL_GROUPS = 40
 WRITTEN_ROWS = 1000  # images of the table written at once
@@ -137,8 +136,9 @@ def evaluate_run(folder: str, options: Evaluate, task: Task) -> Evaluation:
     run = Run(folder)
     if not run.parts():
         raise ValueError(f"{run} has no rows")
+    keys = (key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist())
     limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
-    labels = match(task, options.labels, _keys(run), of=f"an image of {run}", **limits)
+    labels = match(task, options.labels, keys, of=f"an image of {run}", **limits)
     tally, buffer, schema = Tally(task), io.BytesIO(), task.schema()
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         measured = map(tally.counted, _measured(run, labels, options))
@@ -146,8 +146,8 @@ def evaluate_run(folder: str, options: Evaluate, task: Task) -> Evaluation:
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
     target = (f"metrics/task={task.name}", _file_name(options.labels, task))
     run.folder.write(buffer.getvalue(), *target)
-    table = storage.redact(run.folder.location(*target))
-    return Evaluation(str(run), storage.redact(options.labels), table, **tally.summary(len(labels.unused)))
+    table = str(run.folder.location(*target))
+    return Evaluation(str(run), str(Location(options.labels)), table, **tally.summary(len(labels.unused)))
 
 
 class Tally:
@@ -201,7 +201,7 @@ def group(key: str, by: str) -> str:
 
 def _measured(run: Run, labels: Labels, options: Evaluate) -> Iterator[dict]:
     """Rows of the task's table; labels are read ahead in threads."""
-    reference = storage.redact(options.labels)
+    reference = str(Location(options.labels))
 
     def measure(row: dict) -> dict:
         known = {name: row[name] for name in ("image_id", "key", "method", "height", "width")}
@@ -213,13 +213,6 @@ def _measured(run: Run, labels: Labels, options: Evaluate) -> Iterator[dict]:
     yield from map_ahead(measure, every, depth=min(16, 2 * (os.cpu_count() or 1)))
 
 
-def _keys(run: Run) -> Iterator[str]:
-    """The keys of all rows; one that was tried again may stand twice."""
-    fs, paths = run.dataset()
-    for path in paths:
-        yield from pq.read_table(path, filesystem=fs, columns=["key"], partitioning=None)["key"].to_pylist()
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
@@ -228,7 +221,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _file_name(labels: str, task: Task) -> str:
     """Of the table against one folder of labels, with a task's options where it has any."""
     options = asdict(task)
-    text = storage.normalise(labels).rstrip("/") + (json.dumps(options, sort_keys=True) if options else "")
+    text = normalise(labels).rstrip("/") + (json.dumps(options, sort_keys=True) if options else "")
     return f"labels-{hashlib.sha256(text.encode()).hexdigest()[:8]}.parquet"
 
 

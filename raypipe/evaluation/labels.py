@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raypipe import storage
 from raypipe.evaluation.task import Task
+from raypipe.storage import Location
 from raypipe.types import BadImage
 
 WHY = {  # what is said about images without a measure, by their status
@@ -55,5 +55,5 @@ def match(
     matches = task.match(folder, itertools.chain([first] if first is not None else [], keys))
     if not matches.location:
         names = f"; images are named as {first!r}, labels as {matches.unused[0]!r}" if first and matches.unused else ""
-        raise ValueError(f"no label in {storage.redact(folder)} has the path or the stem of {of}{names}")
+        raise ValueError(f"no label in {Location(folder)} has the path or the stem of {of}{names}")
     return Labels(task, matches.location, max_bytes, max_pixels, matches.unused)

@@ -144,6 +144,3 @@ def list_images(job: Label, work: Work) -> pa.Table:
     if work.foreground and work.foreground.is_read:
         return foregrounds.attach(manifest, work.foreground)
     return manifest
-
-
-check_places = check_folders  # TEMP

@@ -11,25 +11,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe.evaluation import tasks
-from raypipe.run import Run, superseded
-from raypipe.storage import map_ahead
+from raypipe.run import Run, rows
 
 # The leaves of the masks table that figures need: run lengths are 99 % of a part and stay on the disk.
 LEAVES = [
     *("image_id", "key", "height", "width", "note", "seconds", "attempt", "error"),
     *("segments.list.element.area", "segments.list.element.score"),
 ]
-# A whole row for the page, without the soft masks, which are large.
-ROW = [
-    *("image_id", "uri", "key", "sha256", "height", "width", "foreground", "note", "error"),
-    *(f"segments.list.element.{name}" for name in ("size", "counts", "area", "score", "label")),
-]
 SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("key", pa.string()),
-        ("part", pa.int32()),  # index into the sorted parts, and row in that part: where the masks are
-        ("row", pa.int64()),
         ("megapixels", pa.float64()),
         ("count", pa.float64()),  # masks
         ("share", pa.float64()),  # of the image that the first mask covers, 0..1; 0 without a mask
@@ -80,18 +72,7 @@ class Histogram(NamedTuple):
 
 def read(run: Run) -> pa.Table:
     """One row of SCHEMA per image of a run, and a column per figure of `measured` that it has. Reads part by part."""
-    fs, paths = run.dataset()
-
-    def figures_of(index: int) -> pa.Table:
-        with pq.ParquetFile(paths[index], filesystem=fs) as file:
-            return _figures(file.read(columns=LEAVES), index)
-
-    table = pa.concat_tables([SCHEMA.empty_table(), *map_ahead(figures_of, range(len(paths)), depth=4)])
-    lost = superseded(run.commits())
-    if lost:
-        names = run.parts()
-        ids, parts = table["image_id"].to_pylist(), table["part"].to_pylist()
-        table = table.filter(pa.array([(i, names[part]) not in lost for i, part in zip(ids, parts, strict=True)]))
+    table = pa.concat_tables([SCHEMA.empty_table(), *map(_figures, rows.columns(run, LEAVES))])
     for name, figure in measured().items():
         table = _with_measured(table, run, name, figure)
     return table.combine_chunks()
@@ -182,25 +163,6 @@ def reasons(figures: pa.Table) -> list[tuple[str, int]]:
     return sorted(((reason, n) for reason, n in counts.items() if reason), key=lambda pair: (-pair[1], pair[0]))
 
 
-def read_rows(run: Run, figures: pa.Table) -> list[dict]:
-    """The masks rows of some figures, in their order, without soft masks. Reads only the row groups that hold them."""
-    fs, paths = run.dataset()
-    wanted: dict[int, list[int]] = {}
-    positions = list(zip(figures["part"].to_pylist(), figures["row"].to_pylist(), strict=True))
-    for part, row in positions:
-        wanted.setdefault(part, []).append(row)
-    contents = {}
-    for part in sorted(wanted):
-        with pq.ParquetFile(paths[part], filesystem=fs) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            starts = np.cumsum([0, *sizes])
-            for group in sorted({int(np.searchsorted(starts, row, "right")) - 1 for row in wanted[part]}):
-                rows = [row for row in wanted[part] if starts[group] <= row < starts[group + 1]]
-                table = file.read_row_group(group, columns=ROW).take([row - starts[group] for row in rows])
-                contents |= {(part, row): content for row, content in zip(rows, table.to_pylist(), strict=True)}
-    return [contents[position] for position in positions]
-
-
 def histogram(values: list[np.ndarray], *, bins: int = 20, limits: tuple[float, float] | None = None) -> Histogram:
     """Counts of one figure between shared edges. values: one array per run; NaN is left out.
 
@@ -225,26 +187,32 @@ def _edges(low: float, high: float, bins: int, *, is_whole: bool) -> np.ndarray:
     return np.linspace(low, high if high > low else low + 1, bins + 1)
 
 
-def _figures(rows: pa.Table, part: int) -> pa.Table:
-    lists = pc.fill_null(rows["segments"].combine_chunks(), [])
+def _figures(part: pa.Table) -> pa.Table:
+    lists = pc.fill_null(part["segments"].combine_chunks(), [])
     parents = pc.list_parent_indices(lists).to_numpy()
     segments = lists.flatten()
-    pixels = (rows["height"].cast("float64").to_numpy() * rows["width"].to_numpy()).clip(1)
+    pixels = (part["height"].cast("float64").to_numpy() * part["width"].to_numpy()).clip(1)
     shares = segments.field("area").to_numpy(zero_copy_only=False) / pixels[parents]
-    count = np.bincount(parents, minlength=len(rows))
-    first = np.zeros(len(rows))
+    count = np.bincount(parents, minlength=len(part))
+    first = np.zeros(len(part))
     first[parents[::-1]] = shares[::-1]  # written last, hence kept: the first mask of each row
-    smallest, largest = np.ones(len(rows)), np.zeros(len(rows))
+    smallest, largest = np.ones(len(part)), np.zeros(len(part))
     np.minimum.at(smallest, parents, shares)
     np.maximum.at(largest, parents, shares)
     scores = pc.fill_null(segments.field("score"), np.nan).to_numpy(zero_copy_only=False).astype(np.float64)
     with np.errstate(invalid="ignore"):
-        score = np.bincount(parents, scores, minlength=len(rows)) / count
-    reason = pc.replace_substring_regex(rows["error"], r"(?s)^([^:]*: [^:]*):.*$", r"\1")
-    kept = {name: rows[name] for name in ("image_id", "key", "seconds", "attempt")}
-    computed = {"part": np.full(len(rows), part), "row": np.arange(len(rows)), "megapixels": pixels / 1e6}
-    computed |= {"count": count, "share": first, "smallest": smallest, "largest": largest, "score": score}
-    texts = {"note": pc.fill_null(rows["note"], ""), "reason": reason}
+        score = np.bincount(parents, scores, minlength=len(part)) / count
+    reason = pc.replace_substring_regex(part["error"], r"(?s)^([^:]*: [^:]*):.*$", r"\1")
+    kept = {name: part[name] for name in ("image_id", "key", "seconds", "attempt")}
+    computed = {
+        "megapixels": pixels / 1e6,
+        "count": count,
+        "share": first,
+        "smallest": smallest,
+        "largest": largest,
+        "score": score,
+    }
+    texts = {"note": pc.fill_null(part["note"], ""), "reason": reason}
     return pa.table(kept | computed | texts).select(SCHEMA.names).cast(SCHEMA)
 
 
@@ -253,7 +221,7 @@ def _with_measured(figures: pa.Table, run: Run, name: str, figure: Figure) -> pa
     files = sorted((f for f in run.folder.files(figure.folder) if f.endswith(".parquet")), reverse=True)
     tables = []
     for file in files:
-        with pq.ParquetFile(run.folder.path(figure.folder, file), filesystem=run.folder.fs) as content:
+        with run.folder.open(figure.folder, file) as opened, pq.ParquetFile(opened) as content:
             if {"key", figure.column} <= set(content.schema_arrow.names):
                 table = content.read(columns=["key", figure.column]).drop_null()
                 values = table[figure.column].cast("float64")

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from raypipe import storage
 from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
 from raypipe.pictures.layers import draw
 from raypipe.pictures.overlay import COLOURS
 from raypipe.report import html, measures
-from raypipe.run import Run, attempts, provenance
+from raypipe.run import Run, attempts, provenance, rows
 from raypipe.run.rows import run_names
+from raypipe.storage import Location, is_local, put, resolve
 from raypipe.types import RETRYABLE
 
 PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of the 20 MB that a page may have
@@ -160,7 +160,8 @@ def _chosen(run: RunShown, keys: list[str]) -> dict[str, dict]:
         return {}
     signs, chosen, names = measures.signs(run.good), run.good.take(index), list(titles())
     panes = {}
-    for i, row, values in zip(index.to_pylist(), measures.read_rows(run.run, chosen), chosen.to_pylist(), strict=True):
+    read = rows.take(run.run, chosen["image_id"].to_pylist())
+    for i, row, values in zip(index.to_pylist(), read, chosen.to_pylist(), strict=True):
         panes[row["key"]] = {
             "row": row,
             "run_name": run.name,
@@ -237,14 +238,19 @@ def _in_unit_interval(values: np.ndarray) -> bool:
 
 def errors(run: RunShown) -> dict:
     """The failed images of a run by `stage: kind`, with examples and the command that tries them again."""
-    groups = []
     reasons = measures.reasons(run.figures)
+    first = {}
+    for reason, _ in reasons[:REASONS]:
+        failed = run.figures.filter(pc.equal(run.figures["reason"], reason))
+        first[reason] = failed.sort_by("image_id").slice(0, EXAMPLES)["image_id"].to_pylist()
+    read = {
+        row["image_id"]: row for row in rows.take(run.run, [image_id for ids in first.values() for image_id in ids])
+    }
+    groups = []
     for reason, count in reasons[:REASONS]:
-        rows = run.figures.filter(pc.equal(run.figures["reason"], reason))
-        first = rows.sort_by("image_id").slice(0, EXAMPLES)
         examples = [
             {"key": row["key"], "message": row["error"].split(": ", 2)[-1], "uri": row["uri"]}
-            for row in measures.read_rows(run.run, first)
+            for row in map(read.get, first[reason])
         ]
         kind = reason.partition(": ")[2]
         groups.append({"reason": reason, "count": count, "examples": examples, "retryable": kind in RETRYABLE})
@@ -297,11 +303,11 @@ def _number(value: float | None, scale: float = 1) -> str:
 def _write(page: bytes, options: Report, first: Run) -> str:
     if options.output is None:
         first.folder.write(page, "report.html")
-        return first.folder.location("report.html")
-    filesystem, path = storage.resolve(options.output)
-    if storage.is_local(filesystem):
+        return str(first.folder.location("report.html"))
+    filesystem, path = resolve(options.output)
+    if is_local(filesystem):
         if os.path.isdir(path):
             raise ValueError(f"--output {options.output!r} is a folder; name a file, such as report.html in it")
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    storage.put(filesystem, path, page)
-    return storage.redact(options.output)
+    put(filesystem, path, page)
+    return str(Location(options.output))

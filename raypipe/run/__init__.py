@@ -5,4 +5,3 @@ method or Ray.
 """
 
 from raypipe.run.run import OURS, OtherConfiguration, Run, is_sealed, new_attempt, refuse_other, seal, superseded
-from raypipe.storage import parquet_bytes  # TEMP

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raypipe import masks, storage
+from raypipe import masks
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task
 from raypipe.pictures.overlay import jpeg, overlay
 from raypipe.report import html
-from raypipe.run import provenance
+from raypipe.run import provenance, rows
 from raypipe.storage import Folder
 from raypipe.sweep import trials
 from raypipe.sweep.ranking import Setting, best, shown
-from raypipe.sweep.scoring import Scorer
+from raypipe.sweep.scoring import STORED_LEAVES, Scorer
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import Trial
 from raypipe.types import BadImage, Segmenter
@@ -98,7 +96,7 @@ def write_page(
         version=version("raypipe"),
     )
     folder.write(page.encode("utf-8", "replace"), "sweep.html")
-    return storage.redact(folder.location("sweep.html"))
+    return str(folder.location("sweep.html"))
 
 
 def render(**content) -> str:
@@ -194,13 +192,9 @@ def strip(name: str, line: list[Setting], chosen: Setting, sample: Callable[[Set
 
 def sampled_rows(trial: Trial) -> list[dict]:
     """The stored rows of the images in a strip, in the order of their ids. Reads only the parts that hold them."""
-    sample, run = trial.images.slice(0, STRIP_IMAGES)["image_id"].combine_chunks(), trial.run
-    commits = run.commits()
-    parts = sorted(set(commits.filter(pc.is_in(commits["image_id"], value_set=sample))["part"].to_pylist()))
-    paths, is_sampled = [run.folder.path(run.masks, name) for name in parts], pc.field("image_id").isin(sample)
-    tables = [pq.read_table(path, filesystem=run.folder.fs, filters=is_sampled, partitioning=None) for path in paths]
-    rows = {row["image_id"]: row for table in tables for row in table.to_pylist()}
-    return [rows[image_id] for image_id in sorted(rows)]
+    return rows.take(
+        trial.run, sorted(trial.images.slice(0, STRIP_IMAGES)["image_id"].to_pylist()), leaves=STORED_LEAVES
+    )
 
 
 def draw_sample(trial: Trial, stored: list[dict], metric: str) -> dict[str, dict]:

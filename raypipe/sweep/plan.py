@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -10,18 +9,16 @@ from typing import Literal
 
 import pyarrow as pa
 
-from raypipe import storage
 from raypipe.evaluation import tasks
 from raypipe.evaluation.task import Task
 from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds
-from raypipe.pipeline.job import Label, check_job, check_places
-from raypipe.storage import Folder
+from raypipe.pipeline.job import Label, check_folders, check_job
+from raypipe.storage import Folder, absolute
 from raypipe.sweep import ranking, search
 from raypipe.sweep.trials import Trial, settings, trial_name, with_labels
-from raypipe.types import Segmenter
+from raypipe.types import PatternSegmenter, Segmenter
 
-log = logging.getLogger("raypipe")
 DRAWS = 16  # of a random search, unless told otherwise
 
 
@@ -41,7 +38,7 @@ class Sweep:
     metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)
     goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
     group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
-    refine: Literal["guided"] | None = None  # sharpen the masks along the image's edges
+    refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     column: str | None = None  # column of a list or table that holds URIs or images; None finds it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
     actors: int | None = None  # trials at a time; None = one per core, or as many as the GPUs hold
@@ -50,7 +47,7 @@ class Sweep:
 def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task]:
     """The job with its task's name and, where it leaves them open, metric and goal; and the task, by its name if None.
 
-    Places become absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown
+    Paths become absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown
     task or metric.
     """
     task = task or tasks.find(job.task)()
@@ -58,8 +55,8 @@ def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task]:
     if metric not in task.SHOWN:
         raise ValueError(f"--metric {metric!r}: task {task.name!r} has {', '.join(task.SHOWN)}")
     goal = job.goal or ("max" if task.SHOWN[metric].better == "high" else "min")
-    places = {name: storage.absolute(getattr(job, name)) for name in ("input", "labels", "output")}
-    return replace(job, task=task.name, metric=metric, goal=goal, **places), task
+    paths = {name: absolute(getattr(job, name)) for name in ("input", "labels", "output")}
+    return replace(job, task=task.name, metric=metric, goal=goal, **paths), task
 
 
 def check(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> search.Space:
@@ -71,7 +68,7 @@ def check(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> search.
         raise ValueError(f"--trials must be positive, got {job.trials}")
     if job.search == "asha" and not space.keys() - post_fields(refiner):
         raise ValueError("--search asha has nothing to stop: every swept field acts after the model; use --search grid")
-    check_places(job.labels, job.output)
+    check_folders(job.labels, job.output)
     return space
 
 
@@ -127,17 +124,13 @@ def trial_of(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: T
     """The trial of one setting of the folder, without images yet. segmenter: of any parameters, the setting's count."""
     inside = {key: setting.values[key] for key in settings(segmenter) if key in setting.values}
     trial = _trial(job, type(segmenter)(**inside), refiner, task)
-    output = Folder(job.output).location("trials", setting.trial)
+    output = Folder(job.output).location("trials", setting.trial).uri
     return replace(trial, output=output, posts=(ranking.post_of(setting.values),))
 
 
 def labelled_images(job: Sweep, task: Task) -> pa.Table:
     """The manifest of the images that have a label, in a fixed random order."""
-    listing = list_inputs(job.input, column=job.column)
-    manifest = pa.concat_tables(listing.chunks)
-    for remark in listing.remarks():
-        log.warning("%s", remark)
-    return with_labels(manifest, job.labels, task)
+    return with_labels(list_inputs(job.input, column=job.column), job.labels, task)
 
 
 def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
@@ -155,14 +148,13 @@ def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
 
 
 def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task) -> Trial:
-    spec = getattr(segmenter, "foreground", None)
-    foreground = None if spec is None else foregrounds.parse(spec)
-    if foreground and foreground.is_read:  # absolute, as the job's places
+    foreground = foregrounds.parse(segmenter.foreground) if isinstance(segmenter, PatternSegmenter) else None
+    if foreground and foreground.is_read:  # absolute, as the job's paths
         segmenter = replace(segmenter, foreground=f"{foreground.kind}:{foreground.argument}")
     return Trial(
         input=job.input,
         column=job.column,
-        output=Folder(job.output).location("trials", trial_name(segmenter)),
+        output=Folder(job.output).location("trials", trial_name(segmenter)).uri,
         device=job.device,
         segmenter=segmenter,
         refiner=refiner,

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe import masks, storage
+from raypipe import masks
 from raypipe.evaluation.labels import Labels
 from raypipe.inputs.manifest import fetch
 from raypipe.pipeline import stages
 from raypipe.pipeline.job import plan_work
-from raypipe.run import Run, parquet_bytes, rows
-from raypipe.storage import map_ahead
+from raypipe.run import Run, rows
+from raypipe.storage import Location, map_ahead
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import LABEL_CHECKSUM, STORED_POST, Trial, all_posts, read_state
 from raypipe.types import BadImage, Segments
@@ -71,7 +71,7 @@ def score(trial: Trial, *, threads: int = 1) -> pa.Table:
     lists = map_ahead(lambda row: scorer(row, missing[row["image_id"]]), todo, depth=threads)
     measured = [row for rows_of_image in lists for row in rows_of_image]
     table = pa.concat_tables([known, pa.Table.from_pylist(measured, schema=known.schema)])
-    run.folder.write(parquet_bytes(table), SCORES_FILE)
+    run.folder.write_table(table, SCORES_FILE)
     return table
 
 
@@ -91,7 +91,7 @@ class Scorer:
     def __call__(self, row: dict, posts: set[str]) -> list[dict]:
         """Rows of the task's table with the column STORED_POST. row: one of the run, with soft masks."""
         known = {name: row[name] for name in ("image_id", "key", "height", "width")}
-        known |= {"method": self._trial.segmenter.name, "reference": storage.redact(self._trial.labels)}
+        known |= {"method": self._trial.segmenter.name, "reference": str(Location(self._trial.labels))}
         known[LABEL_CHECKSUM] = self._images[row["image_id"]][LABEL_CHECKSUM]
         label, status = self.label(row)
         if status != "ok":

@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from raypipe import storage
 from raypipe.evaluation.task import Task
-from raypipe.run import OtherConfiguration, new_attempt, parquet_bytes
-from raypipe.runtime.interruption import on_signals
+from raypipe.run import new_attempt, refuse_other
+from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of_images
-from raypipe.storage import Folder, hold
+from raypipe.storage import Folder, Location
 from raypipe.sweep import ranking, search
 from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, settled
 from raypipe.sweep.ranking import shown
@@ -90,13 +89,13 @@ def sweep(
     start = time.monotonic()
     job, task = settled(job, task)
     space = check(job, segmenter, refiner)
-    folder, attempt = Folder(job.output), new_attempt()
+    folder = Folder(job.output)
     planned = plan(job, segmenter, refiner, task, draw(job, space, segmenter, refiner), given)
     images = labelled_images(job, task)
     planned = [with_images(trial, images) for trial in planned]
-    with on_signals(), hold(folder, attempt):
+    with held(folder, new_attempt()):
         known = merge(folder, configuration(job, segmenter, refiner, task, space))
-        folder.write((json.dumps(known, indent=2) + "\n").encode(), "sweep.json")
+        folder.write_json(known, "sweep.json")
         run_trials(job, planned)
         return report(job, segmenter, refiner, task, images, known["swept"], start)
 
@@ -105,8 +104,8 @@ def configuration(job: Sweep, segmenter: Segmenter, refiner: Callable | None, ta
     """What all trials of a sweep's folder have in common, and the names of the swept fields."""
     fixed = settings(segmenter) | {"threshold": segmenter.threshold} | (asdict(refiner) if refiner else {})
     fixed = {key: value for key, value in (fixed | asdict(task)).items() if key not in space}
-    places = {"input": storage.redact(job.input), "labels": storage.redact(job.labels)}
-    common = {"method": segmenter.name, **places, "column": job.column, "task": job.task, "refine": job.refine}
+    sources = {"input": Location(job.input), "labels": Location(job.labels)}
+    common = {"method": segmenter.name, **sources, "column": job.column, "task": job.task, "refine": job.refine}
     return json.loads(json.dumps({"common": common, "fixed": fixed, "swept": list(space)}))
 
 
@@ -124,20 +123,17 @@ def merge(folder: Folder, now: dict) -> dict:
     A sweep may grow: other values, and fields that were fixed before or are now. One that disagrees with attempts of
     which none has labelled an image takes their place: deletes their folders.
     """
-    content = folder.read("sweep.json")
-    if content is None:
+    there = folder.read_json("sweep.json")
+    if there is None:
         return now
-    there = json.loads(content)
     old, new = (each["common"] | each["fixed"] for each in (there, now))
-    changed = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
-    if changed and not has_labelled(folder):
+    both = old.keys() & new.keys()
+    old, new = ({key: each[key] for key in both} for each in (old, new))
+    if old != new and not has_labelled(folder):
         for name in {"trials", "foreground"}.intersection(folder.folders()):
             folder.delete_folder(name)
         return now
-    if changed:
-        lines = [f"  {key}: {old[key]!r} there, {new[key]!r} now" for key in changed]
-        text = f"{folder} holds another sweep; use the same settings or another --output\n"
-        raise OtherConfiguration(text + "\n".join(lines))
+    refuse_other(f"{folder} holds another sweep", old, new)
     swept = list(dict.fromkeys([*there["swept"], *now["swept"]]))
     fixed = {key: value for key, value in (there["fixed"] | now["fixed"]).items() if key not in swept}
     return now | {"fixed": fixed, "swept": swept}
@@ -157,9 +153,9 @@ def report(
     names = [job.metric, tie] if tie else [job.metric]
     every, measures = ranking.read(job.output, task=task, images=images, by=job.group)
     every, chosen = (choose(every, job.metric, job.goal, tie) for choose in (ranking.order, ranking.best))
-    folder.write(parquet_bytes(ranking.table(every, swept, job.output)), "trials.parquet")
+    folder.write_table(ranking.table(every, swept, job.output), "trials.parquet")
     per_image = ranking.per_image(measures, every, swept)
-    folder.write(parquet_bytes(per_image), "per_image.parquet")
+    folder.write_table(per_image, "per_image.parquet")
     page = None
     if chosen:
         from raypipe.sweep.page import write_page
@@ -169,7 +165,7 @@ def report(
         page = write_page(job, segmenter, refiner, task, every, per_image, images, swept)
     by_trial = {each.trial: each for each in every}
     return Swept(
-        output=storage.redact(job.output),
+        output=str(folder),
         method=segmenter.name,
         images=len(images),
         trials={status: sum(each.status == status for each in by_trial.values()) for status in ranking.STATUSES},
@@ -180,8 +176,8 @@ def report(
         best={key: chosen.values[key] for key in swept} if chosen else {},
         rows=[_row(each, swept, names) for each in every[:TERMINAL_SETTINGS]],
         errors=sorted({each.error for each in by_trial.values() if each.status == "failed"}),
-        table=storage.redact(folder.location("trials.parquet")),
-        config=storage.redact(folder.location("best.yaml")) if chosen else None,
+        table=str(folder.location("trials.parquet")),
+        config=str(folder.location("best.yaml")) if chosen else None,
         page=page,
         seconds=round(time.monotonic() - start, 3),
         exit_code=0 if chosen else 1,

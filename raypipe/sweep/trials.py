@@ -8,7 +8,6 @@ trials/<hash of the settings>/scores.parquet  one row per image and post-process
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -113,8 +112,7 @@ def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = 
 
 def read_state(output: str) -> dict:
     """The content of trial.json: `settings`, `later` (STORED_POST), `status`, `seconds`, `error`."""
-    content = Run(output).folder.read("trial.json")
-    return json.loads(content) if content else {}
+    return Run(output).folder.read_json("trial.json") or {}
 
 
 def write_state(trial: Trial, *, status: str, seconds: float | None = None, error: str = "") -> None:
@@ -123,7 +121,7 @@ def write_state(trial: Trial, *, status: str, seconds: float | None = None, erro
     seconds = before.get("seconds", 0.0) if seconds is None else round(seconds, 3)
     state = {"settings": trial.settings, STORED_POST: list(all_posts(trial, before).values())}
     state |= {"status": status, "seconds": seconds, "error": error}
-    trial.run.folder.write((json.dumps(state, indent=2) + "\n").encode(), "trial.json")
+    trial.run.folder.write_json(state, "trial.json")
 
 
 def all_posts(trial: Trial, state: dict) -> dict[str, dict]:

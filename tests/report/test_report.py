@@ -108,14 +108,6 @@ def test_figures_agree_with_a_slow_loop(tmp_path):
     assert measures.reasons(table) == [("decode: corrupt", 1)] and len(measures.good(table)) == 29
 
 
-def test_rows_are_read_back_from_their_places(tmp_path):
-    run = write_run(tmp_path / "run", [row(f"{i}.png") for i in range(30)])
-    table = measures.read(run)
-    chosen = table.take([29, 0, 13])
-    assert [found["key"] for found in measures.read_rows(run, chosen)] == ["29.png", "0.png", "13.png"]
-    assert "soft" not in measures.read_rows(run, chosen)[0]["segments"][0]
-
-
 def test_a_row_that_was_done_again_counts_once(tmp_path):
     write_run(tmp_path / "run", [row("a.png", error="fetch: network: gone"), row("b.png")])
     run = write_run(tmp_path / "run", [row("a.png")])
