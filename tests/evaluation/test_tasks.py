@@ -1,5 +1,6 @@
 """What a task is promised: no measure vanishes, none spoils the others, sums come first. With a made-up task."""
 
+import doctest
 import itertools
 import json
 import math
@@ -89,6 +90,11 @@ def test_options_of_a_task_have_a_table_of_their_own_and_are_recorded(tmp_path):
     assert json.loads(schema.metadata[b"raypipe.options"]) == {"least": 4}
     assert schema.names[7:] == ["excess", "both", "either", "thirds", "status"]
     assert b"raypipe.options" not in tasks.find("pattern")().schema().metadata
+
+
+def test_the_example_of_a_task_works():
+    result = doctest.testmod(tasks)
+    assert result.attempted > 5 and not result.failed
 
 
 def test_a_measure_that_is_no_column_is_named():
