@@ -118,14 +118,14 @@ def masked(found: np.ndarray | None, foreground: np.ndarray) -> Segments:
 
     foreground: bool (H, W).
     """
-    import cv2
+    from PIL import Image
 
     height, width = foreground.shape
     note = _inside.unusable(foreground) or ("flat_map" if found is None else "")
     if note:
         return Segments(np.zeros((1, height, width), np.float32), note=note)
-    # Nearest by pixel centres, as Pillow does it; thresholding before or after makes no difference then.
-    values = cv2.resize(found, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    # Nearest by pixel centres: thresholding before or after makes no difference then. OpenCV does it so since 5 only.
+    values = np.asarray(Image.fromarray(found).resize((width, height), Image.Resampling.NEAREST))
     return Segments((values * foreground)[None])
 
 
