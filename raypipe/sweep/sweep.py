@@ -21,7 +21,7 @@ from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of_images
 from raypipe.storage import Folder, Location
 from raypipe.sweep import ranking, search
-from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, settled
+from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, refuse_given, settled
 from raypipe.sweep.ranking import shown
 from raypipe.sweep.trials import has_labelled, settings, with_images
 from raypipe.sweep.tuning import run_trials
@@ -77,16 +77,19 @@ def sweep(
     task: Task | None = None,
     *,
     given: Iterable[str] = (),
+    flags: Iterable[str] = (),
 ) -> Swept:
     """Try all settings, as far as that was not done before, and write the tables, best.yaml and the page.
 
     task: with its options; None = the one that the job names, with its defaults. given: fields of the method that a
-    swept preset leaves alone, besides those that differ from the method's preset. Raises ValueError, TypeError or
+    swept preset leaves alone, besides those that differ from the method's preset. flags: those of them that stand
+    beside the swept fields, among which they must not be. Raises ValueError, TypeError or
     FileNotFoundError for wrong options and missing input before anything starts and for a method that cannot load,
     run.OtherConfiguration and storage.Locked when the output belongs to another sweep, and interruption.Interrupted
     after a signal; then the same call goes on. A trial that fails is listed and stops nothing.
     """
     start = time.monotonic()
+    refuse_given(job, flags)
     job, task = settled(job, task)
     space = check(job, segmenter, refiner)
     folder = Folder(job.output)

@@ -1,6 +1,7 @@
 """Each format is read back by the tool that it is for, and gives the masks of the run."""
 
 import csv
+import doctest
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from support.written import masks_row, random_masks, write_run
 import raypipe
 from raypipe import masks, storage
 from raypipe.cli.verbs import main
+from raypipe.export import formats
 from raypipe.export.export import Export, export
 from raypipe.export.formats import find, names
 from raypipe.export.target import Target, safe_stem
@@ -72,6 +74,10 @@ def expected_map(found: np.ndarray) -> np.ndarray:
 
 def files(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_example_of_a_format_runs():
+    assert doctest.testmod(formats).failed == 0 < doctest.testmod(formats).attempted
 
 
 def test_a_format_is_found_by_its_name(made, capsys):

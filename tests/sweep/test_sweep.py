@@ -425,6 +425,6 @@ def test_the_script_for_ray_job_submit_sweeps(folder):
 
 def test_a_sweep_reads_nothing_of_ray_when_all_is_done(folder, monkeypatch):
     run(folder, "gamma=1,2")
-    for name in ("label_here", "label_on_ray", "run_on_tune"):
+    for name in ("attempt", "run_on_tune"):
         monkeypatch.setattr(f"raypipe.sweep.tuning.{name}", None)
     assert run(folder, "gamma=1,2").trials["done"] == 2

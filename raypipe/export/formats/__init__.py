@@ -1,7 +1,30 @@
-"""One file per format; the file's name is the format's name.
+"""One file per format; its name is the format's name. Looking one up imports that format only.
 
-A format is a module with `write(images, target, about) -> Counter` (what the user should know, by sentence), ORIGINALS
-(it needs the pictures, in each row's `content`) and CATEGORIES (it names what a segment shows).
+A format is a module with ORIGINALS (it needs the pictures: each row's `content`), CATEGORIES (it names what a segment
+shows), where it lists failed images too FAILED, and `write(images, target, about)`, which streams rows of the masks
+table into a folder and returns what the user should know: sentences with how often. It never imports Ray or `pipeline`.
+
+A whole format, which would be the file `export/formats/counts.py`:
+
+>>> from collections import Counter
+>>> ORIGINALS, CATEGORIES = False, False
+>>> def write(images, target, about):
+...     '''Write counts.txt: how many segments each image has.'''
+...     remarks = Counter()
+...     with target.stream("counts.txt") as file:
+...         for row in images:  # one at a time: a run may not fit into memory
+...             file.write(f"{len(row['segments'])} {row['key']}\\n".encode())
+...             remarks["images have no segment"] += not row["segments"]
+...     return remarks
+
+What `raypipe export` makes of it:
+
+>>> import tempfile
+>>> from raypipe.export.target import Target
+>>> with tempfile.TemporaryDirectory() as folder, Target(folder) as target:
+...     remarks = write(iter([{"key": "a.jpg", "segments": []}]), target, None)
+...     print(open(f"{folder}/counts.txt").read().strip(), dict(remarks))
+0 a.jpg {'images have no segment': 1}
 """
 
 from types import ModuleType
