@@ -148,4 +148,4 @@ def test_they_are_listed_explained_and_swept(copy):
     swept = json.loads(result.splitlines()[-1])
     assert (swept["metric"], swept["value"], swept["best"]) == ("recall", 1.0, {"threshold": 0.2})
     run("report", "plain")
-    assert "Recall" in (folder / "sweep/sweep.html").read_text()
+    assert "recall" in (folder / "sweep/sweep.html").read_text()
