@@ -19,8 +19,8 @@ from raypipe import masks, schema
 from raypipe.cli.verbs import main
 from raypipe.maintenance.integrity import check_masks, run_lengths
 from raypipe.maintenance.verify import Verify, verify
-from raypipe.run import Run, is_sealed, new_attempt, parquet_bytes, seal
-from raypipe.storage import Locked, hold
+from raypipe.run import Run, is_sealed, new_attempt, seal
+from raypipe.storage import Locked, hold, parquet_bytes
 
 MASKS = "masks/method=kmeans"
 
