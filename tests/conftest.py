@@ -1,4 +1,18 @@
-"""Fixtures that several test files need."""
+"""Fixtures that several test files need, and how the suite stays quick.
+
+It takes about 20 minutes on two cores, of which methods take five, and Ray and what dies in it the rest. Thirteen more
+methods are to fit into 40:
+
+- One Ray per file: tests in a file that needs it share a module's fixture. Only tests that kill or interrupt a driver
+  start their own (`support/drive.py`), each for several claims at once. They wait for files, never for a clock.
+- One contract for all methods, refiners and tasks (`test_segmenters.py`, `test_refiners.py`, `test_rooms.py`), found by
+  name, on weights made once per session: `support/tiny/<method>.py`, a few thousand parameters, images of 64 px. A
+  method's own file tests what is its own: its golden arrays, its degenerate cases. Budget: 40 s per method on one core.
+- Networks run on one thread (`one_thread`), which on tiny ones is faster than two.
+- What shows again what a smaller case has shown carries the marker `slow`, which CI runs while the budget holds.
+- When methods alone take ten minutes: pytest-xdist, `-n 2 --dist loadfile`, for the folders that need no Ray. Not
+  before: two Rays side by side on two cores make the tests of faults wait for each other.
+"""
 
 import os
 from pathlib import Path
