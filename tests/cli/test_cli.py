@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from importlib import import_module
 
 import pytest
@@ -262,6 +263,17 @@ def test_the_help_shows_what_a_foreground_may_be(method, capsys):
     text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     for part in ("rembg[:model or file.onnx]", "grabcut", "whole", "given:DIR", "run:DIR"):
         assert part in text.partition("--foreground")[2]
+
+
+def test_a_config_file_may_be_a_pipe(photos):
+    pipe = photos.parent / "config"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=["k: 3\nforeground: whole\nlocal: true\n"])
+    writer.start()  # what it writes can be read once, as that of `<(...)` in a shell
+    assert label("--config", str(pipe), photos=photos) == 0
+    writer.join(timeout=10)
+    settings = json.loads((photos.parent / "run/run.json").read_text())["settings"]
+    assert settings["k"] == 3 and settings["foreground"] == "whole"
 
 
 def test_every_method_tells_what_it_needs(capsys):
