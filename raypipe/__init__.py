@@ -8,23 +8,24 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from raypipe.pipeline.dry_run import Estimate
     from raypipe.pipeline.label import Summary
 
 __all__ = ["decode", "label", "load"]
 
 
-def label(method: str, input: str, output: str, **options) -> Summary | dict:
+def label(method: str, input: str, output: str, **options) -> Summary | Estimate:
     """Label images, as `raypipe label METHOD` does, with the same options by the same names.
 
-    options: fields of pipeline.Label, of the method and of the refiner, for example
+    options: fields of `pipeline.job.Label`, of the method and of the refiner, for example
     `raypipe.label("kmeans", "photos", "runs/coat", foreground="grabcut", k=3, refine="guided", refine_radius=9)`.
-    Paths may be pathlib's. Returns a pipeline.Summary (with dry_run the estimate). Raises what `pipeline.label` raises,
-    and TypeError, with a suggestion, for an unknown option or a value of another type.
+    Paths may be pathlib's. Returns a Summary, or with dry_run an Estimate, which is a dict. Raises what
+    `pipeline.label.label` raises, and TypeError, with a suggestion, for an unknown option or a value of another type.
     """
-    from raypipe.pipeline import label as pipeline
+    from raypipe.pipeline import label as verb
     from raypipe.pipeline.options import build
 
-    return pipeline.label(*build(method, {"input": input, "output": output} | options))
+    return verb.label(*build(method, {"input": input, "output": output} | options))
 
 
 def load(run: str, columns: list[str] | None = None) -> pa.Table:
