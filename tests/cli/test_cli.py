@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -246,6 +247,16 @@ def test_an_unwritable_output_is_named_with_what_to_do(photos, capsys):
 ROOMS = (segmenters, refiners, tasks)
 KINDS = [Terminal, *(room.find(name) for room in ROOMS for name in room.names())]
 KINDS += [getattr(import_module(f"raypipe.{verb.file}"), name.capitalize()) for name, verb in cli.VERBS.items()]
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if verb.parts])
+def test_no_two_parts_of_a_command_share_an_option(verb):
+    rooms = {"method": segmenters, "refine": refiners, "task": tasks}
+    parts = [list(map(rooms[part].find, rooms[part].names())) for part in cli.VERBS[verb].parts]
+    options = getattr(import_module(f"raypipe.{cli.VERBS[verb].file}"), verb.capitalize())
+    for kinds in itertools.product([options], [Terminal], *parts):
+        names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+        assert len(set(names)) == len(names), kinds
 
 
 @pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
