@@ -8,8 +8,6 @@ it may take 300 MB.
 from __future__ import annotations
 
 import contextlib
-import heapq
-import io
 import itertools
 import json
 import os
@@ -27,12 +25,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
+from raypipe.evaluation.task import WRITTEN_ROWS, written
 from raypipe.run import Run, rows
 from raypipe.schema import VERSION
 from raypipe.storage import Folder, Location
 
 TERMINAL_IMAGES = 10  # the least agreed on, by name
-WRITTEN_ROWS = 1000  # images of the table written at once
 BUCKET_ROWS = 20_000  # masks in memory at a time
 BUCKET_BYTES = 64 << 20  # of them, as they are stored
 MAX_BUCKETS = 256  # files open at a time
@@ -103,8 +101,8 @@ def agree(options: Agree) -> Agreement:
     """Compare the runs image by image and write AGREEMENT; an earlier table is replaced at once.
 
     Streams: the first masks go through temporary files, which take about their size. The table is held compressed,
-    about 100 MB for a million images. Raises ValueError for fewer than two runs, the same one twice, or runs without a
-    common image, and FileNotFoundError for a folder that is no run.
+    about 100 MB for a million images, and four of its columns for the summary. Raises ValueError for fewer than two
+    runs, the same one twice, or runs without a common image, and FileNotFoundError for a folder that is no run.
     """
     names = [Location(folder).rstrip("/") for folder in options.runs]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -113,57 +111,36 @@ def agree(options: Agree) -> Agreement:
     for run in runs:
         if not run.parts():
             raise ValueError(f"{run} has no rows")
-    tally, buffer = Tally(names), io.BytesIO()
     columns = AGREEMENT.with_metadata(AGREEMENT.metadata | {b"raypipe.runs": json.dumps(names).encode()})
-    with pq.ParquetWriter(buffer, columns, compression="zstd") as writer:
-        compared = (tally.counted(compare(images, names, polarity=options.polarity)) for images in by_key(runs))
-        while batch := list(itertools.islice(compared, WRITTEN_ROWS)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=columns))
-    if not tally.compared:
-        raise ValueError(f"no image has a mask in all of {', '.join(names)}: {tally.reasons()}; are the keys the same?")
+    content = written((compare(images, names, polarity=options.polarity) for images in by_key(runs)), columns)
     folder = Folder(options.output or Folder(options.runs[0]).location("metrics", "agreement"))
-    folder.write(buffer.getvalue(), "agreement.parquet")
-    return tally.summary(str(folder.location("agreement.parquet")))
+    result = summary(names, content, str(folder.location("agreement.parquet")))
+    if not result.compared:
+        reasons = "; ".join(f"{count:,} x {reason}" for reason, count in result.left_out.items()) or "no images"
+        raise ValueError(f"no image has a mask in all of {', '.join(names)}: {reasons}; are the keys the same?")
+    folder.write(content, "agreement.parquet")
+    return result
 
 
-class Tally:
-    """What the terminal shows, summed over images."""
-
-    def __init__(self, names: list[str]):
-        self._names, self._sum, self._images, self.compared = names, 0.0, 0, 0
-        self._nearest, self._left_out = Counter(), Counter()
-        self._least: list[tuple[float, int, str]] = []  # a heap with the most agreed image on top
-
-    def counted(self, row: dict) -> dict:
-        """Count one row of the table and return it."""
-        self._images += 1
-        if row["status"] != "ok":
-            self._left_out[row["status"]] += 1
-            return row
-        self.compared += 1
-        self._sum += row["agreement"]
-        if row["nearest"] is not None:
-            self._nearest[row["nearest"]] += 1
-        change = heapq.heappush if len(self._least) < TERMINAL_IMAGES else heapq.heappushpop
-        change(self._least, (-row["agreement"], -self._images, row["key"]))
-        return row
-
-    def reasons(self) -> str:
-        """Why images were left out, most frequent first."""
-        return "; ".join(f"{count:,} x {reason}" for reason, count in self._left_out.most_common()) or "no images"
-
-    def summary(self, table: str) -> Agreement:
-        """The result."""
-        return Agreement(
-            table=table,
-            runs=self._names,
-            images=self._images,
-            compared=self.compared,
-            mean=self._sum / self.compared,
-            nearest={name: self._nearest[name] for name in self._names} if len(self._names) > 2 else {},
-            least=[(key, -agreement) for agreement, _, key in sorted(self._least, reverse=True)],
-            left_out=dict(self._left_out.most_common()),
-        )
+def summary(names: list[str], content: bytes, table: str) -> Agreement:
+    """What the terminal shows of a table of AGREEMENT. content: the Parquet file. table: where it is."""
+    every = pq.read_table(pa.BufferReader(content), columns=["key", "agreement", "nearest", "status"])
+    compared = every.filter(pc.equal(every["status"], "ok"))
+    left_out, nearest = (
+        {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
+        for column in (every["status"].filter(pc.not_equal(every["status"], "ok")), compared["nearest"])
+    )
+    least = compared.select(["key", "agreement"]).sort_by("agreement").slice(0, TERMINAL_IMAGES).to_pylist()
+    return Agreement(
+        table=table,
+        runs=names,
+        images=len(every),
+        compared=len(compared),
+        mean=pc.mean(compared["agreement"]).as_py() or 0.0,
+        nearest={name: nearest.get(name, 0) for name in names} if len(names) > 2 else {},
+        least=[(row["key"], row["agreement"]) for row in least],
+        left_out=dict(Counter(left_out).most_common()),
+    )
 
 
 def by_key(

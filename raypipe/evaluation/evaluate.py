@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import itertools
 import json
 import os
 from collections import Counter
@@ -14,19 +12,16 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 
 from raypipe.evaluation import tasks
 from raypipe.evaluation.labels import WHY, Labels, match
 from raypipe.evaluation.sums import Sums
-from raypipe.evaluation.task import Task
+from raypipe.evaluation.task import Task, written
 from raypipe.run import Run, rows
 from raypipe.storage import Location, map_ahead, normalise
 
 TERMINAL_GROUPS = 40
-WRITTEN_ROWS = 1000  # images of the table written at once
 EXAMPLES = 10  # images of one status that are named; the table has all
 
 
@@ -139,13 +134,8 @@ def evaluate_run(folder: str, options: Evaluate, task: Task) -> Evaluation:
     keys = (key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist())
     limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
     labels = match(task, options.labels, keys, of=f"an image of {run}", **limits)
-    tally, buffer, schema = Tally(task), io.BytesIO(), task.schema()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        measured = map(tally.counted, _measured(run, labels, options))
-        while batch := list(itertools.islice(measured, WRITTEN_ROWS)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-    target = (f"metrics/task={task.name}", _file_name(options.labels, task))
-    run.folder.write(buffer.getvalue(), *target)
+    tally, target = Tally(task), (f"metrics/task={task.name}", _file_name(options.labels, task))
+    run.folder.write(written(map(tally.counted, _measured(run, labels, options)), task.schema()), *target)
     table = str(run.folder.location(*target))
     return Evaluation(str(run), str(Location(options.labels)), table, **tally.summary(len(labels.unused)))
 

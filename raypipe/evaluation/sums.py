@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-
-UNIT_BITS = 1074  # every float is a whole multiple of 2 ** -1074, the smallest one above 0
+from fractions import Fraction
 
 
 class Sums:
@@ -19,7 +18,7 @@ class Sums:
         """columns: what is summed, numbers or lists of numbers. rows: images to begin with, as `add` takes them."""
         self.images = 0
         self.lacking: Counter[str] = Counter()  # images by column: no value, or a list in which one is missing
-        self._totals: dict[str, list[int]] = {name: [] for name in columns}  # by element, in units of 2 ** -UNIT_BITS
+        self._totals: dict[str, list[Fraction]] = {name: [] for name in columns}  # by element
         self._counts: dict[str, list[int]] = {name: [] for name in self._totals}  # images that have the element
         self._lists: set[str] = set()
         for row in rows:
@@ -35,15 +34,17 @@ class Sums:
                 self._lists.add(name)
             for i, element in enumerate(elements):
                 if i == len(totals):
-                    totals.append(0), counts.append(0)
+                    totals.append(Fraction()), counts.append(0)
                 if is_measure(element):
-                    totals[i] += _units(element)
+                    totals[i] += Fraction(element)
                     counts[i] += 1
             self.lacking[name] += not all(map(is_measure, elements))
 
     def total(self, name: str) -> float | list[float | None] | None:
         """The sum of a column, rounded once, by element where it holds lists; None without any image that has it."""
-        return self._by_element(name, [_number(total) for total in self._totals[name]])
+        pairs = zip(self._totals[name], self._counts[name], strict=True)
+        known = [float(total) if count else None for total, count in pairs]
+        return known if name in self._lists else (known or [None])[0]
 
     def count(self, name: str) -> int | list[int]:
         """The images that have a value in a column, by element where it holds lists."""
@@ -52,25 +53,12 @@ class Sums:
 
     def mean(self, name: str) -> float | list[float | None] | None:
         """The mean of a column over the images that have it, by element where it holds lists; None without any."""
-        pairs = zip(self._totals[name], self._counts[name], strict=True)
-        return self._by_element(name, [_number(total) / count if count else None for total, count in pairs])
-
-    def _by_element(self, name: str, values: list) -> float | list[float | None] | None:
-        known = [value if n else None for value, n in zip(values, self._counts[name], strict=True)]
-        return known if name in self._lists else (known or [None])[0]
+        total, count = self.total(name), self.count(name)
+        if name not in self._lists:
+            return None if total is None else total / count
+        return [None if each is None else each / n for each, n in zip(total, count, strict=True)]
 
 
 def is_measure(value) -> bool:
     """Whether a cell holds a number that can be summed."""
     return value is not None and math.isfinite(value)
-
-
-def _units(value: float) -> int:
-    """A finite number in units of 2 ** -UNIT_BITS, without any loss."""
-    over, under = value.as_integer_ratio()  # under: a power of two
-    return over << (UNIT_BITS + 1 - under.bit_length())
-
-
-def _number(units: int) -> float:
-    """The float nearest to a sum, as `math.fsum` gives it."""
-    return units / (1 << UNIT_BITS)

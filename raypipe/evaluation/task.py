@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raypipe import masks, storage
 from raypipe.evaluation.sums import Sums, is_measure
@@ -28,6 +30,7 @@ KNOWN = (
     ("height", pa.int32()),
     ("width", pa.int32()),
 )
+WRITTEN_ROWS = 1000  # images of a table written at once
 STATUS = ("status", pa.string())  # ok, failed (an error row), no_label, other_size, or bad_label
 
 
@@ -127,6 +130,15 @@ class Task(ABC):
         if options:
             metadata["raypipe.options"] = json.dumps(options, sort_keys=True)
         return pa.schema([*KNOWN, *self.COLUMNS, STATUS], metadata=metadata)
+
+
+def written(rows: Iterable[dict], schema: pa.Schema) -> bytes:
+    """Rows as a Parquet file, of which only the compressed bytes and WRITTEN_ROWS rows are in memory at once."""
+    rows, sink = iter(rows), pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        while batch := list(itertools.islice(rows, WRITTEN_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+    return sink.getvalue().to_pybytes()
 
 
 def _is_summed(kind: pa.DataType) -> bool:

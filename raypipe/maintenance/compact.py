@@ -16,10 +16,12 @@ import io
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -185,19 +187,9 @@ def _spill(chunk: pa.Table, bounds: pa.Array, path: Path) -> Path:
     edges = [0, *cuts.tolist(), len(chunk)]
     with pa.ipc.new_file(str(path), schema.MASKS, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         for first, last in zip(edges, edges[1:], strict=False):
-            writer.write_batch(_batch(chunk.slice(first, last - first)))
+            rows = chunk.slice(first, last - first).to_struct_array().combine_chunks()  # one batch, also of no rows
+            writer.write_batch(pa.RecordBatch.from_struct_array(rows))
     return path
-
-
-def _batch(rows: pa.Table) -> pa.RecordBatch:
-    """A table as one record batch, also an empty one."""
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-            for column in rows.columns
-        ],
-        schema=schema.MASKS,
-    )
 
 
 def _sorted(rows: pa.Table) -> pa.Table:
@@ -214,39 +206,29 @@ def _merged(readers: list[pa.ipc.RecordBatchFileReader], ranges: int) -> Iterato
 
 def _write(run: Run, attempt: str, megabytes: int, groups: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
     """Write row groups into files of about `megabytes`; yields (name, commit record)."""
-    for i, groups_of_file in enumerate(_files(groups, megabytes * MEGABYTE)):
+    for i, groups_of_file in groupby(_files(groups, megabytes * MEGABYTE), key=itemgetter(0)):
         name, ids, sink = f"part-{attempt}-compact{megabytes}_{i:05d}.parquet", [], pa.BufferOutputStream()
         columns = schema.MASKS.with_metadata(run.part_metadata())
         with pq.ParquetWriter(sink, columns, compression="zstd") as writer:
-            for group in groups_of_file:
+            for _, group in groups_of_file:
                 writer.write_table(group.replace_schema_metadata(run.part_metadata()), row_group_size=GROUP_ROWS)
                 ids.append(group.select(schema.COMMIT.names))
         yield name, run.write_part(name, memoryview(sink.getvalue()), pa.concat_tables(ids))
 
 
-def _files(groups: Iterator[pa.Table], size: int) -> Iterator[Iterator[pa.Table]]:
-    """Row groups file by file, each to be used up before the next.
+def _files(groups: Iterable[pa.Table], size: int) -> Iterator[tuple[int, pa.Table]]:
+    """Each row group with the index of its file, 0, 0, ..., 1, ....
 
     What belongs into a file is decided by the rows alone, not by bytes written, which differ with the attempts' names:
     by their text, with the compression of the first group, a random sample because ids are hashes.
     """
-    first = next(groups, None)
-    if first is None:
-        return
-    limit = size * _weight(first) / len(parquet_bytes(first.drop_columns("attempt")))
-    following = [first]
-
-    def one_file() -> Iterator[pa.Table]:
-        weight = 0.0
-        while following and weight < limit:
-            group = following.pop()
-            weight += _weight(group)
-            if (after := next(groups, None)) is not None:
-                following.append(after)
-            yield group
-
-    while following:
-        yield one_file()
+    file, weight, limit = 0, 0, None
+    for group in groups:
+        limit = limit or size * _weight(group) / len(parquet_bytes(group.drop_columns("attempt")))
+        if weight >= limit:
+            file, weight = file + 1, 0
+        weight += _weight(group)
+        yield file, group
 
 
 def _weight(rows: pa.Table) -> int:

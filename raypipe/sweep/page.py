@@ -7,7 +7,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +19,12 @@ from raypipe.pictures.overlay import jpeg, overlay
 from raypipe.report import html
 from raypipe.run import provenance, rows
 from raypipe.storage import Folder
-from raypipe.sweep import trials
+from raypipe.sweep.plan import trial_of
 from raypipe.sweep.ranking import Setting, best, shown
 from raypipe.sweep.scoring import STORED_LEAVES, Scorer
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import Trial
-from raypipe.types import BadImage, Segmenter
-
-if TYPE_CHECKING:
-    from raypipe.sweep.plan import Sweep
+from raypipe.types import BadImage
 
 STRIP_IMAGES = 6  # images in a strip
 STRIP_VALUES = 13  # values across, evenly chosen where there are more
@@ -54,38 +51,28 @@ class Curve(NamedTuple):
     high: float
 
 
-def write_page(
-    job: Sweep,
-    segmenter: Segmenter,
-    refiner: Callable | None,
-    task: Task,
-    every: list[Setting],
-    per_image: pa.Table,
-    images: pa.Table,
-    swept: list[str],
-) -> str:
+def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: list[str]) -> str:
     """Write sweep.html into the sweep's folder. every: all settings, best first. Returns where the page is."""
-    from raypipe.sweep.plan import trial_of
-
-    metric, goal, folder, stored = job.metric, job.goal, Folder(job.output), {}
-    chosen = best(every, metric, goal, task.SHOWN[metric].tie)
+    metric, goal, task, method = common.sweep.metric, common.sweep.goal, common.task, common.segmenter.name
+    folder, tie, stored = Folder(common.sweep.output), task.SHOWN[metric].tie, {}
+    chosen = best(every, metric, goal, tie)
     lines = {name: along(name, chosen, every, swept) for name in swept}
 
     def sample(setting: Setting) -> dict[str, dict]:
-        trial = trials.with_images(trial_of(job, segmenter, refiner, task, setting), images)
+        trial = trial_of(common, setting)
         if setting.trial not in stored:
             stored[setting.trial] = sampled_rows(trial)
         return draw_sample(trial, stored[setting.trial], metric)
 
     page = render(
-        title=f"{segmenter.name}: {', '.join(swept)}",
-        method=segmenter.name,
+        title=f"{method}: {', '.join(swept)}",
+        method=method,
         folder=str(folder),
-        images=len(images),
+        images=len(common.images),
         best=chosen,
         swept=swept,
         metric=metric,
-        tie=task.SHOWN[metric].tie,
+        tie=tie,
         settings=every,
         table=every[:TABLE_ROWS],
         curves=[curve(name, lines[name], every, metric) for name in swept],

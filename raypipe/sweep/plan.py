@@ -1,47 +1,21 @@
-"""What a sweep tries: its options, the settings they come to, and the trials that these make."""
+"""What a sweep tries: the settings that its options come to, and the trials that these make."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
-
-import pyarrow as pa
+from dataclasses import asdict, fields, replace
 
 from raypipe.evaluation import tasks
 from raypipe.evaluation.task import Task
-from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.job import Label, check_folders, check_job
 from raypipe.storage import Folder, absolute
 from raypipe.sweep import ranking, search
-from raypipe.sweep.trials import Trial, settings, trial_name, with_labels
+from raypipe.sweep.trials import Sweep, Trial, settings, trial_name, with_images
 from raypipe.types import PatternSegmenter, Segmenter
 
 DRAWS = 16  # of a random search, unless told otherwise
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What to try, and on which labelled images."""
-
-    input: str  # folder, glob, list, table or tar of images, as of `label`; those that have a label are used
-    labels: str  # folder of label images, matched by relative path, then by a stem that is unique
-    output: str  # the sweep's folder, made or resumed: a path or a URI
-    # fields of the method or of the refiner: threshold=0.2:0.8:0.1,0.55 (values, start:stop:step), sizes=4+8+16 (a
-    # list), or to draw from: eps=0.1..2, refine_eps=log:1e-5..1e-2
-    over: tuple[str, ...]
-    search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
-    trials: int | None = None  # random, asha: how many draws; None = 16
-    task: str = "pattern"  # what the labels show, as of `evaluate`
-    metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)
-    goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
-    group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
-    refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
-    column: str | None = None  # column of a list or table that holds URIs or images; None finds it
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
-    actors: int | None = None  # trials at a time; None = one per core, or as many as the GPUs hold
 
 
 def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task]:
@@ -59,9 +33,13 @@ def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task]:
     return replace(job, task=task.name, metric=metric, goal=goal, **paths), task
 
 
-def check(job: Sweep, segmenter: Segmenter, refiner: Callable | None) -> search.Space:
-    """The swept fields and their values. Raises ValueError or TypeError for options that cannot work."""
-    space = search.parse(job.over, [type(part) for part in (segmenter, refiner) if part])
+def check(common: Trial) -> search.Space:
+    """The swept fields and their values. Raises ValueError or TypeError for options that cannot work.
+
+    common: here and below, what all trials have in common, with the method as it was given.
+    """
+    job, refiner = common.sweep, common.refiner
+    space = search.parse(job.over, [type(part) for part in (common.segmenter, refiner) if part])
     if job.trials is not None and job.search == "grid":
         raise ValueError("--trials has no effect on a grid, which tries everything; add --search random")
     if job.trials is not None and job.trials < 1:
@@ -81,11 +59,12 @@ def refuse_given(job: Sweep, given: Iterable[str]) -> None:
         )
 
 
-def draw(job: Sweep, space: search.Space, segmenter: Segmenter, refiner: Callable | None) -> list[dict]:
+def draw(common: Trial, space: search.Space) -> list[dict]:
     """The settings of the swept fields: all of a grid, or random ones, which depend on the method's seed."""
-    if job.search == "grid":
+    if common.sweep.search == "grid":
         return search.grid(space)
-    return search.draw(space, free=post_fields(refiner), trials=job.trials or DRAWS, seed=segmenter.seed)
+    trials, seed = common.sweep.trials or DRAWS, common.segmenter.seed
+    return search.draw(space, free=post_fields(common.refiner), trials=trials, seed=seed)
 
 
 def post_fields(refiner: Callable | None) -> set[str]:
@@ -93,12 +72,12 @@ def post_fields(refiner: Callable | None) -> set[str]:
     return {"threshold", *(field.name for field in (fields(refiner) if refiner else ()))}
 
 
-def plan(
-    job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task, drawn: list[dict], given: Iterable[str] = ()
-) -> list[Trial]:
+def plan(common: Trial, drawn: list[dict], given: Iterable[str] = ()) -> list[Trial]:
     """One trial per setting inside the model, without images yet. Raises ValueError for values that are refused."""
+    segmenter, refiner = common.segmenter, common.refiner
     outer, given = post_fields(refiner), {name.replace("-", "_") for name in given}
-    options = Label(job.input, job.output, column=job.column, refine=job.refine, device=job.device, actors=job.actors)
+    shared = {field.name for field in fields(Label)} & {field.name for field in fields(Sweep)}
+    options = Label(**{name: getattr(common.sweep, name) for name in shared})
     trials: dict[str, Trial] = {}  # by the part of a setting inside the model
     posts: dict[str, dict] = {}  # by the rest of it
     wanted: dict[str, dict[str, dict]] = defaultdict(dict)  # the post-processing settings of each trial, by its folder
@@ -108,7 +87,7 @@ def plan(
         model, post = search.canonical(inside), search.canonical(after)
         is_new = model not in trials or post not in posts
         if model not in trials:
-            trials[model] = _trial(job, _method(segmenter, inside, given), refiner, task)
+            trials[model] = _trial(common, _method(segmenter, inside, given))
         if post not in posts:
             filter_ = refiner and replace(refiner, **{k: v for k, v in after.items() if k != "threshold"})
             threshold = after.get("threshold", segmenter.threshold)
@@ -120,17 +99,12 @@ def plan(
     return [replace(trial, posts=tuple(wanted[output].values())) for output, trial in by_folder.items()]
 
 
-def trial_of(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task, setting: ranking.Setting) -> Trial:
-    """The trial of one setting of the folder, without images yet. segmenter: of any parameters, the setting's count."""
-    inside = {key: setting.values[key] for key in settings(segmenter) if key in setting.values}
-    trial = _trial(job, type(segmenter)(**inside), refiner, task)
-    output = Folder(job.output).location("trials", setting.trial).uri
-    return replace(trial, output=output, posts=(ranking.post_of(setting.values),))
-
-
-def labelled_images(job: Sweep, task: Task) -> pa.Table:
-    """The manifest of the images that have a label, in a fixed random order."""
-    return with_labels(list_inputs(job.input, column=job.column), job.labels, task)
+def trial_of(common: Trial, setting: ranking.Setting) -> Trial:
+    """The trial of one setting of the folder. common: with images; of any parameters, for the setting's count."""
+    inside = {key: setting.values[key] for key in settings(common.segmenter) if key in setting.values}
+    trial = _trial(common, type(common.segmenter)(**inside))
+    output = Folder(common.sweep.output).location("trials", setting.trial).uri
+    return with_images(replace(trial, output=output, posts=(ranking.post_of(setting.values),)), common.images)
 
 
 def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
@@ -147,20 +121,9 @@ def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
     return type(segmenter)(**chosen | {"threshold": None})
 
 
-def _trial(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task) -> Trial:
+def _trial(common: Trial, segmenter: Segmenter) -> Trial:
     foreground = foregrounds.parse(segmenter.foreground) if isinstance(segmenter, PatternSegmenter) else None
     if foreground and foreground.is_read:  # absolute, as the job's paths
         segmenter = replace(segmenter, foreground=f"{foreground.kind}:{foreground.argument}")
-    return Trial(
-        input=job.input,
-        column=job.column,
-        output=Folder(job.output).location("trials", trial_name(segmenter)).uri,
-        device=job.device,
-        segmenter=segmenter,
-        refiner=refiner,
-        posts=(),
-        task=task,
-        labels=job.labels,
-        images=pa.table({}),
-        foreground=foreground,
-    )
+    output = Folder(common.sweep.output).location("trials", trial_name(segmenter)).uri
+    return replace(common, segmenter=segmenter, foreground=foreground, output=output)

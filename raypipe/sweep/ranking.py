@@ -84,17 +84,13 @@ def best(settings: list[Setting], metric: str, goal: str, tie: str | None = None
 
 def table(settings: list[Setting], swept: list[str], output: str) -> pa.Table:
     """One row per setting: each swept parameter as a column of its own type, then how it did."""
+    folder, means = Folder(output), settings[0].means if settings else ()
+    kinds = {"status": pa.string()} | dict.fromkeys([*means], pa.float64())
+    kinds |= {"images": pa.int64(), "failed_images": pa.int64(), "seconds": pa.float64()}
+    kinds |= dict.fromkeys(("trial", "run", "error"), pa.string())
+    facts = [vars(each) | each.means | {"run": f"{folder}/trials/{each.trial}"} for each in settings]
     columns = {name: pa.array([each.values.get(name) for each in settings]) for name in swept}
-    columns["status"] = pa.array([each.status for each in settings], pa.string())
-    for name in settings[0].means if settings else ():
-        columns[name] = pa.array([each.means[name] for each in settings], pa.float64())
-    for name in ("images", "failed_images"):
-        columns[name] = pa.array([getattr(each, name) for each in settings], pa.int64())
-    columns["seconds"] = pa.array([each.seconds for each in settings], pa.float64())
-    columns["trial"] = pa.array([each.trial for each in settings], pa.string())
-    folder = Folder(output)
-    columns["run"] = pa.array([f"{folder}/trials/{each.trial}" for each in settings], pa.string())
-    columns["error"] = pa.array([each.error for each in settings], pa.string())
+    columns |= {name: pa.array([fact[name] for fact in facts], kind) for name, kind in kinds.items()}
     return pa.table(columns)
 
 

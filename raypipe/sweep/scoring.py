@@ -42,7 +42,7 @@ def read_scores(output: str, schema: pa.Schema) -> pa.Table:
 
 
 def current(scores: pa.Table, images: pa.Table) -> pa.Table:
-    """The scores of these images against the labels that they have now. images: `with_labels`."""
+    """The scores of these images against the labels that they have now. images: `labelled_images`."""
     pairs = (pc.binary_join_element_wise(table["image_id"], table[LABEL_CHECKSUM], "/") for table in (scores, images))
     scored, wanted = pairs
     return scores.filter(pc.is_in(scored, value_set=wanted.combine_chunks()))
@@ -85,13 +85,12 @@ class Scorer:
         work = plan_work(trial.job, trial.segmenter, None)
         self._work = replace(work, keep_soft="soft" in self.task.LEAVES)
         location = {row["key"]: row["label_location"] for row in self._images.values()}
-        self._labels = Labels(trial.task, location, max_bytes=work.max_bytes, max_pixels=work.max_pixels)
-        self.label = self._labels.read
+        self.label = Labels(trial.task, location, max_bytes=work.max_bytes, max_pixels=work.max_pixels).read
 
     def __call__(self, row: dict, posts: set[str]) -> list[dict]:
         """Rows of the task's table with the column STORED_POST. row: one of the run, with soft masks."""
         known = {name: row[name] for name in ("image_id", "key", "height", "width")}
-        known |= {"method": self._trial.segmenter.name, "reference": str(Location(self._trial.labels))}
+        known |= {"method": self._trial.segmenter.name, "reference": str(Location(self._trial.sweep.labels))}
         known[LABEL_CHECKSUM] = self._images[row["image_id"]][LABEL_CHECKSUM]
         label, status = self.label(row)
         if status != "ok":

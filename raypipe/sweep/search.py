@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -91,7 +92,10 @@ def draw(space: Space, *, free: Collection[str], trials: int, seed: int) -> list
         )
     rng, settings = np.random.default_rng(seed), {}
     for _ in range(DRAWS_EACH * trials):
-        setting = {name: _drawn(values, rng) for name, values in drawn.items()}
+        setting = {
+            name: values.draw(rng) if isinstance(values, Interval) else values[rng.integers(len(values))]
+            for name, values in drawn.items()
+        }
         settings.setdefault(canonical(setting), setting)
         if len(settings) == trials:
             break
@@ -101,10 +105,6 @@ def draw(space: Space, *, free: Collection[str], trials: int, seed: int) -> list
 def canonical(setting: dict) -> str:
     """A setting as text: equal for equal settings, however they are ordered, and readable back as JSON."""
     return json.dumps(setting, sort_keys=True)
-
-
-def _drawn(values: list | Interval, rng: np.random.Generator):
-    return values.draw(rng) if isinstance(values, Interval) else values[rng.integers(len(values))]
 
 
 def _values(name: str, text: str, kinds: list[type]) -> list | Interval:
@@ -141,19 +141,10 @@ def _range(name: str, *numbers: str) -> list[str]:
 
 def _value(name: str, text: str, kinds: list[type]):
     """One value as the field takes it. Raises what `options.checked` raises for the text itself."""
-    for value in _readings(text):
-        try:
+    for value in (_scalar(text), [_scalar(part) for part in text.split("+")]):  # the most special first
+        with contextlib.suppress(TypeError, ValueError):
             return checked({name: value}, kinds)[name]
-        except (TypeError, ValueError):
-            continue
     return checked({name: text}, kinds)[name]
-
-
-def _readings(text: str) -> Iterator:
-    """What a text may mean, the most special first."""
-    scalar = _scalar(text)
-    yield scalar
-    yield [_scalar(part) for part in text.split("+")]
 
 
 def _scalar(text: str):

@@ -11,9 +11,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-
-import pyarrow as pa
+from dataclasses import asdict, dataclass, replace
 
 from raypipe.evaluation.task import Task
 from raypipe.run import new_attempt, refuse_other
@@ -21,9 +19,9 @@ from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of_images
 from raypipe.storage import Folder, Location
 from raypipe.sweep import ranking, search
-from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, refuse_given, settled
+from raypipe.sweep.plan import check, draw, plan, refuse_given, settled
 from raypipe.sweep.ranking import shown
-from raypipe.sweep.trials import has_labelled, settings, with_images
+from raypipe.sweep.trials import Sweep, Trial, has_labelled, labelled_images, settings, with_images
 from raypipe.sweep.tuning import run_trials
 from raypipe.types import Segmenter
 
@@ -91,22 +89,23 @@ def sweep(
     start = time.monotonic()
     refuse_given(job, flags)
     job, task = settled(job, task)
-    space = check(job, segmenter, refiner)
-    folder = Folder(job.output)
-    planned = plan(job, segmenter, refiner, task, draw(job, space, segmenter, refiner), given)
-    images = labelled_images(job, task)
-    planned = [with_images(trial, images) for trial in planned]
+    common, folder = Trial(job, segmenter, refiner, task), Folder(job.output)
+    space = check(common)
+    planned = plan(common, draw(common, space), given)
+    common = replace(common, images=labelled_images(job, task))
+    planned = [with_images(trial, common.images) for trial in planned]
     with held(folder, new_attempt()):
-        known = merge(folder, configuration(job, segmenter, refiner, task, space))
+        known = merge(folder, configuration(common, space))
         folder.write_json(known, "sweep.json")
-        run_trials(job, planned)
-        return report(job, segmenter, refiner, task, images, known["swept"], start)
+        run_trials(planned)
+        return report(common, known["swept"], start)
 
 
-def configuration(job: Sweep, segmenter: Segmenter, refiner: Callable | None, task: Task, space: search.Space) -> dict:
+def configuration(common: Trial, space: search.Space) -> dict:
     """What all trials of a sweep's folder have in common, and the names of the swept fields."""
+    job, segmenter, refiner = common.sweep, common.segmenter, common.refiner
     fixed = settings(segmenter) | {"threshold": segmenter.threshold} | (asdict(refiner) if refiner else {})
-    fixed = {key: value for key, value in (fixed | asdict(task)).items() if key not in space}
+    fixed = {key: value for key, value in (fixed | asdict(common.task)).items() if key not in space}
     sources = {"input": Location(job.input), "labels": Location(job.labels)}
     common = {"method": segmenter.name, **sources, "column": job.column, "task": job.task, "refine": job.refine}
     return json.loads(json.dumps({"common": common, "fixed": fixed, "swept": list(space)}))
@@ -142,17 +141,10 @@ def merge(folder: Folder, now: dict) -> dict:
     return now | {"fixed": fixed, "swept": swept}
 
 
-def report(
-    job: Sweep,
-    segmenter: Segmenter,
-    refiner: Callable | None,
-    task: Task,
-    images: pa.Table,
-    swept: list[str],
-    start: float,
-) -> Swept:
+def report(common: Trial, swept: list[str], start: float) -> Swept:
     """Write trials.parquet, per_image.parquet, best.yaml and the page; tell how the sweep ended."""
-    folder, tie = Folder(job.output), task.SHOWN[job.metric].tie
+    job, task, images = common.sweep, common.task, common.images
+    folder, tie, method = Folder(job.output), task.SHOWN[job.metric].tie, common.segmenter.name
     names = [job.metric, tie] if tie else [job.metric]
     every, measures = ranking.read(job.output, task=task, images=images, by=job.group)
     every, chosen = (choose(every, job.metric, job.goal, tie) for choose in (ranking.order, ranking.best))
@@ -163,13 +155,13 @@ def report(
     if chosen:
         from raypipe.sweep.page import write_page
 
-        text = ranking.config(chosen, method=segmenter.name, refine=job.refine, names=names)
+        text = ranking.config(chosen, method=method, refine=job.refine, names=names)
         folder.write(text.encode(), "best.yaml")
-        page = write_page(job, segmenter, refiner, task, every, per_image, images, swept)
+        page = write_page(common, every, per_image, swept)
     by_trial = {each.trial: each for each in every}
     return Swept(
         output=str(folder),
-        method=segmenter.name,
+        method=method,
         images=len(images),
         trials={status: sum(each.status == status for each in by_trial.values()) for status in ranking.STATUSES},
         settings=len(every),

@@ -1,4 +1,4 @@
-"""One trial of a sweep: a run over the labelled images, on whose stored masks all post-processing settings are scored.
+"""A sweep and its trials: runs over the labelled images, on whose stored masks post-processing settings are scored.
 
 trials/<hash of the settings>/            a run like any other: every command reads it
 trials/<hash of the settings>/trial.json  its settings, how it ended
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from raypipe.evaluation import labels
 from raypipe.evaluation.task import Task
+from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.foregrounds import Foreground
 from raypipe.pipeline.job import Label, frozen_settings
@@ -31,48 +32,58 @@ STORED_POST = "later"  # what scores.parquet and trial.json call post-processing
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A setting inside the model, and the post-processing settings to score on its masks. Cheap to pickle."""
+class Sweep:
+    """What to try, and on which labelled images."""
 
-    input: str
-    column: str | None
-    output: str  # the trial's folder
-    device: Literal["auto", "cpu", "cuda"]
+    input: str  # folder, glob, list, table or tar of images, as of `label`; those that have a label are used
+    labels: str  # folder of label images, matched by relative path, then by a stem that is unique
+    output: str  # the sweep's folder, made or resumed: a path or a URI
+    # fields of the method or of the refiner: threshold=0.2:0.8:0.1,0.55 (values, start:stop:step), sizes=4+8+16 (a
+    # list), or to draw from: eps=0.1..2, refine_eps=log:1e-5..1e-2
+    over: tuple[str, ...]
+    search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
+    trials: int | None = None  # random, asha: how many draws; None = 16
+    task: str = "pattern"  # what the labels show, as of `evaluate`
+    metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)
+    goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
+    group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
+    refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
+    column: str | None = None  # column of a list or table that holds URIs or images; None finds it
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
+    actors: int | None = None  # trials at a time; None = one per core, or as many as the GPUs hold
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting inside the model, and the post-processing settings to score on its masks. Cheap to pickle.
+
+    What the trials of a sweep have in common is one too, without folder, images and post-processing settings.
+    """
+
+    sweep: Sweep
     segmenter: Segmenter  # with the trial's setting and no threshold
     refiner: Callable | None  # the post-processing settings replace its fields
-    posts: tuple[dict, ...]  # post-processing settings, each with `threshold` and all fields of the refiner
     task: Task
-    labels: str
-    images: pa.Table  # the manifest of the labelled images in a fixed random order, with `label_location`
-    foreground: Foreground | None  # where the foreground comes from; None for a method that takes none
+    output: str = ""  # the trial's folder
+    foreground: Foreground | None = None  # where the foreground comes from; None for a method that takes none
+    posts: tuple[dict, ...] = ()  # post-processing settings, each with `threshold` and all fields of the refiner
+    images: pa.Table | None = None  # `labelled_images`
 
     @property
     def run(self) -> Run:
         """The trial's run."""
         return Run(self.output, self.segmenter.name)
 
-    @property
-    def settings(self) -> dict:
-        """What names the trial: all parameters of the method, paths absolute."""
-        return settings(self.segmenter)
-
     @cached_property
     def job(self) -> Label:
         """The options of the trial's run."""
         size = min(self.segmenter.batch_size, max(1, len(self.images) // BATCHES))
-        return Label(
-            self.input,
-            self.output,
-            column=self.column,
-            keep_soft=self.segmenter.soft,
-            device=self.device,
-            batch_size=size,
-            max_bad_fraction=1.0,
-        )
+        given = {name: getattr(self.sweep, name) for name in ("input", "column", "device")}
+        return Label(**given, output=self.output, keep_soft=self.segmenter.soft, batch_size=size, max_bad_fraction=1.0)
 
 
 def settings(segmenter: Segmenter) -> dict:
-    """All parameters of a method but the threshold, which acts on its masks, as they are recorded."""
+    """All parameters of a method but the threshold, which acts on its masks, as they are recorded: paths absolute."""
     frozen = frozen_settings(segmenter, None, refine=None, keep_soft=segmenter.soft)
     return {name: value for name, value in frozen.items() if name not in ("threshold", "refine", "keep_soft")}
 
@@ -87,14 +98,15 @@ def has_labelled(folder: Folder) -> bool:
     return any(folder.files("trials", name, "_commits") for name in folder.folders("trials"))
 
 
-def with_labels(manifest: pa.Table, folder: str, task: Task) -> pa.Table:
-    """The images that have a label, in the order of their ids, with the columns `label_location` and LABEL_CHECKSUM.
+def labelled_images(job: Sweep, task: Task) -> pa.Table:
+    """The manifest of the images that have a label, with the columns `label_location` and LABEL_CHECKSUM.
 
-    Ids are hashes: their order is random and always the same. Raises ValueError when no label belongs to an image.
+    They come in the order of their ids, which are hashes: a random one, and always the same. Raises ValueError when no
+    label belongs to an image.
     """
-    keys = manifest["key"].to_pylist()
-    limits = {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
-    location = labels.match(task, folder, keys, **limits).location
+    manifest = list_inputs(job.input, column=job.column)
+    keys, limits = manifest["key"].to_pylist(), {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
+    location = labels.match(task, job.labels, keys, **limits).location
     column = pa.array([location.get(key) for key in keys], pa.string())
     images = manifest.append_column("label_location", column).filter(column.is_valid()).sort_by("image_id")
     checksum = partial(task.checksum, max_bytes=Label.max_bytes)
@@ -103,7 +115,7 @@ def with_labels(manifest: pa.Table, folder: str, task: Task) -> pa.Table:
 
 
 def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = None) -> Trial:
-    """The trial with its images (`with_labels`), and maybe another place to take the foreground from."""
+    """The trial with its images (`labelled_images`), and maybe another place to take the foreground from."""
     foreground = foreground or trial.foreground
     if foreground and foreground.is_read:
         images = foregrounds.attach(images, foreground)
@@ -119,7 +131,7 @@ def write_state(trial: Trial, *, status: str, seconds: float | None = None, erro
     """Write trial.json; the post-processing settings of earlier sweeps and, with None, the seconds are kept."""
     before = read_state(trial.output)
     seconds = before.get("seconds", 0.0) if seconds is None else round(seconds, 3)
-    state = {"settings": trial.settings, STORED_POST: list(all_posts(trial, before).values())}
+    state = {"settings": settings(trial.segmenter), STORED_POST: list(all_posts(trial, before).values())}
     state |= {"status": status, "seconds": seconds, "error": error}
     trial.run.folder.write_json(state, "trial.json")
 

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,9 +28,6 @@ from raypipe.sweep import ranking
 from raypipe.sweep.scoring import score
 from raypipe.sweep.trials import Trial, has_labelled, read_state, with_images, write_state
 
-if TYPE_CHECKING:
-    from raypipe.sweep.plan import Sweep
-
 log = logging.getLogger("raypipe")
 FIRST_RUNG = 4  # ASHA compares trials first after one in so many of the images
 KEEP = 2  # ASHA lets the better 1 / KEEP of the trials pass a rung, and the next comes after KEEP times the images
@@ -39,80 +35,77 @@ RECOUNT = 5.0  # seconds between looks at what the trials have committed
 RELEASE = 120.0  # seconds for workers of a killed sweep to let go of their trials
 
 
-def run_trials(job: Sweep, planned: list[Trial]) -> None:
+def run_trials(planned: list[Trial]) -> None:
     """Label what is not labelled yet, on Ray, and score what is not scored yet. How each ended is in its trial.json.
 
     Raises ValueError or RuntimeError with the method's message when nothing of the sweep was ever labelled and no trial
     can load the method: then it is not a swept value that is wrong.
     """
-    over = [_is_over(trial, job.search) for trial in planned]
-    todo = [trial for trial, is_over in zip(planned, over, strict=True) if not is_over]
-    done = [trial for trial, is_over in zip(planned, over, strict=True) if is_over]
+    todo, done = [], []
+    for trial in planned:
+        (done if _is_over(trial) else todo).append(trial)
     for trial in done:
         score(trial, threads=cores.count() + 1)
         write_state(trial, status=read_state(trial.output)["status"])
     if not todo:
         return
     log.info("%s of %s trials to run on %s", len(todo), len(planned), count_of_images(len(todo[0].images)))
-    if job.search == "asha":  # earlier ones report again, so that others are compared with them
-        run_on_tune(job, [*done, *todo])
+    if todo[0].sweep.search == "asha":  # earlier ones report again, so that others are compared with them
+        run_on_tune([*done, *todo])
     elif len(todo) == 1:
-        run_alone(job, todo[0])
+        run_alone(todo[0])
     else:
-        run_on_tune(job, todo)
+        run_on_tune(todo)
 
 
-def _is_over(trial: Trial, how: str) -> bool:
+def _is_over(trial: Trial) -> bool:
     status = read_state(trial.output).get("status")
     if status == "stopped":
-        return how == "asha"
+        return trial.sweep.search == "asha"
     return status == "done" and not len(trial.run.plan(trial.images))
 
 
-def run_alone(job: Sweep, trial: Trial) -> None:
+def run_alone(trial: Trial) -> None:
     """One trial on all cores and GPUs, by Ray Data."""
     try:
         _advanced(trial, len(trial.images), on_ray=True, threads=cores.count() + 1)
     except Locked:
         raise
     except Exception as error:
-        if trial.run.configuration() is None and not has_labelled(Folder(job.output)):  # loading it failed
+        if trial.run.configuration() is None and not has_labelled(Folder(trial.sweep.output)):  # loading it failed
             raise
         write_state(trial, status="failed", error=f"{type(error).__name__}: {one_line(error)}")
 
 
-def run_on_tune(job: Sweep, todo: list[Trial]) -> None:
+def run_on_tune(todo: list[Trial]) -> None:
     """Several trials at a time, each in a process of its own, by Ray Tune. Leaves how each ended in its trial.json."""
     from raypipe.runtime import cluster
 
+    job = todo[0].sweep
     with cluster.connected(stall=1800.0):
         cluster.warn_of_local_paths(input=job.input, labels=job.labels, output=job.output)
         gpus = plan_work(todo[0].job, todo[0].segmenter, None).gpus
         resources = cluster.resources(gpus=gpus, device=job.device, actors=job.actors)
         if not has_labelled(Folder(job.output)):
             refuse_unloadable(todo, resources)
-        todo, total = share_foreground(job, todo), sum(len(trial.images) for trial in todo)
+        todo, total = share_foreground(todo), sum(len(trial.images) for trial in todo)
         with tempfile.TemporaryDirectory() as scratch, Progress(total, count_commits(todo)):
             try:
-                results = tuner(job, todo, resources, scratch).fit()
+                results = tuner(todo, resources, scratch).fit()
             except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
                 raise (error.__cause__ or error) from None
         for result in results:
             trial = todo[result.config["index"]]
             state = read_state(trial.output)
             if result.error is not None and state.get("status") != "failed":
-                write_state(
-                    trial,
-                    status="failed",
-                    error=f"its process died: {type(result.error).__name__}: {one_line(result.error)}",
-                )
+                text = f"its process died: {type(result.error).__name__}: {one_line(result.error)}"
+                write_state(trial, status="failed", error=text)
             elif state.get("status") == "running":
                 write_state(trial, status="stopped")
 
 
 def refuse_unloadable(todo: list[Trial], resources) -> None:
     """Load the method with one setting after the other until one succeeds; raise the first one's error if none does."""
-
     first = None
     for trial in todo:
         work = replace(plan_work(trial.job, trial.segmenter, None), device=resources.device)
@@ -143,7 +136,7 @@ def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
     return committed
 
 
-def tuner(job: Sweep, todo: list[Trial], resources, scratch: str):
+def tuner(todo: list[Trial], resources, scratch: str):
     """The Tuner of some trials. scratch: a folder for its own files, which nobody needs afterwards."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even when told to be quiet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours ends the sweep so that it can be resumed
@@ -151,13 +144,12 @@ def tuner(job: Sweep, todo: list[Trial], resources, scratch: str):
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     logging.getLogger("ray.tune").setLevel("CRITICAL")  # failed trials are told at the end
-    counts = [len(todo[0].images)] if job.search != "asha" else rungs(len(todo[0].images))
+    counts = [len(todo[0].images)] if todo[0].sweep.search != "asha" else rungs(len(todo[0].images))
     scheduler = FIFOScheduler()
     if len(counts) > 1:
-        scheduler = ASHAScheduler(
-            "images", "score", "max", max_t=counts[-1], grace_period=counts[0], reduction_factor=KEEP
-        )
-    train = tune.with_parameters(run_trial, todo=todo, counts=counts, metric=job.metric, goal=job.goal)
+        milestones = {"max_t": counts[-1], "grace_period": counts[0], "reduction_factor": KEEP}
+        scheduler = ASHAScheduler("images", "score", "max", **milestones)
+    train = tune.with_parameters(run_trial, todo=todo, counts=counts)
     return tune.Tuner(
         tune.with_resources(train, {"cpu": 1, "gpu": resources.gpus}),
         param_space={"index": tune.grid_search(list(range(len(todo))))},
@@ -172,7 +164,7 @@ def rungs(count: int) -> list[int]:
     return sorted({first, min(count, KEEP * first), count})
 
 
-def run_trial(config: dict, todo: list[Trial], counts: list[int], metric: str, goal: str) -> None:
+def run_trial(config: dict, todo: list[Trial], counts: list[int]) -> None:
     """One trial, in a worker of Ray Tune, which may stop it at each report.
 
     One that an earlier sweep stopped reports again as far as it came, and no further.
@@ -189,14 +181,15 @@ def run_trial(config: dict, todo: list[Trial], counts: list[int], metric: str, g
             if was_stopped and len(trial.run.plan(trial.images.slice(0, count))):
                 return
             _advanced(trial, count)
-            tune.report({"images": count, "score": partial(trial, count, metric, goal)})
+            tune.report({"images": count, "score": partial(trial, count)})
     except Exception as error:
         write_state(trial, status="failed", error=f"{type(error).__name__}: {one_line(error)}")
         raise
 
 
-def partial(trial: Trial, count: int, metric: str, goal: str) -> float:
+def partial(trial: Trial, count: int) -> float:
     """The metric of the best post-processing setting on the first `count` images, negated where low is good."""
+    metric, goal = trial.sweep.metric, trial.sweep.goal
     found, _ = ranking.read_trial(trial.output, task=trial.task, images=trial.images.slice(0, count))
     chosen = ranking.best([replace(each, status="done") for each in found], metric, goal)
     if chosen is None:
@@ -204,13 +197,13 @@ def partial(trial: Trial, count: int, metric: str, goal: str) -> float:
     return chosen.means[metric] * (1 if goal == "max" else -1)
 
 
-def share_foreground(job: Sweep, todo: list[Trial]) -> list[Trial]:
+def share_foreground(todo: list[Trial]) -> list[Trial]:
     """Compute a GrabCut foreground that all trials have in common once, and let them read it."""
     kinds = {(str(trial.foreground), trial.segmenter.seed) for trial in todo}
     if len(kinds) > 1 or todo[0].foreground is None or todo[0].foreground.kind != "grabcut":
         return todo
     grabcut = segmenters.find("grabcut")(seed=todo[0].segmenter.seed)
-    output = Folder(job.output).location("foreground").uri
+    output = Folder(todo[0].sweep.output).location("foreground").uri
     common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)
     _advanced(common, len(common.images), on_ray=True)
     return [with_images(trial, common.images, Foreground("run", output)) for trial in todo]

@@ -1,5 +1,6 @@
 """compact: the same rows in few sorted files, whatever parts they came in and whenever it is killed."""
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -108,7 +109,8 @@ def split(run: Run, size: int) -> list[pa.Table]:
     """The rows of each file that `compact` would write."""
     rows = raypipe.load(run.folder.uri).drop_columns("method").sort_by("image_id")
     groups = (rows.slice(start, 20) for start in range(0, len(rows), 20))
-    return [pa.concat_tables(list(file)) for file in module._files(groups, size)]
+    files = itertools.groupby(module._files(groups, size), key=lambda pair: pair[0])
+    return [pa.concat_tables([group for _, group in pairs]) for _, pairs in files]
 
 
 def test_files_have_about_the_asked_for_size(tmp_path, monkeypatch):

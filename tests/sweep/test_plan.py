@@ -19,9 +19,9 @@ from raypipe.pipeline.job import check_job
 from raypipe.refiners.guided import Guided
 from raypipe.segmenters.gloper import Gloper
 from raypipe.sweep import page
-from raypipe.sweep.plan import Sweep, check, draw, labelled_images, plan, settled
+from raypipe.sweep.plan import check, draw, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read
-from raypipe.sweep.trials import STORED_POST, with_images, write_state
+from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled_images, with_images, write_state
 from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
 
 
@@ -135,7 +135,7 @@ def test_given_options_stay_when_a_preset_is_swept(folder):
     drawn = [{"preset": "fast"}, {"preset": "paper"}]
 
     def seeds(method, given=()):
-        return [trial.segmenter.seeds for trial in plan(job, method, None, Pattern(), drawn, given)]
+        return [trial.segmenter.seeds for trial in plan(Trial(job, method, None, Pattern()), drawn, given)]
 
     standard = [Gloper(preset=name).seeds for name in ("fast", "paper")]
     same = Gloper().seeds  # as its preset has it: only the caller knows that it was given
@@ -161,8 +161,8 @@ def test_every_post_processing_value_is_planned_with_every_trial_and_each_checke
     monkeypatch.setattr("raypipe.sweep.plan.check_job", lambda *given: calls.append(given) or right(*given))
     over = ("gamma=1:10:1", "threshold=0.1:0.9:0.1", "refine_radius=3,4")
     job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), over, refine="guided")
-    method, refiner = Gamma(), Guided()
-    trials = plan(job, method, refiner, Pattern(), draw(job, check(job, method, refiner), method, refiner))
+    common = Trial(job, Gamma(), Guided(), Pattern())
+    trials = plan(common, draw(common, check(common)))
     assert [trial.segmenter.gamma for trial in trials] == [*range(1, 11)]
     values = [(post["threshold"], post["refine_radius"]) for post in trials[9].posts]
     assert values == [(round(0.1 * i, 1), radius) for i in range(1, 10) for radius in (3, 4)]
@@ -172,8 +172,8 @@ def test_every_post_processing_value_is_planned_with_every_trial_and_each_checke
 def plan_one(folder: Path, task=None, values=(0.5,)):
     """A trial on all images, of which none is labelled yet."""
     job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",))
-    task = task or Pattern()
-    (trial,) = plan(job, Gamma(), None, task, [{"threshold": value} for value in values])
+    job, task = settled(job, task)
+    (trial,) = plan(Trial(job, Gamma(), None, task), [{"threshold": value} for value in values])
     return with_images(trial, labelled_images(job, task))
 
 
@@ -183,7 +183,7 @@ def test_a_stopped_trial_reports_again_as_far_as_it_came(folder, monkeypatch, st
     advance(trial, 3)
     write_state(trial, status=status)
     monkeypatch.setattr("ray.tune.report", reports.append)
-    run_trial({"index": 0}, [trial], [2, 3, 6], "dice_best", "max")
+    run_trial({"index": 0}, [trial], [2, 3, 6])
     assert [each["images"] for each in reports] == reported and all(0 < each["score"] <= 1 for each in reports)
     assert len(trial.run.commits()) == reported[-1]
 

@@ -27,9 +27,9 @@ from raypipe.run import OtherConfiguration, Run
 from raypipe.run.rows import load
 from raypipe.segmenters.grabcut import Grabcut
 from raypipe.segmenters.kmeans import Kmeans
-from raypipe.sweep.plan import Sweep
 from raypipe.sweep.scoring import as_stored
 from raypipe.sweep.sweep import sweep
+from raypipe.sweep.trials import Sweep
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = "support/sweepable.py"
