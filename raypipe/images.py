@@ -25,59 +25,52 @@ READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 
 # First bytes -> name. `.` is any byte; the first match counts, so what is special comes before what is general.
 SIGNATURES = [
-    (re.compile(pattern, re.DOTALL), name)
-    for pattern, name in [
-        (rb"\xff\xd8\xff", "JPEG"),
-        (rb"\x89PNG\r\n\x1a\n", "PNG"),
-        (rb"RIFF....WEBP", "WebP"),
-        (rb"GIF8[79]a", "GIF"),
-        (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP"),  # with the sizes that its header may have
-        (rb"II\*\x00....CR", "CR2"),
-        (rb"II[*+]\x00|MM\x00[*+]", "TIFF"),
-        (rb"IIRO|IIRS|MMOR", "ORF"),
-        (rb"IIU\x00", "RW2"),
-        (rb"FUJIFILMCCD-RAW", "RAF"),
-        (rb"....ftypcrx ", "CR3"),
-        (rb"....ftyp(avif|avis)", "AVIF"),
-        (rb"....ftyp(mif1|msf1).{0,32}avif", "AVIF"),
-        (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
-        (rb"....(ftyp|moov|mdat|wide)", "MP4"),
-        (rb"\x1aE\xdf\xa3|RIFF....AVI ", "MKV"),
-        (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JXL"),
-        (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JP2"),
-        (rb"%PDF", "PDF"),
-        (rb"8BPS", "PSD"),
-        (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS"),
-        (rb"\x76\x2f\x31\x01", "EXR"),
-        (rb"#\?(RADIANCE|RGBE)", "HDR"),
-        (rb".{128}DICM", "DICOM"),
-        (rb"\x00\x00[\x01\x02]\x00[^\x00]", "ICO"),
-        (rb"P[1-7]\s", "PNM"),
-        (rb"DDS ", "DDS"),
-        (rb"SIMPLE  =", "FITS"),
-        (rb"\x89HDF\r\n\x1a\n", "HDF5"),
-        (rb"\x93NUMPY", "NumPy"),
-        (rb"PAR1", "Parquet"),
-        (rb"PK\x03\x04|PK\x05\x06", "ZIP"),
-        (rb"\x1f\x8b", "gzip"),
-        (rb"BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "archive"),
-        (rb".{257}ustar", "tar"),
-        (rb"version https://git-lfs", "git-lfs"),
-        (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "HTML"),
-        (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*|<!--.*)?<(!doctype )?svg", "SVG"),
-    ]
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"RIFF....WEBP", "WebP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP"),  # with the sizes that its header may have
+    (rb"II\*\x00....CR", "CR2"),
+    (rb"II[*+]\x00|MM\x00[*+]", "TIFF"),
+    (rb"IIRO|IIRS|MMOR", "ORF"),
+    (rb"IIU\x00", "RW2"),
+    (rb"FUJIFILMCCD-RAW", "RAF"),
+    (rb"....ftypcrx ", "CR3"),
+    (rb"....ftyp(avif|avis|(mif1|msf1).{0,32}avif)", "AVIF"),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
+    (rb"....(ftyp|moov|mdat|wide)", "MP4"),
+    (rb"\x1aE\xdf\xa3|RIFF....AVI ", "MKV"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JXL"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JP2"),
+    (rb"%PDF", "PDF"),
+    (rb"8BPS", "PSD"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS"),
+    (rb"\x76\x2f\x31\x01", "EXR"),
+    (rb"#\?(RADIANCE|RGBE)", "HDR"),
+    (rb".{128}DICM", "DICOM"),
+    (rb"\x00\x00[\x01\x02]\x00[^\x00]", "ICO"),
+    (rb"P[1-7]\s", "PNM"),
+    (rb"DDS ", "DDS"),
+    (rb"SIMPLE  =", "FITS"),
+    (rb"\x89HDF\r\n\x1a\n", "HDF5"),
+    (rb"\x93NUMPY", "NumPy"),
+    (rb"PAR1", "Parquet"),
+    (rb"PK\x03\x04|PK\x05\x06", "ZIP"),
+    (rb"\x1f\x8b", "gzip"),
+    (rb"BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "archive"),
+    (rb".{257}ustar", "tar"),
+    (rb"version https://git-lfs", "git-lfs"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "HTML"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*|<!--.*)?<(!doctype )?svg", "SVG"),
 ]
 RAW = {"CR2", "CR3", "NEF", "ARW", "DNG", "ORF", "RW2", "RAF", "PEF", "SRW", "RAW"}
 NO_PICTURE = {  # what to do about files that no picture converter reads
     "MP4": "extract frames first, e.g. `ffmpeg -i video.mp4 frame_%06d.png`",
     "MKV": "extract frames first, e.g. `ffmpeg -i video.mkv frame_%06d.png`",
-    "ZIP": "unpack it first",
-    "gzip": "unpack it first",
-    "archive": "unpack it first",
+    **dict.fromkeys(("ZIP", "gzip", "archive"), "unpack it first"),
     "tar": "give the .tar itself as the input",
     "Parquet": "give the .parquet itself as the input",
-    "NumPy": "save its pictures as PNG first",
-    "HDF5": "save its pictures as PNG first",
+    **dict.fromkeys(("NumPy", "HDF5"), "save its pictures as PNG first"),
     "HTML": "a download may have brought an error page: fetch the picture again",
     "git-lfs": "it is a pointer: run `git lfs pull` first",
     "plain text": "remove it from the input",
@@ -119,7 +112,9 @@ def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
         raise BadImage("decode", "unsupported", _way_out(name))
     try:
         image = READERS[name](io.BytesIO(data))
-        _check_size(image.size, max_pixels)
+        if image.width * image.height > max_pixels:
+            text = f"{image.width} x {image.height} pixels, the limit is {max_pixels}"
+            raise BadImage("decode", "too_large", text)
         if name == "JPEG" and _end_of_scan(data) < 0:  # Pillow decodes on when zeros stand where the rest was
             raise BadImage("decode", "truncated", "JPEG without an end marker: the file was cut")
         with _without_pillow_limit(image.size):
@@ -139,7 +134,7 @@ def _identify(data: bytes) -> str:
     if not data:
         raise BadImage("decode", "empty", "the file has zero bytes")
     head = data[:1024]
-    name = next((name for pattern, name in SIGNATURES if pattern.match(head)), "")
+    name = next((name for pattern, name in SIGNATURES if re.match(pattern, head, re.DOTALL)), "")
     if name == "TIFF":
         return _raw_in_tiff(data) or name
     if name:
@@ -176,12 +171,6 @@ def _way_out(name: str) -> str:
     return f"{kind} is not read; convert it first, e.g. `magick photo.{name.lower()} photo.png`"
 
 
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise BadImage("decode", "too_large", f"{width} x {height} pixels, the limit is {max_pixels}")
-
-
 @contextmanager
 def _without_pillow_limit(size: tuple[int, int]) -> Iterator[None]:
     """Let Pillow decode a picture that is within our limit but above its own, and put its limit back."""
@@ -198,39 +187,22 @@ def _without_pillow_limit(size: tuple[int, int]) -> Iterator[None]:
 
 def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
     """A loaded picture as uint8 (H, W, 3)."""
-    bits = _bits(image, data)
-    if image.mode.startswith("I;16"):
-        return _from_grey(np.asarray(image).astype(np.uint32), bits, _is_white_zero(image))
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    # Bits per channel as stored, which Pillow keeps only for grey. PNG specification, 11.2.2: after length, name, width
+    # and height of the IHDR.
+    bits = data[24] if image.format == "PNG" else tags.get(BITS, (8,))[0]
     if image.mode in ("I", "F"):
-        values = np.asarray(image)
+        bits, values = 16, np.asarray(image)
         if not 255 < values.max() <= 65535 or values.min() < 0 or (values != np.rint(values)).any():
             layout = "32-bit integer" if image.mode == "I" else "floating point"
-            raise BadImage(
-                "decode",
-                "unsupported",
-                f"{layout} TIFF whose range is unknown; convert it first, "
-                "e.g. `magick photo.tif -auto-level -depth 16 photo.png`",
-            )
-        return _from_grey(values.astype(np.uint32), 16, _is_white_zero(image))
-    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    return _deep_colour(data, pixels) if bits == 16 and image.mode != "CMYK" else pixels
-
-
-def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits per channel as stored; Pillow keeps them only for grey."""
-    if image.format == "PNG":
-        return data[24]  # PNG specification, 11.2.2: after length, name, width and height of the IHDR
-    return image.tag_v2.get(BITS, (8,))[0] if image.format == "TIFF" else 8
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    return image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
-
-
-def _from_grey(values: np.ndarray, bits: int, white_is_zero: bool) -> np.ndarray:
+            advice = "convert it first, e.g. `magick photo.tif -auto-level -depth 16 photo.png`"
+            raise BadImage("decode", "unsupported", f"{layout} TIFF whose range is unknown; {advice}")
+    elif not image.mode.startswith("I;16"):
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return _deep_colour(data, pixels) if bits == 16 and image.mode != "CMYK" else pixels
     white = 2**bits - 1
-    grey = (values * 255 + white // 2) // white  # round(value / 257) for 16 bits
-    grey = (255 - grey if white_is_zero else grey).astype(np.uint8)
+    grey = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white  # round(value / 257) for 16 bits
+    grey = (255 - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
@@ -245,11 +217,8 @@ def _deep_colour(data: bytes, high_bytes: np.ndarray) -> np.ndarray:
             turned = turn(deep)
             if np.array_equal(turned >> 8, high_bytes):
                 return ((turned.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    raise BadImage(
-        "decode",
-        "unsupported",
-        "16 bits per channel in an unusual layout; convert it first, e.g. `magick photo.tif -depth 8 photo.png`",
-    )
+    advice = "convert it first, e.g. `magick photo.tif -depth 8 photo.png`"
+    raise BadImage("decode", "unsupported", f"16 bits per channel in an unusual layout; {advice}")
 
 
 def _orientation(image: Image.Image) -> object:

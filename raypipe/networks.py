@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raypipe import lookup
-from raypipe.lookup import one_line
+from raypipe.lookup import one_line, suggest
 from raypipe.types import Segmenter
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight files
@@ -45,7 +44,7 @@ def settle_options(method: Segmenter) -> None:
             setattr(method, field, str(place.absolute()))
     dtype = getattr(method, "dtype", "auto")
     if dtype not in DTYPES:
-        raise ValueError(f"{method.name}: unknown dtype {dtype!r}; {lookup.suggest(dtype, DTYPES)}")
+        raise ValueError(f"{method.name}: unknown dtype {dtype!r}; {suggest(dtype, DTYPES)}")
 
 
 def locate_each(method: Segmenter) -> dict[str, Path]:
@@ -60,24 +59,27 @@ def locate(weights: str, *, method: str) -> Path:
     """
     place = Path(weights).expanduser()
     if place.exists():
-        return _with_weights(place.resolve(), method)
+        if not _weight_files(place):
+            expected = f"expected one of {', '.join(WEIGHTS)}"
+            raise FileNotFoundError(f"{method}: {place.resolve()} holds no weights; {expected}")
+        return place.resolve()
     if not is_hub_id(weights):
         raise FileNotFoundError(f"{method}: weights {weights!r} is neither a folder nor a file nor a Hugging Face id")
     from huggingface_hub import snapshot_download
 
     name, _, revision = weights.partition("@")
-    options = {"revision": revision or None, "ignore_patterns": list(NESTED)}
     way_out = f"run `raypipe weights {method} --to DIR` where there is internet and pass --weights DIR"
     try:
-        place = Path(snapshot_download(name, allow_patterns=list(FILES), **options))
-        if not _weight_files(place):
-            place = Path(snapshot_download(name, allow_patterns=[*FILES, *OLD_WEIGHTS], **options))
+        for patterns in ([*FILES], [*FILES, *OLD_WEIGHTS]):
+            options = {"allow_patterns": patterns, "ignore_patterns": [*NESTED]}
+            place = Path(snapshot_download(name, revision=revision or None, **options))
+            if _weight_files(place):
+                return place
     except Exception as error:  # many kinds: offline, no such repository, gated, no space
         text = f"no weights {weights!r} here and they could not be fetched ({reason(error)})"
         raise FileNotFoundError(f"{method}: {text}; {way_out}") from error
-    if not _weight_files(place):  # offline, what an interrupted download left counts as the repository
-        raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {place} holds none; {way_out}")
-    return place
+    # offline, what an interrupted download left counts as the repository
+    raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {place} holds none; {way_out}")
 
 
 def is_hub_id(weights: str) -> bool:
@@ -116,7 +118,11 @@ def is_non_commercial(licence: str) -> bool:
 
 def checksums(place: Path) -> dict[str, str]:
     """sha256 of the weight files in a folder, or of one file, by name."""
-    return {file.name: _sha256(file) for file in _weight_files(place)}
+    sums = {}
+    for file in _weight_files(place):
+        with file.open("rb") as content:
+            sums[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return sums
 
 
 def checksums_of_each(places: Mapping[str, Path]) -> dict[str, str]:
@@ -137,14 +143,8 @@ def pretrained(kind: type, place: Path, *, method: str, device: str, **options):
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        network, found = kind.from_pretrained(
-            place,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        options |= {"dtype": torch.float32, "local_files_only": True, "ignore_mismatched_sizes": True}
+        network, found = kind.from_pretrained(place, output_loading_info=True, **options)
     except Exception as error:  # many kinds: no configuration, torn files, another architecture
         raise ValueError(f"{method}: {place} cannot be read as a {kind.__name__}: {one_line(error)}") from error
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
@@ -224,16 +224,5 @@ def _spread(method: Segmenter) -> None:
         setattr(method, name, str(folder / name))
 
 
-def _with_weights(place: Path, method: str) -> Path:
-    if not _weight_files(place):
-        raise FileNotFoundError(f"{method}: {place} holds no weights; expected one of {', '.join(WEIGHTS)}")
-    return place
-
-
 def _weight_files(place: Path) -> list[Path]:
     return [place] if place.is_file() else sorted(file for kind in WEIGHTS for file in place.glob(kind))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -90,25 +90,22 @@ class Comparison:
         names = list(self.runs)
         groups = sorted({group for each in self.runs.values() for group in each.groups})
         width = max([len("mean over images"), *map(len, groups)])
-        columns = [max(8, len(name)) for name in names]
-        lines = []
+        columns, runs, lines = [max(8, len(name)) for name in names], self.runs.values(), []
+        values_of = []
+        if len(groups) > 1:
+            values_of = [(group, [each.groups.get(group, {}) for each in runs]) for group in groups[:TERMINAL_GROUPS]]
+            values_of.append(("mean over groups", [each.group_means for each in runs]))
+        values_of.append(("mean over images", [each.means for each in runs]))
         for measure in next(iter(self.runs.values())).means:
             heads = "  ".join(f"{name:>{size}}" for name, size in zip(names, columns, strict=True))
             lines.append(f"{measure.replace('_', ' '):<{width}}  {heads}")
-            for title, line in self._lines(groups[:TERMINAL_GROUPS] if len(groups) > 1 else []):
+            for title, line in values_of:
                 cells = (_cell(values.get(measure), size) for values, size in zip(line, columns, strict=True))
                 lines.append(f"{title:<{width}}  {'  '.join(cells)}")
             lines.append("")
         for name, each in self.runs.items():
             lines += [f"{name}: {remark}" for remark in each.remarks()]
         return "\n".join([*lines, *(f"per image: {each.table}" for each in self.runs.values())])
-
-    def _lines(self, groups: list[str]) -> Iterator[tuple[str, list[dict]]]:
-        runs = self.runs.values()
-        yield from ((group, [each.groups.get(group, {}) for each in runs]) for group in groups)
-        if groups:
-            yield "mean over groups", [each.group_means for each in runs]
-        yield "mean over images", [each.means for each in runs]
 
 
 def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Comparison:
@@ -145,18 +142,18 @@ class Tally:
 
     def __init__(self, task: Task):
         self._task, self._sums = task, task.sums()
-        self._group_sums: dict[str, Sums] = {}
-        self._statuses: dict[str, Counter[str]] = {}  # by group
-        self._examples: dict[str, list[str]] = {}
+        self._group_sums: dict[str, Sums] = defaultdict(task.sums)
+        self._statuses: dict[str, Counter[str]] = defaultdict(Counter)  # by group
+        self._examples: dict[str, list[str]] = defaultdict(list)
 
     def counted(self, row: dict) -> dict:
         """Count one row of the task's table and return it."""
         group, status = row["group"], row["status"]
-        self._statuses.setdefault(group, Counter())[status] += 1
+        self._statuses[group][status] += 1
         if status == "ok":
             self._sums.add(row)
-            self._group_sums.setdefault(group, self._task.sums()).add(row)
-        elif len(self._examples.setdefault(status, [])) < EXAMPLES:
+            self._group_sums[group].add(row)
+        elif len(self._examples[status]) < EXAMPLES:
             self._examples[status].append(row["key"])
         return row
 
@@ -164,8 +161,7 @@ class Tally:
         """The fields of an Evaluation that are counted. Groups without a value have no part in the groups' mean."""
         statuses = sum(self._statuses.values(), Counter())
         groups = {
-            group: {"images": counts["ok"], "failed": counts["failed"]}
-            | self._task.values(self._group_sums.get(group) or self._task.sums())
+            group: {"images": counts["ok"], "failed": counts["failed"]} | self._task.values(self._group_sums[group])
             for group, counts in sorted(self._statuses.items())
             if counts["ok"] or counts["failed"]
         }

@@ -35,9 +35,8 @@ class Labels:
             return None, "failed"
         if row["key"] not in self.location:
             return None, "no_label"
-        limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
         try:
-            label = self.task.read(self.location[row["key"]], **limits)
+            label = self.task.read(self.location[row["key"]], max_bytes=self.max_bytes, max_pixels=self.max_pixels)
         except BadImage:
             return None, "bad_label"
         return (label, "ok") if self.task.fits(row, label) else (None, "other_size")

@@ -85,23 +85,22 @@ def compact(options: Compact) -> Compacted:
     run.parts()  # raises when it is no run, before the lock makes a folder
     with held(run.folder, attempt):
         run.clean()
-        old, before = run.parts(), _sizes(run)
-        if not _is_compact(old, options.megabytes):
-            new = _rewrite(run, attempt, options.megabytes)
-            _replace(run, attempt, old, new)
-        parts, after = run.parts(), _sizes(run)
-        rows = len(run.commits())
+        before = _sizes(run)
+        if not _is_compact(before, options.megabytes):
+            _replace(run, attempt, before, _rewrite(run, attempt, options.megabytes))
+        after, rows = _sizes(run), len(run.commits())
     seconds = round(time.monotonic() - start, 3)
-    return Compacted(options.run, rows, len(old), len(parts), sum(before.values()), sum(after.values()), seconds)
+    return Compacted(options.run, rows, len(before), len(after), sum(before.values()), sum(after.values()), seconds)
 
 
-def _is_compact(parts: list[str], megabytes: int) -> bool:
+def _is_compact(parts: Iterable[str], megabytes: int) -> bool:
     """Whether all parts are of one earlier compaction to this size: named `part-<attempt>-compact<megabytes>_<i>`."""
     begins = {name.rpartition("_")[0] for name in parts}
-    return not parts or (len(begins) == 1 and begins.pop().endswith(f"-compact{megabytes}"))
+    return not begins or (len(begins) == 1 and begins.pop().endswith(f"-compact{megabytes}"))
 
 
 def _sizes(run: Run) -> dict[str, int]:
+    """Bytes of each part that counts, by name, oldest first."""
     files = run.folder.files(run.masks)
     return {name: files[name].size for name in run.parts()}
 
@@ -132,7 +131,7 @@ def _rewrite(run: Run, attempt: str, megabytes: int) -> dict[str, pa.Table]:
     return records
 
 
-def _replace(run: Run, attempt: str, old: list[str], records: dict[str, pa.Table]) -> None:
+def _replace(run: Run, attempt: str, old: Iterable[str], records: dict[str, pa.Table]) -> None:
     """Let the new files count, then delete the old parts, oldest first."""
     for name, record in records.items():
         run.write_record(attempt, name, record)

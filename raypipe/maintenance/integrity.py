@@ -15,7 +15,7 @@ from raypipe import schema
 from raypipe.lookup import one_line
 from raypipe.run import Run, is_sealed
 
-HASHED_BYTES = 8 << 20  # at a time
+HASHED_BYTES = 8 << 20  # at a time: few requests to an object store
 DEEP_ROWS = 64  # rows decoded at a time
 # Kinds of problem for which repair removes the part with its record.
 CONDEMNED = {"torn", "altered", "missing", "record", "ids", "schema", "mask"}

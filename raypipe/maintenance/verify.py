@@ -6,7 +6,6 @@ is damaged, so that `raypipe label` with the same options does those images agai
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections import Counter
@@ -125,12 +124,10 @@ def find(run: Run, *, deep: bool = False, own: str | None = None) -> Findings:
     with ThreadPoolExecutor(PARTS_AHEAD) as pool:
         parts = list(pool.map(partial(check_part, run, deep=deep), sorted(records - strays)))
     problems = [part.problem for part in parts if part.problem]
-    for name in sorted(strays):
-        place = run.masks if name in files else "_commits"
-        problems.append(Problem(f"{place}/{name}", "foreign", "no file of raypipe's; move it away"))
-    for name in sorted(files - records - strays):
-        if live is None or live not in name:
-            problems.append(Problem(f"{run.masks}/{name}", "orphan", "a data file without commit record"))
+    places = [f"{run.masks if name in files else '_commits'}/{name}" for name in sorted(strays)]
+    problems += [Problem(place, "foreign", "no file of raypipe's; move it away") for place in places]
+    orphans = [name for name in sorted(files - records - strays) if live is None or live not in name]
+    problems += [Problem(f"{run.masks}/{name}", "orphan", "a data file without commit record") for name in orphans]
     problems += _leftovers(run, live)
     remarks, configuration = _check_configuration(run, parts)
     problems += remarks
@@ -234,9 +231,8 @@ def _check_ids(run: Run, parts: list[Part], commits: pa.Table) -> Iterator[Probl
     commits = commits.append_column("part", pa.chunked_array(names, pa.string()))
     lost = superseded(commits)
     for name, count in sorted(Counter(name for _, name in lost).items()):
-        yield Problem(
-            f"{run.masks}/{name}", "doubled", f"{count} of its images also stand in another part, which counts"
-        )
+        text = f"{count} of its images also stand in another part, which counts"
+        yield Problem(f"{run.masks}/{name}", "doubled", text)
     failed = {(row["image_id"], row["part"]) for row in commits.filter(pc.not_equal(commits["error"], "")).to_pylist()}
     if parts and _listed_errors(run) != {image_id for image_id, _ in failed - lost}:
         yield Problem("errors.parquet", "errors", "missing, unreadable, or does not list exactly the failed images")
@@ -244,9 +240,9 @@ def _check_ids(run: Run, parts: list[Part], commits: pa.Table) -> Iterator[Probl
 
 def _listed_errors(run: Run) -> set[str] | None:
     """The image ids in errors.parquet; None when it cannot be read."""
-    content = run.folder.read("errors.parquet")
     try:
-        return None if content is None else set(pq.read_table(io.BytesIO(content))["image_id"].to_pylist())
+        with run.folder.open("errors.parquet") as file:
+            return set(pq.read_table(file)["image_id"].to_pylist())
     except (ValueError, KeyError, OSError):
         return None
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from raypipe import masks
 from raypipe.inputs import originals
-from raypipe.pictures.overlay import COLOURS, HALO, OUTSIDE, draw_order, jpeg, png
+from raypipe.pictures.overlay import COLOURS, HALO, OUTSIDE, draw_order, jpeg, png, resized, scaled, shrunk
 from raypipe.types import BadImage
 
 QUALITIES = ((1.0, 80), (1.0, 60), (0.75, 60), (0.5, 50), (0.25, 40))  # (scale, JPEG quality) until it is small enough
@@ -41,17 +41,20 @@ def draw(content: bytes | BadImage, rows: list[dict | None], *, side: int, max_b
     """The picture of one image. content: its file, as `originals.Originals` finds it, or what is wrong with that.
 
     rows: the masks row of each run, None where it has none.
-
     side: length of the longer side in pixels. Quality and side go down until the data URIs fit into max_bytes together;
     at a quarter of the side they are taken as they are.
     """
-    row = next(row for row in rows if row)
-    image, remark = _decoded(content, row)
-    size = (row["height"], row["width"])
+    row, image, remark = next(row for row in rows if row), None, ""
+    try:
+        if isinstance(content, BadImage):
+            raise content
+        image = originals.decode(row, content)
+    except BadImage as error:
+        remark = error.message
     for scale, quality in QUALITIES:
-        height, width = _scaled(size, side * scale)
-        original = None if image is None else jpeg(_resized(image, (height, width)), quality)
-        layers = [None if row is None else draw_layers(row, (height, width)) for row in rows]
+        height, width = scaled((row["height"], row["width"]), side * scale)
+        original = None if image is None else jpeg(resized(image, (height, width)), quality)
+        layers = [each and draw_layers(each, (height, width)) for each in rows]
         picture = Picture(original, remark, width, height, layers)
         if picture.nbytes <= max_bytes:
             break
@@ -69,9 +72,9 @@ def draw_layers(row: dict, size: tuple[int, int]) -> Layers:
     fill, lines = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     cross = np.ones((3, 3), np.uint8)
     if row["foreground"]:
-        fill[~_shrunk(row["foreground"], size)] = OUTSIDE
+        fill[~shrunk(masks.decode_rle(row["foreground"]), size)] = OUTSIDE
     for i in draw_order([segment["area"] for segment in row["segments"]]):
-        mask = _shrunk(row["segments"][i], size)
+        mask = shrunk(masks.decode_rle(row["segments"][i]), size)
         colour = i % len(COLOURS) + 1
         fill[mask] = colour
         inner = cv2.erode(mask.astype(np.uint8), cross, iterations=2).astype(bool)
@@ -79,32 +82,3 @@ def draw_layers(row: dict, size: tuple[int, int]) -> Layers:
         lines[outer & ~mask & (lines == 0)] = HALO
         lines[mask & ~inner] = colour
     return Layers(png(fill), png(lines))
-
-
-def _decoded(content: bytes | BadImage, row: dict) -> tuple[np.ndarray | None, str]:
-    try:
-        if isinstance(content, BadImage):
-            raise content
-        image = originals.decode(row, content)
-    except BadImage as error:
-        return None, error.message
-    return image, ""
-
-
-def _shrunk(rle: dict, size: tuple[int, int]) -> np.ndarray:
-    """A mask at another size: bool (H, W), true where most of the pixel is."""
-    return _resized(masks.decode_rle(rle).astype(np.uint8) * 255, size) > 127
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    import cv2
-
-    if image.shape[:2] == tuple(size):
-        return image
-    shrinks = image.shape[0] >= size[0]
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _scaled(size: tuple[int, int], side: float) -> tuple[int, int]:
-    factor = min(1.0, side / max(*size, 1))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -37,6 +37,27 @@ def overlay(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None 
     return picture
 
 
+def scaled(size: tuple[int, int], side: float) -> tuple[int, int]:
+    """(height, width) of a picture whose longer side has at most `side` pixels, each at least 1."""
+    factor = min(1.0, side / max(*size, 1))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image at another (height, width), as it is where that is its own."""
+    import cv2
+
+    if image.shape[:2] == tuple(size):
+        return image
+    shrinks = image.shape[0] >= size[0]
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def shrunk(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another size: bool (H, W), true where most of the pixel is."""
+    return resized(mask.astype(np.uint8) * 255, size) > 127
+
+
 def draw_order(areas: Sequence[int]) -> list[int]:
     """Indices of masks by area: large ones first, so that small ones drawn later stay visible."""
     return sorted(range(len(areas)), key=lambda i: -areas[i])

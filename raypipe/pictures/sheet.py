@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from raypipe import images, masks
 from raypipe.inputs.manifest import fetch
-from raypipe.pictures.overlay import overlay
+from raypipe.pictures.overlay import overlay, resized, scaled
 from raypipe.run import Run, rows
 from raypipe.types import BadImage
 
@@ -31,7 +31,11 @@ def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int
     """
     from PIL import Image
 
-    sample = {row["image_id"]: row for row in _sample(run, manifest)}
+    commits, listed = run.commits(), manifest["image_id"].combine_chunks()
+    good = pc.and_(pc.equal(commits["error"], ""), pc.is_in(commits["image_id"], value_set=listed))
+    # ids are hashes: those with the smallest ones are a random sample
+    chosen = commits.filter(good).sort_by("image_id")["image_id"].slice(0, SAMPLE).to_pylist()
+    sample = {row["image_id"]: row for row in rows.take(run, chosen)}
     places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
     tiles = []
     for place, content in zip(places, fetch(places, max_bytes=max_bytes), strict=True):
@@ -75,28 +79,15 @@ def _tile(content: bytes | BadImage, row: dict, max_pixels: int) -> tuple[np.nda
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
         raise BadImage("fetch", "changed", "the file is another one than when it was labelled")
     image = images.decode(content, max_pixels=max_pixels)
-    scale = min(1.0, TILE / max(image.shape[:2]))
-    size = [max(1, round(side * scale)) for side in (image.shape[1], image.shape[0])]  # OpenCV: width first
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    found = [_resized(masks.decode_rle(segment), size) for segment in row["segments"]]
-    foreground = _resized(masks.decode_rle(row["foreground"]), size) if row["foreground"] else None
-    return small, overlay(small, np.array(found, bool).reshape(-1, *small.shape[:2]), foreground), row["key"]
+    size = scaled(image.shape[:2], TILE)
 
+    def small(rle: dict) -> np.ndarray:
+        mask = masks.decode_rle(rle).astype(np.uint8)
+        return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
 
-def _resized(mask: np.ndarray, size: list[int]) -> np.ndarray:
-    import cv2
-
-    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def _sample(run: Run, manifest: pa.Table) -> list[dict]:
-    """Good rows with the smallest ids: ids are hashes, so that is a random sample, and the same each time."""
-    commits = run.commits()
-    good = pc.and_(
-        pc.equal(commits["error"], ""), pc.is_in(commits["image_id"], value_set=manifest["image_id"].combine_chunks())
-    )
-    chosen = commits.filter(good).sort_by("image_id").slice(0, SAMPLE)
-    return rows.take(run, chosen["image_id"].to_pylist())
+    found = np.array([small(segment) for segment in row["segments"]], bool).reshape(-1, *size)
+    picture, foreground = resized(image, size), row["foreground"] and small(row["foreground"])
+    return picture, overlay(picture, found, foreground), row["key"]
 
 
 def _shortened(text: str, draw, font, width: int) -> str:

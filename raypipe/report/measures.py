@@ -126,27 +126,25 @@ def choose(runs: list[pa.Table], sample: int) -> list[Choice]:
     runs: the good rows of each run. Image ids are hashes, so those with the smallest ids of the first run are a random
     sample of it, the same one each time; it may hold odd images too, as the run does.
     """
+    totals = [sum(signs(figures).values()) if len(figures) else np.zeros(0) for figures in runs]
     oddness: dict[str, float] = {}
     quota = -(-sample // (2 * len(runs)))
-    for figures in runs:
-        sums = sum(signs(figures).values()) if len(figures) else np.zeros(0)
-        order = np.lexsort((_ranks(figures["image_id"]), -sums))[: quota if len(figures) > sample else None]
+    for figures, sums in zip(runs, totals, strict=True):
+        ranks = pc.rank(figures["image_id"], tiebreaker="first").to_numpy()
+        order = np.lexsort((ranks, -sums))[: quota if len(figures) > sample else None]
         for key, value in zip(figures["key"].take(order).to_pylist(), sums[order], strict=True):
             if value >= ODD:
                 oddness[key] = max(value, oddness.get(key, 0.0))
     odd = sorted(oddness, key=lambda key: (-oddness[key], key))[: sample // 2]
-    drawn = _smallest_ids(runs[0], sample - len(odd))
-    values = dict.fromkeys([*odd, *drawn], 0.0)
-    for figures in runs:
-        rows = figures.filter(pc.is_in(figures["key"], value_set=pa.array(values, pa.string())))
-        index = pc.index_in(rows["key"], value_set=figures["key"].combine_chunks()).to_numpy()
-        sums = sum(signs(figures).values())[index] if len(rows) else []
-        for key, value in zip(rows["key"].to_pylist(), sums, strict=True):
+    by_id = runs[0].select(["image_id", "key"]).sort_by("image_id")
+    drawn = set(by_id["key"].slice(0, sample - len(odd)).to_pylist())
+    values = dict.fromkeys({*odd, *drawn}, 0.0)
+    for figures, sums in zip(runs, totals, strict=True):
+        here = pc.is_in(figures["key"], value_set=pa.array(values, pa.string())).to_numpy()
+        for key, value in zip(figures["key"].filter(here).to_pylist(), sums[here], strict=True):
             values[key] = max(values[key], float(value))
-    drawn = set(drawn)
-    return sorted(
-        (Choice(key, value, key in drawn) for key, value in values.items()), key=lambda c: (-c.oddness, c.key)
-    )
+    choices = (Choice(key, value, key in drawn) for key, value in values.items())
+    return sorted(choices, key=lambda choice: (-choice.oddness, choice.key))
 
 
 def notes(figures: pa.Table) -> Counter[str]:
@@ -203,17 +201,10 @@ def _figures(part: pa.Table) -> pa.Table:
     with np.errstate(invalid="ignore"):
         score = np.bincount(parents, scores, minlength=len(part)) / count
     reason = pc.replace_substring_regex(part["error"], r"(?s)^([^:]*: [^:]*):.*$", r"\1")
-    kept = {name: part[name] for name in ("image_id", "key", "seconds", "attempt")}
-    computed = {
-        "megapixels": pixels / 1e6,
-        "count": count,
-        "share": first,
-        "smallest": smallest,
-        "largest": largest,
-        "score": score,
-    }
-    texts = {"note": pc.fill_null(part["note"], ""), "reason": reason}
-    return pa.table(kept | computed | texts).select(SCHEMA.names).cast(SCHEMA)
+    columns = {name: part[name] for name in ("image_id", "key", "seconds", "attempt")}
+    columns |= {"note": pc.fill_null(part["note"], ""), "reason": reason, "megapixels": pixels / 1e6, "count": count}
+    columns |= {"share": first, "smallest": smallest, "largest": largest, "score": score}
+    return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
 
 
 def _with_measured(figures: pa.Table, run: Run, name: str, figure: Figure) -> pa.Table:
@@ -242,17 +233,6 @@ def _distances(values: np.ndarray, *, floor: float, only_below: bool = False) ->
     distances = np.maximum(differences, 0) if only_below else np.abs(differences)
     z = np.nan_to_num(distances / scale)
     return np.where(z >= ODD, z.clip(max=HEAVIEST), 0.0)
-
-
-def _smallest_ids(figures: pa.Table, count: int) -> list[str]:
-    if not len(figures) or count <= 0:
-        return []
-    index = pc.select_k_unstable(figures["image_id"], count, sort_keys=[("", "ascending")])
-    return figures["key"].take(index).to_pylist()
-
-
-def _ranks(ids: pa.ChunkedArray) -> np.ndarray:
-    return pc.rank(ids, tiebreaker="first").to_numpy()
 
 
 def _counted(column: pa.ChunkedArray) -> dict:

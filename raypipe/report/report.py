@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from raypipe.pictures.layers import draw
 from raypipe.pictures.overlay import COLOURS
 from raypipe.report import html, measures
 from raypipe.run import Run, attempts, provenance, rows
-from raypipe.run.rows import run_names
 from raypipe.storage import Location, is_local, put, resolve
 from raypipe.types import RETRYABLE
 
@@ -73,15 +73,17 @@ def report(options: Report) -> Result:
     """Write the page. Raises ValueError for options that cannot work and FileNotFoundError for what is no run."""
     check(options)
     start = time.monotonic()
-    names = run_names(options.runs)
+    names = rows.run_names(options.runs)
     shown = [read(Run(folder), name) for folder, name in zip(options.runs, names, strict=True)]
     cards = draw_cards(options, shown)
+    panes = [pane for card in cards for pane in card["panes"] if pane]
+    known = {name for pane in panes for name, value in pane["figures"].items() if value is not None}
     page = render(
         title=" and ".join(names),
         runs=[overview(run) for run in shown],
         cards=cards,
-        views=[name for name in titles() if name in cards_figures(cards)],
-        notes=sorted({note for card in cards for pane in card["panes"] if pane for note in pane["notes"]}),
+        views=[name for name in titles() if name in known],
+        notes=sorted({note for pane in panes for note in pane["notes"]}),
         charts=charts(shown),
         errors=[errors(run) for run in shown],
         provenance=[_provenance(run) for run in shown],
@@ -89,8 +91,8 @@ def report(options: Report) -> Result:
         version=version("raypipe"),
     ).encode("utf-8", "replace")
     written = _write(page, options, shown[0].run)
-    rows = sum(len(run.figures) for run in shown)
-    return Result(written, len(shown), rows, len(cards), len(page), round(time.monotonic() - start, 3))
+    images = sum(len(run.figures) for run in shown)
+    return Result(written, len(shown), images, len(cards), len(page), round(time.monotonic() - start, 3))
 
 
 def check(options: Report) -> None:
@@ -131,26 +133,19 @@ def draw_cards(options: Report, shown: list[RunShown]) -> list[dict]:
     """One card per chosen image, oddest first: its picture and, per run, what was found."""
     choices = measures.choose([run.good for run in shown], options.sample)
     keys = [choice.key for choice in choices]
-    rows = [_chosen(run, keys) for run in shown]
-    panes_of = [[of_run.get(key) for of_run in rows] for key in keys]
+    chosen = [_chosen(run, keys) for run in shown]
+    panes_of = [[of_run.get(key) for of_run in chosen] for key in keys]
     wanted = [next(pane for pane in panes if pane)["row"] for panes in panes_of]
     contents = Originals(options.input, column=options.column).fetch(wanted)
     budget = PICTURE_BYTES // max(len(choices), 1)
     cards = []
     for choice, panes, (row, content) in zip(choices, panes_of, contents, strict=True):
-        masks = [pane and pane["row"] for pane in panes]
-        picture = draw(content, masks, side=options.side, max_bytes=budget)
+        picture = draw(content, [pane and pane["row"] for pane in panes], side=options.side, max_bytes=budget)
         for pane, layers in zip(panes, picture.layers, strict=True):
             pane and pane.update(layers=layers)
         values = [pane and pane["figures"] for pane in panes]
         cards.append({"choice": choice, "row": row, "picture": picture, "panes": panes, "figures": values})
     return cards
-
-
-def cards_figures(cards: list[dict]) -> set[str]:
-    """Names of the figures that some image on the page has."""
-    panes = [pane for card in cards for pane in card["panes"] if pane]
-    return {name for pane in panes for name, value in pane["figures"].items() if value is not None}
 
 
 def _chosen(run: RunShown, keys: list[str]) -> dict[str, dict]:
@@ -210,9 +205,10 @@ def charts(shown: list[RunShown]) -> list[dict]:
     histograms = []
     for name, (title, unit) in titles().items():
         values = [measures.numbers(run.good, name) if name in run.good.column_names else np.zeros(0) for run in shown]
-        if not any(np.isfinite(array).any() for array in values):
+        known = np.concatenate([array[np.isfinite(array)] for array in values])
+        if not len(known):
             continue
-        are_shares = name in ("share", *measures.measured()) and all(map(_in_unit_interval, values))
+        are_shares = name in ("share", *measures.measured()) and ((known >= 0) & (known <= 1)).all()
         histogram = measures.histogram(values, limits=(0, 1) if are_shares else None)
         edges = histogram.edges
         bins = np.arange(len(edges)) / (len(edges) - 1)
@@ -231,11 +227,6 @@ def charts(shown: list[RunShown]) -> list[dict]:
     return histograms
 
 
-def _in_unit_interval(values: np.ndarray) -> bool:
-    known = values[np.isfinite(values)]
-    return bool(((known >= 0) & (known <= 1)).all())
-
-
 def errors(run: RunShown) -> dict:
     """The failed images of a run by `stage: kind`, with examples and the command that tries them again."""
     reasons = measures.reasons(run.figures)
@@ -243,9 +234,7 @@ def errors(run: RunShown) -> dict:
     for reason, _ in reasons[:REASONS]:
         failed = run.figures.filter(pc.equal(run.figures["reason"], reason))
         first[reason] = failed.sort_by("image_id").slice(0, EXAMPLES)["image_id"].to_pylist()
-    read = {
-        row["image_id"]: row for row in rows.take(run.run, [image_id for ids in first.values() for image_id in ids])
-    }
+    read = {row["image_id"]: row for row in rows.take(run.run, [*itertools.chain(*first.values())])}
     groups = []
     for reason, count in reasons[:REASONS]:
         examples = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections import defaultdict
@@ -15,7 +16,7 @@ import pyarrow as pa
 from raypipe import masks
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task
-from raypipe.pictures.overlay import jpeg, overlay
+from raypipe.pictures.overlay import jpeg, overlay, resized, scaled, shrunk
 from raypipe.report import html
 from raypipe.run import provenance, rows
 from raypipe.storage import Folder
@@ -121,25 +122,20 @@ def curve(name: str, line: list[Setting], every: list[Setting], metric: str) -> 
 
 def planes(every: list[Setting], swept: list[str], metric: str, goal: str) -> list[dict]:
     """For each pair of swept parameters with few values, the best metric of each pair of values."""
-    tables = []
-    for i, down in enumerate(swept):
-        for across in swept[i + 1 :]:
-            cells: dict[tuple, float] = {}
-            for each in every:  # best first
-                value = each.means[metric]
-                if each.status == "done" and value is not None:
-                    cells.setdefault((_key(each.values.get(down)), _key(each.values.get(across))), value)
-            rows_, columns = (_ordered(every, name) for name in (down, across))
-            if len(cells) < 4 or len(rows_) * len(columns) > GRID_CELLS:
-                continue
-            values = [[cells.get((_key(row), _key(column))) for column in columns] for row in rows_]
-            low, high = min(cells.values()), max(cells.values())
-            span = (high - low) or 1.0
-            shade = [[None if v is None else (v - low) / span for v in line] for line in values]
-            shade = shade if goal == "max" else [[None if s is None else 1 - s for s in line] for line in shade]
-            tables.append(
-                {"down": down, "across": across, "rows": rows_, "columns": columns, "values": values, "shade": shade}
-            )
+    tables, measured = [], [each for each in every if each.status == "done" and each.means[metric] is not None]
+    for pair in itertools.combinations(swept, 2):
+        worst_first = ((tuple(_key(each.values.get(name)) for name in pair), each) for each in reversed(measured))
+        cells = {cell: each.means[metric] for cell, each in worst_first}
+        rows_, columns = (_ordered(every, name) for name in pair)
+        if len(cells) < 4 or len(rows_) * len(columns) > GRID_CELLS:
+            continue
+        values = [[cells.get((_key(row), _key(column))) for column in columns] for row in rows_]
+        low, high = min(cells.values()), max(cells.values())
+        span = (high - low) or 1.0
+        shade = [[None if v is None else (v - low) / span for v in line] for line in values]
+        shade = shade if goal == "max" else [[None if s is None else 1 - s for s in line] for line in shade]
+        table = {"rows": rows_, "columns": columns, "values": values, "shade": shade}
+        tables.append({"down": pair[0], "across": pair[1]} | table)
     return tables
 
 
@@ -159,8 +155,7 @@ def groups(per_image: pa.Table, swept: list[str], task: Task, metric: str, goal:
     for group, settings in sorted(sums.items()):
         most = max(each.images for each in settings.values())  # a stopped trial has seen fewer images
         full = {setting: task.values(each) for setting, each in settings.items() if each.images == most}
-        means = {setting: {name: each[name] for name in names} for setting, each in full.items()}
-        known = {setting: each for setting, each in means.items() if each[metric] is not None}
+        known = {key: {name: each[name] for name in names} for key, each in full.items() if each[metric] is not None}
         if known:
             chosen = max(known, key=lambda setting: [sign * (value or 0.0) for value in known[setting].values()])
             tables.append({"group": group, "images": most, "values": values[chosen], "means": known[chosen]})
@@ -216,16 +211,10 @@ def draw(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None, ou
     """
     import cv2
 
-    scale = min(1.0, SIDE / max(outline.shape))
-    size = [max(1, round(side * scale)) for side in outline.shape[::-1]]  # OpenCV: width first
-
-    def small(mask: np.ndarray) -> np.ndarray:
-        return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127
-
-    shrunk = np.array([small(mask) for mask in found], bool).reshape(-1, *size[::-1])
-    inside = None if foreground is None else small(foreground)
-    picture = overlay(cv2.resize(image, size, interpolation=cv2.INTER_AREA), shrunk, inside)
-    contours = cv2.findContours(small(outline).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+    size = scaled(outline.shape, SIDE)
+    small = np.array([shrunk(mask, size) for mask in found], bool).reshape(-1, *size)
+    picture = overlay(resized(image, size), small, None if foreground is None else shrunk(foreground, size))
+    contours = cv2.findContours(shrunk(outline, size).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
     return jpeg(cv2.drawContours(picture, contours, -1, OUTLINE_COLOUR, 1), QUALITY)
 
 

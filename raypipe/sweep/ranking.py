@@ -52,13 +52,25 @@ def read(output: str, *, task: Task, images: pa.Table, by: str) -> tuple[list[Se
 
 
 def read_trial(output: str, *, task: Task, images: pa.Table) -> tuple[list[Setting], pa.Table]:
-    """The settings of one trial's folder and their measures per image; none before anything was labelled."""
+    """The settings of one trial's folder and their measures per image; none before anything was labelled.
+
+    A setting that lacks some of the images, as after labels changed, is left unfinished.
+    """
     name, state = Folder(output).path().rpartition("/")[2], trials.read_state(output)
     scores = current(read_scores(output, task.schema()), images).drop_columns(trials.LABEL_CHECKSUM)
-    known = pa.array([canonical(post) for post in state.get(STORED_POST, [])], pa.string())
-    scores = scores.filter(pc.is_in(scores[STORED_POST], value_set=known))
-    scores = scores.append_column("trial", pa.array([name] * len(scores), pa.string()))
-    return _settings(name, state, scores, task, len(images)) if state else [], scores
+    measured: dict[str, list[dict]] = {canonical(post): [] for post in state.get(STORED_POST, [])}
+    scores = scores.filter(pc.is_in(scores[STORED_POST], value_set=pa.array(measured, pa.string())))
+    for row in scores.select([STORED_POST, "status", *dict(task.COLUMNS)]).to_pylist():
+        measured[row[STORED_POST]].append(row)
+    settings = []
+    for post in state.get(STORED_POST, []):
+        rows = measured[canonical(post)]
+        sums = task.sums(row for row in rows if row["status"] == "ok")
+        failed = Counter(row["status"] for row in rows)["failed"]
+        status = "running" if state["status"] == "done" and len(rows) < len(images) else state["status"]
+        values, means = state["settings"] | post, task.values(sums)
+        settings.append(Setting(name, values, status, means, sums.images, failed, state["seconds"], state["error"]))
+    return settings, scores.append_column("trial", pa.array([name] * len(scores), pa.string()))
 
 
 def order(settings: list[Setting], metric: str, goal: str, tie: str | None = None) -> list[Setting]:
@@ -124,21 +136,3 @@ def shown(value) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(shown, value))
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-
-
-def _settings(name: str, state: dict, scores: pa.Table, task: Task, images: int) -> list[Setting]:
-    """Each post-processing setting of a trial. One that lacks some of the images, as after labels changed, is left
-    unfinished.
-    """
-    measured: dict[str, list[dict]] = {canonical(post): [] for post in state[STORED_POST]}
-    for row in scores.select([STORED_POST, "status", *dict(task.COLUMNS)]).to_pylist():
-        measured[row[STORED_POST]].append(row)
-    settings = []
-    for post in state[STORED_POST]:
-        rows = measured[canonical(post)]
-        sums = task.sums(row for row in rows if row["status"] == "ok")
-        failed = Counter(row["status"] for row in rows)["failed"]
-        status = "running" if state["status"] == "done" and len(rows) < images else state["status"]
-        values, means = state["settings"] | post, task.values(sums)
-        settings.append(Setting(name, values, status, means, sums.images, failed, state["seconds"], state["error"]))
-    return settings

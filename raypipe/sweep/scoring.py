@@ -48,8 +48,8 @@ def current(scores: pa.Table, images: pa.Table) -> pa.Table:
     return scores.filter(pc.is_in(scored, value_set=wanted.combine_chunks()))
 
 
-def score(trial: Trial, *, threads: int = 1) -> pa.Table:
-    """Score the post-processing settings, those of earlier sweeps too, on the stored masks. Returns all scores.
+def score(trial: Trial, *, threads: int = 1) -> None:
+    """Score the post-processing settings, those of earlier sweeps too, on the stored masks.
 
     What was scored before is kept, unless its label was unusable or has changed.
     """
@@ -64,7 +64,7 @@ def score(trial: Trial, *, threads: int = 1) -> pa.Table:
     committed = set(run.commits()["image_id"].to_pylist()).intersection(trial.images["image_id"].to_pylist())
     missing = {image_id: wanted - scored.get(image_id, set()) for image_id in committed}
     if not any(missing.values()):
-        return known
+        return
     scorer = Scorer(trial)
     todo = (row for table in rows.batches(run, leaves=STORED_LEAVES) for row in table.to_pylist())
     todo = (row for row in todo if missing.get(row["image_id"]))
@@ -72,7 +72,6 @@ def score(trial: Trial, *, threads: int = 1) -> pa.Table:
     measured = [row for rows_of_image in lists for row in rows_of_image]
     table = pa.concat_tables([known, pa.Table.from_pylist(measured, schema=known.schema)])
     run.folder.write_table(table, SCORES_FILE)
-    return table
 
 
 class Scorer:

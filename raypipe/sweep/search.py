@@ -68,9 +68,8 @@ def grid(space: Space) -> list[dict]:
     """Every combination, the last field fastest. Raises ValueError for an interval and for too many of them."""
     for name, values in space.items():
         if isinstance(values, Interval):
-            raise ValueError(
-                f"--over {name}: an interval has no grid; give values or start:stop:step, or use --search random"
-            )
+            advice = "give values or start:stop:step, or use --search random"
+            raise ValueError(f"--over {name}: an interval has no grid; {advice}")
     count = math.prod(map(len, space.values()))
     if count > MAX_SETTINGS:
         raise ValueError(f"sweep: {count:,} settings are too many (at most {MAX_SETTINGS:,}); use --search random")
@@ -133,9 +132,8 @@ def _range(name: str, *numbers: str) -> list[str]:
         raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} is empty; write start:stop:step")
     count = int((stop - start) / step) + 1
     if count > MAX_SETTINGS:
-        raise ValueError(
-            f"--over {name}: the range {':'.join(numbers)!r} has {count:,} values, at most {MAX_SETTINGS:,}"
-        )
+        text = f"has {count:,} values, at most {MAX_SETTINGS:,}"
+        raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} {text}")
     return [str(start + i * step) for i in range(count)]
 
 

@@ -159,6 +159,11 @@ def report(common: Trial, swept: list[str], start: float) -> Swept:
         folder.write(text.encode(), "best.yaml")
         page = write_page(common, every, per_image, swept)
     by_trial = {each.trial: each for each in every}
+
+    def row(each: ranking.Setting) -> dict:
+        values = {key: each.values.get(key) for key in swept} | {name: each.means[name] for name in names}
+        return values | {"images": each.images, "status": each.status}
+
     return Swept(
         output=str(folder),
         method=method,
@@ -169,7 +174,7 @@ def report(common: Trial, swept: list[str], start: float) -> Swept:
         value=chosen.means[job.metric] if chosen else None,
         tie={tie: chosen.means[tie]} if chosen and tie else {},
         best={key: chosen.values[key] for key in swept} if chosen else {},
-        rows=[_row(each, swept, names) for each in every[:TERMINAL_SETTINGS]],
+        rows=[row(each) for each in every[:TERMINAL_SETTINGS]],
         errors=sorted({each.error for each in by_trial.values() if each.status == "failed"}),
         table=str(folder.location("trials.parquet")),
         config=str(folder.location("best.yaml")) if chosen else None,
@@ -177,12 +182,6 @@ def report(common: Trial, swept: list[str], start: float) -> Swept:
         seconds=round(time.monotonic() - start, 3),
         exit_code=0 if chosen else 1,
     )
-
-
-def _row(setting: ranking.Setting, swept: list[str], names: list[str]) -> dict:
-    values = {key: setting.values.get(key) for key in swept}
-    measured = {name: setting.means[name] for name in names}
-    return values | measured | {"images": setting.images, "status": setting.status}
 
 
 def _columns(rows: list[dict]) -> list[str]:

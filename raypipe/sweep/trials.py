@@ -18,8 +18,7 @@ import pyarrow as pa
 from raypipe.evaluation import labels
 from raypipe.evaluation.task import Task
 from raypipe.inputs.manifest import list_inputs
-from raypipe.pipeline import foregrounds
-from raypipe.pipeline.foregrounds import Foreground
+from raypipe.pipeline.foregrounds import Foreground, attach
 from raypipe.pipeline.job import Label, frozen_settings
 from raypipe.run import Run
 from raypipe.storage import Folder, map_ahead
@@ -118,7 +117,7 @@ def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = 
     """The trial with its images (`labelled_images`), and maybe another place to take the foreground from."""
     foreground = foreground or trial.foreground
     if foreground and foreground.is_read:
-        images = foregrounds.attach(images, foreground)
+        images = attach(images, foreground)
     return replace(trial, images=images, foreground=foreground)
 
 

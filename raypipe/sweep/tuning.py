@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -68,7 +67,7 @@ def _is_over(trial: Trial) -> bool:
 def run_alone(trial: Trial) -> None:
     """One trial on all cores and GPUs, by Ray Data."""
     try:
-        _advanced(trial, len(trial.images), on_ray=True, threads=cores.count() + 1)
+        advance(trial, len(trial.images), on_ray=True, threads=cores.count() + 1)
     except Locked:
         raise
     except Exception as error:
@@ -180,7 +179,7 @@ def run_trial(config: dict, todo: list[Trial], counts: list[int]) -> None:
         for count in counts:
             if was_stopped and len(trial.run.plan(trial.images.slice(0, count))):
                 return
-            _advanced(trial, count)
+            advance(trial, count)
             tune.report({"images": count, "score": partial(trial, count)})
     except Exception as error:
         write_state(trial, status="failed", error=f"{type(error).__name__}: {one_line(error)}")
@@ -205,12 +204,14 @@ def share_foreground(todo: list[Trial]) -> list[Trial]:
     grabcut = segmenters.find("grabcut")(seed=todo[0].segmenter.seed)
     output = Folder(todo[0].sweep.output).location("foreground").uri
     common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)
-    _advanced(common, len(common.images), on_ray=True)
+    advance(common, len(common.images), on_ray=True)
     return [with_images(trial, common.images, Foreground("run", output)) for trial in todo]
 
 
-def advance(trial: Trial, count: int, *, on_ray: bool = False, threads: int = 1) -> pa.Table:
-    """Label and score the first `count` images, as far as that is not done yet. Returns all scores of the trial.
+# workers of a sweep that was killed a moment ago may still hold its trials
+@retry(retry=retry_if_exception_type(Locked), wait=wait_fixed(2), stop=stop_after_delay(RELEASE), reraise=True)
+def advance(trial: Trial, count: int, *, on_ray: bool = False, threads: int = 1) -> None:
+    """Label and score the first `count` images, as far as that is not done yet.
 
     on_ray: by Ray Data, else in a plain loop here. Writes the trial's folder; what was committed stays when it is
     interrupted. Raises what labelling raises.
@@ -222,14 +223,7 @@ def advance(trial: Trial, count: int, *, on_ray: bool = False, threads: int = 1)
         work = replace(plan_work(job, trial.segmenter, None), foreground=trial.foreground)
         frozen = frozen_settings(trial.segmenter, None, refine=None, keep_soft=job.keep_soft)
         attempt(job, work, trial.run, trial.images, settings=frozen, among=among)
-    scores = score(trial, threads=threads)
+    score(trial, threads=threads)
     seconds = before.get("seconds", 0.0) + time.monotonic() - start
     is_done = len(trial.run.plan(trial.images)) == 0
     write_state(trial, status="done" if is_done else "running", seconds=seconds)
-    return scores
-
-
-# Workers of a sweep that was killed a moment ago may still hold its trials.
-_advanced = retry(
-    retry=retry_if_exception_type(Locked), wait=wait_fixed(2), stop=stop_after_delay(RELEASE), reraise=True
-)(advance)
