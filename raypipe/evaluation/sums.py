@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from fractions import Fraction
+
+UNIT_BITS = 1074  # every float is a whole multiple of 2 ** -1074, the smallest one above 0
 
 
 class Sums:
@@ -18,7 +19,7 @@ class Sums:
         """columns: what is summed, numbers or lists of numbers. rows: images to begin with, as `add` takes them."""
         self.images = 0
         self.lacking: Counter[str] = Counter()  # images by column: no value, or a list in which one is missing
-        self._totals: dict[str, list[Fraction]] = {name: [] for name in columns}  # by element
+        self._totals: dict[str, list[int]] = {name: [] for name in columns}  # by element, in units of 2 ** -UNIT_BITS
         self._counts: dict[str, list[int]] = {name: [] for name in self._totals}  # images that have the element
         self._lists: set[str] = set()
         for row in rows:
@@ -34,16 +35,17 @@ class Sums:
                 self._lists.add(name)
             for i, element in enumerate(elements):
                 if i == len(totals):
-                    totals.append(Fraction()), counts.append(0)
+                    totals.append(0), counts.append(0)
                 if is_measure(element):
-                    totals[i] += Fraction(element)
+                    over, under = element.as_integer_ratio()  # under: a power of two
+                    totals[i] += over << (UNIT_BITS + 1 - under.bit_length())
                     counts[i] += 1
             self.lacking[name] += not all(map(is_measure, elements))
 
     def total(self, name: str) -> float | list[float | None] | None:
         """The sum of a column, rounded once, by element where it holds lists; None without any image that has it."""
         pairs = zip(self._totals[name], self._counts[name], strict=True)
-        known = [float(total) if count else None for total, count in pairs]
+        known = [total / (1 << UNIT_BITS) if count else None for total, count in pairs]
         return known if name in self._lists else (known or [None])[0]
 
     def count(self, name: str) -> int | list[int]:

@@ -174,9 +174,8 @@ def strip(name: str, line: list[Setting], chosen: Setting, sample: Callable[[Set
 
 def sampled_rows(trial: Trial) -> list[dict]:
     """The stored rows of the images in a strip, in the order of their ids. Reads only the parts that hold them."""
-    return rows.take(
-        trial.run, sorted(trial.images.slice(0, STRIP_IMAGES)["image_id"].to_pylist()), leaves=STORED_LEAVES
-    )
+    ids = trial.images["image_id"].slice(0, STRIP_IMAGES).to_pylist()
+    return rows.take(trial.run, sorted(ids), leaves=STORED_LEAVES)
 
 
 def draw_sample(trial: Trial, stored: list[dict], metric: str) -> dict[str, dict]:

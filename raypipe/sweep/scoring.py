@@ -57,12 +57,10 @@ def score(trial: Trial, *, threads: int = 1) -> None:
     trial = replace(trial, posts=tuple(all_posts(trial, read_state(trial.output)).values()))
     known = current(read_scores(trial.output, trial.task.schema()), trial.images)
     known = known.filter(pc.is_in(known["status"], value_set=pa.array(["ok", "failed"])))
-    scored: dict[str, set[str]] = {}
-    for image_id, post in zip(known["image_id"].to_pylist(), known[STORED_POST].to_pylist(), strict=True):
-        scored.setdefault(image_id, set()).add(post)
+    scored = set(zip(known["image_id"].to_pylist(), known[STORED_POST].to_pylist(), strict=True))
     wanted = {canonical(post) for post in trial.posts}
     committed = set(run.commits()["image_id"].to_pylist()).intersection(trial.images["image_id"].to_pylist())
-    missing = {image_id: wanted - scored.get(image_id, set()) for image_id in committed}
+    missing = {each: {post for post in wanted if (each, post) not in scored} for each in committed}
     if not any(missing.values()):
         return
     scorer = Scorer(trial)
