@@ -30,17 +30,13 @@ class About:
         """Names of what segments show; the number of a category is its place from 1."""
         return [*self.labels, *([self.category] if self.unlabelled and self.category not in self.labels else [])]
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.categories, 1)}
-
     def name(self, segment: dict) -> str:
         """The category's name of a segment."""
         return self.category if segment["label"] is None else segment["label"]
 
     def number(self, segment: dict) -> int:
         """The category's number of a segment, from 1."""
-        return self._numbers[self.name(segment)]
+        return self.categories.index(self.name(segment)) + 1
 
     def text(self) -> str:
         """One sentence on where the masks come from."""

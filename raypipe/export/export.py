@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import repeat
 from types import ModuleType
 from typing import BinaryIO
 
 import pyarrow.compute as pc
 import tyro
 
+from raypipe import segmenters
 from raypipe.export import formats
 from raypipe.export.about import About, csv_line
 from raypipe.export.target import RECORD, Target
@@ -80,8 +83,9 @@ def export(options: Export) -> Result:
     target.folder.write_json(record | {"finished": None}, RECORD)
     counts, left_out = Counter(), Counter()
     with target, target.stream(LEFT_OUT) as file:
-        kept = _exportable(images, form, originals, LeftOut(file, left_out))
-        remarks = form.write(_counted(kept, counts), target, about)
+        file.write(csv_line(("key", "uri", "reason")))
+        leave_out = partial(_leave_out, file, left_out)
+        remarks = form.write(_exportable(images, form, originals, leave_out, counts), target, about)
     if target.renamed:
         remarks["files have their image's id in the name: another image has that name"] = target.renamed
     result = Result(
@@ -122,68 +126,42 @@ def describe(run: Run, options: Export) -> About:
         found = pc.struct_field(pc.list_flatten(batch["segments"]), "label")
         most, unlabelled = max(most, lengths or 0), unlabelled or found.null_count > 0
         labels.update(label for label in pc.unique(found).to_pylist() if label is not None)
-    licence, is_pattern = _known(method)
+    kind = segmenters.find(method) if method in segmenters.names() else None  # it need not be installed here
     return About(
         method=method,
         settings=configuration["settings"],
         provenance={name: configuration["provenance"].get(name) for name in ("time", "packages", "weights")},
-        licence=licence,
+        licence=kind.licence if kind else "",
         where=options.where,
         labels=tuple(sorted(labels)),
         most=most,
-        category=options.category or ("pattern" if is_pattern else method),
+        category=options.category or ("pattern" if kind and issubclass(kind, PatternSegmenter) else method),
         unlabelled=unlabelled or not labels,
     )
 
 
-class LeftOut:
-    """The list of images that match but could not be exported: key, uri, reason."""
-
-    def __init__(self, file: BinaryIO, counts: Counter):
-        self._counts = counts
-        self._file = file
-        self._write("key", "uri", "reason")
-
-    def add(self, row: dict, reason: str, text: str) -> None:
-        """List one image. reason: what is counted. text: the whole story."""
-        self._counts[reason] += 1
-        self._write(row["key"], row["uri"], text)
-
-    def _write(self, *cells: str) -> None:
-        self._file.write(csv_line(cells))
+def _leave_out(file: BinaryIO, counts: Counter, row: dict, reason: str, text: str) -> None:
+    """List an image that matches but cannot be exported. reason: what is counted. text: the whole story."""
+    counts[reason] += 1
+    file.write(csv_line((row["key"], row["uri"], text)))
 
 
-def _known(method: str) -> tuple[str, bool]:
-    """Licence of a method, and whether it looks for patterns in a foreground; of one not installed here ("", False)."""
-    from raypipe import segmenters
-
-    if method not in segmenters.names():
-        return "", False
-    kind = segmenters.find(method)
-    return kind.licence, issubclass(kind, PatternSegmenter)
-
-
-def _exportable(images: Iterator[dict], form: ModuleType, originals: Originals | None, left_out: LeftOut) -> Iterator:
-    """The rows that the format can write; with originals their `content`. All others are listed."""
-    if form.ORIGINALS:
-        for row, content in originals.fetch(_labelled(images, left_out)):
-            if isinstance(content, BadImage):
-                left_out.add(row, f"original {content.kind}", str(content))
-            else:
-                yield row | {"content": content}
-        return
-    yield from images if getattr(form, "FAILED", False) else _labelled(images, left_out)
+def _exportable(
+    images: Iterator[dict], form: ModuleType, originals: Originals | None, leave_out: Callable, counts: Counter
+) -> Iterator[dict]:
+    """The rows that the format can write, counted; with originals their `content`. All others are listed."""
+    kept = images if getattr(form, "FAILED", False) else _labelled(images, leave_out)
+    for row, content in originals.fetch(kept) if originals else zip(kept, repeat(None)):
+        if isinstance(content, BadImage):
+            leave_out(row, f"original {content.kind}", str(content))
+            continue
+        counts.update(images=1, segments=len(row["segments"]))
+        yield row if content is None else row | {"content": content}
 
 
-def _labelled(images: Iterator[dict], left_out: LeftOut) -> Iterator[dict]:
+def _labelled(images: Iterator[dict], leave_out: Callable) -> Iterator[dict]:
     for row in images:
         if row["error"]:
-            left_out.add(row, f"labelling failed: {': '.join(row['error'].split(': ', 2)[:2])}", row["error"])
+            leave_out(row, f"labelling failed: {': '.join(row['error'].split(': ', 2)[:2])}", row["error"])
         else:
             yield row
-
-
-def _counted(images: Iterator[dict], counts: Counter) -> Iterator[dict]:
-    for row in images:
-        counts.update(images=1, segments=len(row["segments"]))
-        yield row

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import BinaryIO
 
 from pyarrow import fs as pafs
 
-from raypipe.storage import Folder
+from raypipe.storage import TEMPORARY, Folder
 
 RECORD = "_export.json"  # what was exported; the mark of a folder that may be replaced
 WRITES_AHEAD = 16  # remote files written at the same time
@@ -31,7 +32,7 @@ class Target:
         self.renamed = 0  # files that could not have their image's name, because another has it
         self._files: set[int] = set()  # hashes: smaller than the names; two names of one hash only cost a suffix
         self._folders: set[int] = set()
-        self._made: set[str] = set()
+        self._make = cache(partial(os.makedirs, exist_ok=True))  # a folder, once
         self._pool = ThreadPoolExecutor(WRITES_AHEAD)
         self._running: deque = deque()
 
@@ -87,8 +88,8 @@ class Target:
             with self.folder.fs.open_output_stream(path, compression=None, buffer_size=1 << 20) as file:
                 yield file
             return
-        self._make_folder(posixpath.dirname(path))
-        temporary = posixpath.join(posixpath.dirname(path), f"_tmp.{uuid.uuid4().hex}")
+        self._make(posixpath.dirname(path))
+        temporary = posixpath.join(posixpath.dirname(path), f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             with open(temporary, "xb", buffering=1 << 20) as file:
                 yield file
@@ -100,17 +101,12 @@ class Target:
     def _write(self, content: bytes, name: str) -> None:
         path = self.folder.path(name)
         if self.folder.is_local:
-            self._make_folder(posixpath.dirname(path))
+            self._make(posixpath.dirname(path))
             with open(path, "xb") as file:  # not synchronised: an export can be made again
                 file.write(content)
             return
         with self.folder.fs.open_output_stream(path, compression=None) as file:
             file.write(content)
-
-    def _make_folder(self, path: str) -> None:
-        if path not in self._made:
-            os.makedirs(path, exist_ok=True)
-            self._made.add(path)
 
     def _claim(self, path: str) -> bool:
         """Take a path unless a file or a folder has it, or a file stands where it needs a folder. Case is ignored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,34 +20,28 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     `iscrowd` is 1, as COCO has it for masks in run lengths, which are exact where polygons are not. `file_name` is the
     image's key; `segment` the index of the segment in its row. Areas and boxes are those of the masks.
     """
-    annotation_id, separator = 0, b"\n"
+    annotation_id = 0
     with target.stream("annotations.json") as file, tempfile.TemporaryFile() as entries:
         file.write(b'{"info": ' + _json(_info(about)) + b',\n"licenses": [],\n"categories": ')
         file.write(_json([{"id": i, "name": name} for i, name in enumerate(about.categories, 1)]))
         file.write(b',\n"annotations": [')
         for image_id, row in enumerate(images, 1):
-            entries.write((b",\n" if image_id > 1 else b"\n") + _json(_image(row, image_id)))
+            entry = {"id": image_id, "file_name": row["key"], "width": row["width"], "height": row["height"]}
+            entries.write((b",\n" if image_id > 1 else b"\n") + _json(entry))
             for segment in row["segments"]:
                 annotation_id += 1
-                file.write(separator + _json(_annotation(segment, annotation_id, image_id, about)))
-                separator = b",\n"
+                annotation = _annotation(segment, annotation_id, image_id, about)
+                file.write((b",\n" if annotation_id > 1 else b"\n") + _json(annotation))
         file.write(b'\n],\n"images": [')
         entries.seek(0)
-        while chunk := entries.read(1 << 20):
-            file.write(chunk)
+        shutil.copyfileobj(entries, file)
         file.write(b"\n]}\n")
     return Counter()
 
 
 def _info(about: About) -> dict:
-    names = ("method", "settings", "provenance", "licence", "where")
-    return {"description": about.text(), "date_created": about.provenance["time"]} | {
-        name: getattr(about, name) for name in names
-    }
-
-
-def _image(row: dict, image_id: int) -> dict:
-    return {"id": image_id, "file_name": row["key"], "width": row["width"], "height": row["height"]}
+    told = {name: getattr(about, name) for name in ("method", "settings", "provenance", "licence", "where")}
+    return {"description": about.text(), "date_created": about.provenance["time"]} | told
 
 
 def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) -> dict:

@@ -21,9 +21,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write images.csv: UTF-8 with byte order mark, commas, decimal points."""
     with target.stream("images.csv") as file:
         file.write(MARK + csv_line(COLUMNS))
-        for row in images:
-            cells = line(row)
-            file.write(csv_line(cells[name] for name in COLUMNS))
+        file.writelines(csv_line(line(row).values()) for row in images)
     return Counter()
 
 
@@ -34,9 +32,9 @@ def line(row: dict) -> dict:
     """
     from pycocotools import mask as coco
 
-    cells = {name: row.get(name) for name in ("key", "width", "height", "note", "seconds", "error", "image_id", "uri")}
+    cells = {name: row.get(name) for name in COLUMNS} | {"segments": None}
     if row["error"]:
-        return dict.fromkeys(COLUMNS) | cells
+        return cells
     found, foreground = row["segments"], row["foreground"]
     union = int(coco.area(coco.merge([_rle(segment) for segment in found]))) if found else 0
     inside = None if foreground is None else int(coco.area(_rle(foreground)))

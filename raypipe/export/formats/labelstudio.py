@@ -22,12 +22,10 @@ LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of LOCAL_FILES_D
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write the tasks, streamed. Local images are named by key: the document root is then the input's folder."""
-    separator = b"\n"
     with target.stream("tasks.json") as file:
         file.write(b"[")
-        for row in images:
-            file.write(separator + json.dumps(_task(row, about)).encode())
-            separator = b",\n"
+        for i, row in enumerate(images):
+            file.write((b",\n" if i else b"\n") + json.dumps(_task(row, about)).encode())
         file.write(b"\n]\n")
     target.put(_config(about).encode(), "config.xml")
     return Counter()
@@ -61,14 +59,9 @@ def _task(row: dict, about: About) -> dict:
     where = row["uri"] if "://" in row["uri"] else LOCAL_FILES + quote(row["key"])
     scores = [segment["score"] for segment in row["segments"] if segment["score"] is not None]
     scored = {"score": sum(scores) / len(scores)} if scores else {}
-    prediction = {
-        "model_version": about.method,
-        "result": [_region(row, segment, about) for segment in row["segments"]],
-    }
-    return {
-        "data": {"image": where, "image_id": row["image_id"], "key": row["key"]},
-        "predictions": [prediction | scored],
-    }
+    regions = [_region(row, segment, about) for segment in row["segments"]]
+    prediction = {"model_version": about.method, "result": regions} | scored
+    return {"data": {"image": where, "image_id": row["image_id"], "key": row["key"]}, "predictions": [prediction]}
 
 
 def _region(row: dict, segment: dict, about: About) -> dict:
@@ -85,12 +78,10 @@ def _region(row: dict, segment: dict, about: About) -> dict:
 
 
 def _config(about: About) -> str:
-    count = len(about.categories)
-    colours = [[round(255 * c) for c in colorsys.hsv_to_rgb(i / count, 0.9, 0.9)] for i in range(count)]
-    labels = "".join(
-        f'    <Label value={quoteattr(name)} background="#{r:02x}{g:02x}{b:02x}"/>\n'
-        for name, (r, g, b) in zip(about.categories, colours, strict=True)
-    )
+    labels = ""
+    for i, name in enumerate(about.categories):
+        red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(i / len(about.categories), 0.9, 0.9))
+        labels += f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>\n'
     return (
         '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
         f'  <BrushLabels name="label" toName="image">\n{labels}  </BrushLabels>\n</View>\n'

@@ -14,6 +14,7 @@ from raypipe.images import encode_png
 
 ORIGINALS, CATEGORIES = False, False
 IGNORE = 255  # by custom the value of pixels that do not count; never a segment
+OVERLAP = "images have overlapping masks: the smaller one lies on top"
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
@@ -30,9 +31,6 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     lines += [(_value(number), name) for number, name in enumerate(value_names(about), 1)]
     target.put(b"".join(map(csv_line, lines)), "values.csv")
     return remarks
-
-
-OVERLAP = "images have overlapping masks: the smaller one lies on top"
 
 
 def label_map(row: dict, about: About) -> tuple[np.ndarray, int]:

@@ -36,30 +36,19 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
             values, hidden = label_map(row, about)
             remarks[OVERLAP] += hidden > 0
             content, suffix = portable(row, row["content"])
-            key = _key(row, target)
+            stem = posixpath.splitext(row["key"])[0].replace(".", "_")
+            key = target.name(row | {"key": f"{stem}.x"}, "")  # no other sample's
             members = {suffix: content, ".mask.png": encode_png(values), ".json": _json(row, about)}
             for ending, member in members.items():
-                _add(archive, key + ending, member)
+                entry = tarfile.TarInfo(key + ending)  # time and owner stay 0: the same export gives the same bytes
+                entry.size = len(member)
+                archive.addfile(entry, io.BytesIO(member))
                 size += len(member)
     return remarks
-
-
-def _key(row: dict, target: Target) -> str:
-    """A sample's key: without dots, and no other sample's."""
-    stem = posixpath.splitext(row["key"])[0].replace(".", "_")
-    return target.name(row | {"key": f"{stem}.x"}, "")
 
 
 def _json(row: dict, about: About) -> bytes:
     names = ("size", "counts", "bbox", "area", "score", "segment")
     found = [{name: each[name] for name in names} | {"category": about.name(each)} for each in row["segments"]]
-    image = {
-        name: row[name] for name in ("key", "image_id", "sha256", "height", "width", "note", "method", "foreground")
-    }
+    image = {name: row[name] for name in "key image_id sha256 height width note method foreground".split()}
     return json.dumps(image | {"segments": found}).encode()
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time and owner stay 0: the same export gives the same bytes
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))

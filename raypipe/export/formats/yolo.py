@@ -28,7 +28,9 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
         lines = []
         for segment in row["segments"]:
             parts, holes = polygons(masks.decode_rle(segment))
-            lines += [_line(about.number(segment) - 1, part) for part in parts]
+            for points in parts:
+                values = " ".join(f"{value:.6f}" for value in points.ravel())
+                lines.append(f"{about.number(segment) - 1} {values}\n")
             remarks["masks have holes, which polygons fill"] += holes > 0
             remarks["masks have several parts: each is a line of its own"] += len(parts) > 1
         label = image.replace("images/", "labels/", 1).removesuffix(suffix) + ".txt"
@@ -54,7 +56,3 @@ def polygons(mask: np.ndarray) -> tuple[list[np.ndarray], int]:
     outer = [contour[:, 0] for contour, hole in zip(contours, is_hole, strict=True) if not hole]
     outer = [np.pad(points, ((0, max(0, POINTS - len(points))), (0, 0)), "edge") for points in outer]
     return [(points + 0.5) / size for points in outer], int(is_hole.sum())
-
-
-def _line(category: int, points: np.ndarray) -> str:
-    return f"{category} {' '.join(f'{value:.6f}' for value in points.ravel())}\n"
