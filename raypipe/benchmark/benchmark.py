@@ -6,12 +6,15 @@ import logging
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raypipe import lookup
-from raypipe.benchmark.figures import FAILED, QUICK, Figure, Sizes
+from raypipe import lookup, refiners, segmenters
+from raypipe.benchmark import methods, pipeline, processes
+from raypipe.benchmark.figures import FAILED, QUICK, Figure, Sizes, environment, load, markdown, table
+from raypipe.benchmark.turns import timed
+from raypipe.runtime.interruption import on_signals
+from raypipe.storage import Folder
 
 log = logging.getLogger("raypipe")
 FILES = ("benchmark.md", "benchmark.parquet")
@@ -40,8 +43,6 @@ class Result:
 
     def text(self) -> str:
         """The table, and where it is."""
-        from raypipe.benchmark.figures import markdown
-
         return f"{markdown(self.figures, self.environment)}\nwritten to {self.markdown} and {self.parquet}"
 
 
@@ -51,12 +52,7 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
     Benchmarks that cannot run here (no Ray, no weights) are rows that say why. Raises ValueError for an unknown name,
     RuntimeError when a measuring process fails.
     """
-    from raypipe.benchmark.figures import environment, load, markdown, table
-    from raypipe.runtime.interruption import on_signals
-    from raypipe.storage import Folder
-
-    chosen = _chosen(options.only)
-    _check_weights(options)
+    chosen = _chosen(options)
     folder, found = Folder(options.output), environment()
     folder.write(b"being measured\n", FILES[0])  # a place that cannot be written to should say so now
     with on_signals():  # a signal ends the measuring processes too
@@ -70,33 +66,22 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
 
 def names() -> list[str]:
     """All benchmarks: every method and refiner, then those of whole jobs."""
-    from raypipe import refiners, segmenters
-    from raypipe.benchmark.pipeline import JOBS
-
-    return [*segmenters.names(), *refiners.names(), *JOBS, "help"]
+    return [*segmenters.names(), *refiners.names(), *pipeline.JOBS, "help"]
 
 
-def _chosen(only: Sequence[str]) -> list[str]:
-    """The named benchmarks in the usual order; all without a name."""
+def _chosen(options: Benchmark) -> list[str]:
+    """The named benchmarks in the usual order; all without a name. Raises ValueError for `weights` without effect."""
     known = names()
-    for name in only:
+    for name in options.only:
         if name not in known:
             raise ValueError(f"unknown benchmark {name!r}; {lookup.suggest(name, known)}")
-    return [name for name in known if not only or name in only]
-
-
-def _check_weights(options: Benchmark) -> None:
-    """Raise ValueError where `weights` would have no effect."""
-    from raypipe import segmenters
-
     named = [segmenters.find(name) for name in options.only if name in segmenters.names()]
     if options.weights and not any("weights" in kind.networks for kind in named):
         raise ValueError("--weights has no effect without --only METHOD of a method that has the option --weights")
+    return [name for name in known if not options.only or name in options.only]
 
 
 def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[Figure]:
-    from raypipe.benchmark import methods, pipeline, processes
-
     figures: list[Figure] = []
     of_pipeline = [name for name in chosen if name in pipeline.JOBS]
     for name in chosen:
@@ -108,15 +93,8 @@ def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[F
         with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:
             figures += pipeline.measure(of_pipeline, sizes, folder)
     if "help" in chosen:
-        figures.append(_help(HELP_STARTS * sizes.repeats))
+        command = [sys.executable, "-m", "raypipe", "--help"]  # a command that does nothing
+        starts = range(HELP_STARTS * sizes.repeats)
+        seconds = [timed(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)[0] for _ in starts]
+        figures.append(Figure("help", "raypipe --help", "s", seconds, "with the start of Python"))
     return figures
-
-
-def _help(starts: int) -> Figure:
-    """How long a command takes that does nothing."""
-    seconds = []
-    for _ in range(starts):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "raypipe", "--help"], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - start)
-    return Figure("help", "raypipe --help", "s", seconds, "with the start of Python")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,32 +72,28 @@ def table(figures: Sequence[Figure], environment: dict) -> pa.Table:
 
 def markdown(figures: Sequence[Figure], environment: dict) -> str:
     """The figures for people: machine, date and versions, then a table."""
-    lines = [
-        _measured_on(environment),
-        "",
-        "| benchmark | figure | median | lowest to highest | runs | note |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = "| benchmark | figure | median | lowest to highest | runs | note |"
+    lines = [_measured_on(environment), "", head, "|---|---|---|---|---|---|"]
     for row in (figure.row() for figure in figures):
-        median, low, high = (number(row[name]) for name in ("median", "low", "high"))
-        cells = (row["benchmark"], row["figure"], f"{median} {row['unit']}".strip(), f"{low} to {high}", row["runs"])
-        if row["median"] is None:
-            cells = (row["benchmark"], row["figure"], "-", "-", 0)
-        lines.append(f"| {' | '.join(map(str, cells))} | {row['note'].replace('|', '/')} |")
+        shown = "- | -"
+        if row["runs"]:
+            median, low, high = (number(row[name]) for name in ("median", "low", "high"))
+            shown = f"{median} {row['unit']}".strip() + f" | {low} to {high}"
+        cells = (row["benchmark"], row["figure"], shown, row["runs"], row["note"].replace("|", "/"))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
-def number(value: float | None) -> str:
+def number(value: float) -> str:
     """Three digits that count, without an exponent from 0.0001 on."""
-    if value is None:
-        return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def environment() -> dict:
     """Code, packages, machine and how busy it is with other work."""
     found = provenance.environment()
-    found["machine"] |= {"processor": _processor(), "memory_gb": _memory_gb(), "gpu": _gpu()}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found["machine"] |= {"processor": _processor(), "memory_gb": round(memory / 1e9), "gpu": _gpu()}
     return found | {"load": load()}
 
 
@@ -124,15 +122,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _memory_gb() -> int:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
-
-
 def _gpu() -> str:
     """The name of the first GPU, as its driver tells it; "" without one."""
-    import shutil
-    import subprocess
-
     if not shutil.which("nvidia-smi"):
         return ""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -11,7 +11,7 @@ from raypipe.benchmark import plain
 from raypipe.benchmark.figures import Figure, Sizes
 from raypipe.benchmark.turns import halves, in_turns, segment
 from raypipe.lookup import one_line
-from raypipe.types import name_of
+from raypipe.types import Segmenter, name_of
 
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
 
@@ -26,17 +26,17 @@ def measure(name: str, sizes: Sizes, fetch: bool, weights: str | None = None) ->
     cv2.setNumThreads(1)
     images = photographs(sizes)
     if name in refiners.names():
-        twin = plain.find(name)
-        return (twin.compare if twin else _refiner)(refiners.find(name)(), "cpu", images, sizes.repeats)
-    kind = segmenters.find(name)
-    if kind.needs and not fetch:
-        return [Figure(name, "time per image", note=f"skipped: needs {kind.needs}; then --only {name}")]
-    try:
-        method, device = loaded(kind, weights)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        return [Figure(name, "time per image", note=f"skipped: {one_line(error)}")]
+        subject, device = refiners.find(name)(), "cpu"
+    else:
+        kind = segmenters.find(name)
+        if kind.needs and not fetch:
+            return [Figure(name, "time per image", note=f"skipped: needs {kind.needs}; then --only {name}")]
+        try:
+            subject, device = loaded(kind, weights)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            return [Figure(name, "time per image", note=f"skipped: {one_line(error)}")]
     twin = plain.find(name)
-    return (twin.compare if twin else _method)(method, device, images, sizes.repeats)
+    return (twin.compare if twin else _alone)(subject, device, images, sizes.repeats)
 
 
 def photographs(sizes: Sizes) -> list[np.ndarray]:
@@ -66,16 +66,12 @@ def loaded(kind: type, weights: str | None = None):
     return method, device
 
 
-def _method(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """A method without another formulation: its time alone, in full batches on a GPU."""
-    batch = method.batch_size if device == "cuda" else 1
-    ((seconds,), _) = in_turns([lambda image: segment(method, [image] * batch)], images, repeats)
-    note = f"{device}, batches of {batch}; no other formulation"
-    return [Figure(method.name, "time per image", "s", [total / batch for total in seconds], note)]
-
-
-def _refiner(refiner, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """A refiner without another formulation."""
-    ((seconds,), _) = in_turns([lambda image: refiner(halves(image), image)], images, repeats)
-    note = f"{device}, two masks; no other formulation"
-    return [Figure(name_of(type(refiner)), "time per image", "s", seconds, note)]
+def _alone(subject, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """A method or refiner without another formulation: its time alone; a method in full batches on a GPU."""
+    batch, work, arm = 1, "two masks", lambda image: subject(halves(image), image)
+    if isinstance(subject, Segmenter):
+        batch = subject.batch_size if device == "cuda" else 1
+        work, arm = f"batches of {batch}", lambda image: segment(subject, [image] * batch)
+    ((seconds,), _) = in_turns([arm], images, repeats)
+    note = f"{device}, {work}; no other formulation"
+    return [Figure(name_of(type(subject)), "time per image", "s", [total / batch for total in seconds], note)]

@@ -7,12 +7,13 @@ the child and everything below it. Rates are taken between commits, so that star
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +24,11 @@ import pyarrow.parquet as pq
 from raypipe.benchmark import processes
 from raypipe.benchmark.figures import FAILED, Figure, Sizes
 from raypipe.benchmark.processes import Sample
+from raypipe.benchmark.turns import ratios, timed
 
 SHORT, LONG = 0.005, 0.02  # seconds per image of the sleeping methods
 HEIGHT, WIDTH = 120, 160  # px of the small images
+WORKERS = 2  # of every run but one
 BATCH = 32  # images per call of the empty method
 FIRST = 64  # images of the job whose first row is waited for
 STALL = 300.0  # seconds without any finished task after which a job is given up
@@ -38,7 +41,7 @@ class Spec:
 
     images: int
     sleep: float = 0.0
-    workers: int = 2
+    workers: int = WORKERS
     batch: int = BATCH
     bare: bool = False
 
@@ -62,22 +65,38 @@ class Session(NamedTuple):
     driver: int  # pid of the child
 
 
+class Measured(NamedTuple):
+    """What the figures of one benchmark are made of."""
+
+    runs: list[list[Outcome]]  # of each of the benchmark's specs, round by round
+    session: Session
+    sizes: Sizes
+    photos: str  # the folders of the images and of all runs
+    folder: str
+
+    def slopes(self, values: Sequence[float]) -> list[float]:
+        """How much a value, given at each sample, grows per image in each round of the first spec."""
+        return [steady_slope(self.session, outcome, values, self.sizes) for outcome in self.runs[0]]
+
+
 def measure(names: Sequence[str], sizes: Sizes, folder: str) -> list[Figure]:
     """The figures of the named benchmarks. folder: an empty one for images and runs."""
     if find_spec("ray") is None:
         return [Figure(name, JOBS[name].title, note="needs Ray: pip install 'ray[data]'") for name in names]
     photos = os.path.join(folder, "photos")
-    specs = _schedule(names, sizes)
+    # Every round in the same order; a run that two benchmarks want comes once a round.
+    specs = [*dict.fromkeys(spec for name in names for spec in JOBS[name].runs(sizes))] * sizes.repeats
     assert max([FIRST, *(spec.images for spec in specs)]) <= sizes.corpus
     write_photographs(photos, sizes.corpus)
     session = run_session(specs, photos, folder) if specs else Session({}, [], 0)
     return [figure for name in names for figure in _figures(name, session, sizes, photos, folder)]
 
 
-def _figures(name: str, *arguments) -> list[Figure]:
+def _figures(name: str, session: Session, sizes: Sizes, photos: str, folder: str) -> list[Figure]:
     """Those of one benchmark; a failure is a row, since the others took minutes."""
+    runs = [session.outcomes[spec] for spec in JOBS[name].runs(sizes)]
     try:
-        return JOBS[name].figures(*arguments)
+        return JOBS[name].figures(Measured(runs, session, sizes, photos, folder))
     except RuntimeError as error:
         return [Figure(name, JOBS[name].title, note=f"{FAILED}: {error}")]
 
@@ -190,33 +209,31 @@ def steady_rate(commits: Sequence[tuple[float, int]], workers: int) -> float:
 # Figures
 
 
-def _efficiency(session: Session, sizes: Sizes, *_) -> list[Figure]:
-    figures = []
-    for sleep in (SHORT, LONG):
-        on_ray_spec, bare_spec = _sleeping(sizes, sleep)
-        on_ray, bare = (rates(session, spec) for spec in (on_ray_spec, bare_spec))
+def _efficiency(measured: Measured) -> list[Figure]:
+    figures, rates = [], [[outcome.rate for outcome in outcomes] for outcomes in measured.runs]
+    note = f"{WORKERS} workers, batches of {measured.sizes.batch}"
+    for sleep, on_ray, bare in ((SHORT, *rates[:2]), (LONG, *rates[2:])):
         method = f"method of {sleep * 1000:g} ms"
-        note = f"{on_ray_spec.workers} workers, batches of {sizes.batch}"
         figures += [
             Figure("efficiency", f"{method}: rate", "images/s", on_ray, note),
-            Figure("efficiency", f"{method}: rate / bare loops", "x", _ratios(on_ray, bare), "1 is no loss"),
+            Figure("efficiency", f"{method}: rate / bare loops", "x", ratios(on_ray, bare), "1 is no loss"),
         ]
     return figures
 
 
-def _scaling(session: Session, sizes: Sizes, *_) -> list[Figure]:
-    one, two = (rates(session, spec) for spec in _one_and_two(sizes))
-    return [Figure("scaling", "rate of 2 workers / 1 worker", "x", _ratios(two, one), "method of 20 ms; 2 is ideal")]
+def _scaling(measured: Measured) -> list[Figure]:
+    one, two = ([outcome.rate for outcome in outcomes] for outcomes in measured.runs)
+    return [Figure("scaling", "rate of 2 workers / 1 worker", "x", ratios(two, one), "method of 20 ms; 2 is ideal")]
 
 
-def _overhead(session: Session, sizes: Sizes, *_) -> list[Figure]:
-    whole_spec, bare_spec = _empty(sizes)
-    alone = [outcome.cpu * 1000 for outcome in session.outcomes[bare_spec]]
+def _overhead(measured: Measured) -> list[Figure]:
+    alone = [outcome.cpu * 1000 for outcome in measured.runs[1]]
     figures = [Figure("overhead", "CPU per image, bare loop", "ms", alone, "decode, empty method, encode")]
-    if not session.samples:
+    samples = measured.session.samples
+    if not samples:
         return [*figures, Figure("overhead", JOBS["overhead"].title, note="needs /proc (Linux)")]
-    whole = [cpu_per_image(session, outcome, sizes) * 1000 for outcome in session.outcomes[whole_spec]]
-    added = [a - b for a, b in zip(whole, alone, strict=True)]
+    whole = [1000 * cost for cost in measured.slopes(processes.cpu_seconds(samples))]
+    added = np.subtract(whole, alone).tolist()
     note = f"all processes of the job while it ran; images of {WIDTH} x {HEIGHT}"
     return [
         *figures,
@@ -225,31 +242,22 @@ def _overhead(session: Session, sizes: Sizes, *_) -> list[Figure]:
     ]
 
 
-def cpu_per_image(session: Session, outcome: Outcome, sizes: Sizes) -> float:
-    """Seconds that all processes of a job use per image: a straight line through CPU time over committed rows."""
-    return steady_slope(session, outcome, processes.cpu_seconds(session.samples), sizes)
-
-
-def _memory(session: Session, sizes: Sizes, *_) -> list[Figure]:
+def _memory(measured: Measured) -> list[Figure]:
+    (_, samples, driver), sizes = measured.session, measured.sizes
     title, note = JOBS["memory"].title, f"{sizes.corpus:,} images, the first {sizes.settled:,} left out"
-    if not session.samples:
+    if not samples:
         return [Figure("memory", title, note="needs /proc (Linux)")]
     series = {
-        "driver": memory_of(session.samples, lambda pid, _: pid == session.driver),
-        "2 actors": memory_of(session.samples, lambda _, used: ACTOR in used.command, number=2),
+        "driver": memory_of(samples, lambda pid, _: pid == driver),
+        "2 actors": memory_of(samples, lambda _, used: ACTOR in used.command, number=2),
     }
-    runs = session.outcomes[_corpus(sizes)]
-    return [
-        Figure(
-            "memory", f"{title}, {who}", "MB", [1000 * steady_slope(session, run, used, sizes) for run in runs], note
-        )
-        for who, used in series.items()
-    ]
+    grown = {who: [1000 * slope for slope in measured.slopes(used)] for who, used in series.items()}
+    return [Figure("memory", f"{title}, {who}", "MB", grown[who], note) for who in grown]
 
 
-def _resume(session: Session, sizes: Sizes, photos: str, folder: str) -> list[Figure]:
-    outcome = session.outcomes[_corpus(sizes)][-1]
-    again = [_timed(start_again, photos, outcome.output) for _ in range(sizes.repeats)]
+def _resume(measured: Measured) -> list[Figure]:
+    output, sizes = measured.runs[0][-1].output, measured.sizes
+    again = [timed(processes.call, start_again, measured.photos, output) for _ in range(sizes.repeats)]
     imported = any(ray_imported for _, ray_imported in again)
     note = f"{sizes.corpus:,} images, all done; with the start of Python; Ray {'IS' if imported else 'is not'} imported"
     return [Figure("resume", "second start of a finished run", "s", [seconds for seconds, _ in again], note)]
@@ -267,40 +275,22 @@ def start_again(photos: str, output: str) -> bool:
     return "ray" in sys.modules
 
 
-def _first_row(session: Session, sizes: Sizes, photos: str, folder: str) -> list[Figure]:
+def _first_row(measured: Measured) -> list[Figure]:
     seconds = {"Ray": [], "--local": []}
-    for i in range(sizes.repeats):
-        for arm, options in (("Ray", ()), ("--local", ("--local",))):
-            output = os.path.join(folder, f"first-{i}{arm}")
-            seconds[arm].append(processes.call(wait_for_first_row, photos, output, options))
+    for i in range(measured.sizes.repeats):
+        for arm in seconds:
+            output, options = os.path.join(measured.folder, f"first-{i}{arm}"), ["--local"] * (arm == "--local")
+            seconds[arm].append(processes.call(wait_for_first_row, measured.photos, output, options))
     note = "`raypipe label kmeans`, from the start of the process"
     return [Figure("first-row", f"to the first committed row, {arm}", "s", seconds[arm], note) for arm in seconds]
 
 
 def wait_for_first_row(photos: str, output: str, options: Sequence[str]) -> float:
     """In a child: seconds from the start of the command to its first commit."""
-    import subprocess
-
     command = [sys.executable, "-m", "raypipe", "label", "kmeans", "--foreground", "whole", "--limit", str(FIRST)]
     start = time.time()
     subprocess.run([*command, "--input", photos, "--output", output, *options], check=True)
     return commit_times(output)[0][0] - start
-
-
-def rates(session: Session, spec: Spec) -> list[float]:
-    """Images per second of each run of a spec."""
-    return [outcome.rate for outcome in session.outcomes[spec]]
-
-
-def _ratios(ours: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(ours, other, strict=True)]
-
-
-def _timed(function: Callable, *arguments) -> tuple[float, object]:
-    """Seconds of a call in a child, the child's start included, and its result."""
-    start = time.perf_counter()
-    result = processes.call(function, *arguments)
-    return time.perf_counter() - start, result
 
 
 def memory_of(samples: Sequence[Sample], counts: Callable, *, number: int = 1) -> list[float]:
@@ -332,46 +322,35 @@ def steady_slope(session: Session, outcome: Outcome, values: Sequence[float], si
 # What runs
 
 
-def _sleeping(sizes: Sizes, sleep: float) -> tuple[Spec, Spec]:
+def _sleeping(sizes: Sizes, sleep: float) -> list[Spec]:
     """The same work on Ray and in bare loops; the loops need no long run."""
     images = round(sizes.steady * 2 / sleep)
-    return Spec(images, sleep, 2, sizes.batch), Spec(max(images // 4, 4 * sizes.batch), sleep, 2, sizes.batch, True)
+    bare = Spec(max(images // 4, 4 * sizes.batch), sleep, batch=sizes.batch, bare=True)
+    return [Spec(images, sleep, batch=sizes.batch), bare]
 
 
-def _one_and_two(sizes: Sizes) -> tuple[Spec, Spec]:
-    two, _ = _sleeping(sizes, LONG)
-    return Spec(two.images // 2, LONG, 1, sizes.batch), two
-
-
-def _empty(sizes: Sizes) -> tuple[Spec, Spec]:
-    return _corpus(sizes), Spec(sizes.corpus // 4, workers=1, bare=True)
-
-
-def _corpus(sizes: Sizes) -> Spec:
-    return Spec(sizes.corpus)
+def _one_and_two(sizes: Sizes) -> list[Spec]:
+    two = _sleeping(sizes, LONG)[0]
+    return [replace(two, images=two.images // 2, workers=1), two]
 
 
 class Job(NamedTuple):
     """A benchmark: its main figure, what makes its figures, and the runs it needs in each round."""
 
     title: str
-    figures: Callable
+    figures: Callable[[Measured], list[Figure]]
     runs: Callable[[Sizes], Sequence[Spec]] = lambda sizes: ()
 
 
-def _schedule(names: Sequence[str], sizes: Sizes) -> list[Spec]:
-    """Every round in the same order; a run that two benchmarks want comes once a round."""
-    one_round = dict.fromkeys(spec for name in names for spec in JOBS[name].runs(sizes))
-    return [*one_round] * sizes.repeats
-
-
 JOBS = {
-    "efficiency": Job(
-        "rate / bare loops", _efficiency, lambda sizes: [*_sleeping(sizes, SHORT), *_sleeping(sizes, LONG)]
-    ),
+    "efficiency": Job("rate / bare loops", _efficiency, lambda sizes: _sleeping(sizes, SHORT) + _sleeping(sizes, LONG)),
     "scaling": Job("rate of 2 workers / 1 worker", _scaling, _one_and_two),
-    "overhead": Job("CPU per image added", _overhead, _empty),
-    "memory": Job("growth per 1,000 images", _memory, lambda sizes: [_corpus(sizes)]),
-    "resume": Job("second start of a finished run", _resume, lambda sizes: [_corpus(sizes)]),
+    "overhead": Job(
+        "CPU per image added",
+        _overhead,
+        lambda sizes: [Spec(sizes.corpus), Spec(sizes.corpus // 4, workers=1, bare=True)],
+    ),
+    "memory": Job("growth per 1,000 images", _memory, lambda sizes: [Spec(sizes.corpus)]),
+    "resume": Job("second start of a finished run", _resume, lambda sizes: [Spec(sizes.corpus)]),
     "first-row": Job("to the first committed row", _first_row),
 }

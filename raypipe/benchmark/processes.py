@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,19 +92,16 @@ def used_below(root: int) -> dict[tuple[int, str], Used]:
     """What a process and all that descend from it have used."""
     stats = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
+        with suppress(OSError):  # it has just ended
             stats[int(name)] = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has just ended
-    ticks = os.sysconf("SC_CLK_TCK")
-    used = {}
+    ticks, used = os.sysconf("SC_CLK_TCK"), {}
     for pid, fields in stats.items():
-        if not _descends(pid, root, stats):
-            continue
-        try:
-            used[pid, fields[19]] = Used((int(fields[11]) + int(fields[12])) / ticks, *_memory_and_command(pid))
-        except OSError:
-            continue
+        if _descends(pid, root, stats):
+            with suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+                kilobytes = Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")[2].split()
+                memory = int(kilobytes[0]) / 1024 if kilobytes else 0.0
+                used[pid, fields[19]] = Used((int(fields[11]) + int(fields[12])) / ticks, memory, command)
     return used
 
 
@@ -121,10 +119,3 @@ def _descends(pid: int, root: int, stats: dict[int, list[str]]) -> bool:
     while pid in stats and pid != root:
         pid = int(stats[pid][1])
     return pid == root
-
-
-def _memory_and_command(pid: int) -> tuple[float, str]:
-    status = Path(f"/proc/{pid}/status").read_text()
-    command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
-    kilobytes = status.partition("RssAnon:")[2].split()
-    return (int(kilobytes[0]) / 1024 if kilobytes else 0.0), command

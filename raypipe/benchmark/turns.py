@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from raypipe import networks
 from raypipe.benchmark.figures import Figure
 from raypipe.types import PatternSegmenter
 
@@ -15,10 +16,16 @@ THUMBNAIL = 96  # px a side of the image that warms up every arm
 
 def segment(method, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The masks of each image, the whole of it being foreground."""
-    if not isinstance(method, PatternSegmenter):
-        return [found.masks for found in method.segment(images)]
-    wholes = [np.ones(image.shape[:2], bool) for image in images]
+    is_pattern = isinstance(method, PatternSegmenter)
+    wholes = [np.ones(image.shape[:2], bool) for image in images] if is_pattern else None
     return [found.masks for found in method.segment(images, wholes)]
+
+
+def timed(function: Callable, *arguments, **options) -> tuple[float, object]:
+    """Seconds of a call, and its result."""
+    start = time.perf_counter()
+    result = function(*arguments, **options)
+    return time.perf_counter() - start, result
 
 
 def in_turns(arms: Sequence[Callable], images: Sequence[np.ndarray], repeats: int) -> tuple[list, list]:
@@ -32,29 +39,39 @@ def in_turns(arms: Sequence[Callable], images: Sequence[np.ndarray], repeats: in
     for _ in range(repeats):
         for i, image in enumerate(images):
             for times, kept, arm in zip(seconds, results, arms, strict=True):
-                start = time.perf_counter()
-                kept[i] = arm(image)
-                times.append(time.perf_counter() - start)
+                spent, kept[i] = timed(arm, image)
+                times.append(spent)
     return seconds, results
 
 
-def compared(name: str, seconds: Sequence[Sequence[float]], against: str) -> list[Figure]:
-    """Both arms' times and how many times faster the first one is, pair by pair."""
+def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Each of the first divided by its partner."""
+    return np.divide(first, second).tolist()
+
+
+def compared(
+    name: str, seconds: Sequence[Sequence[float]], against: str, *, per: str = "image", case: str = ""
+) -> list[Figure]:
+    """Both arms' times and how many times faster the first one is, pair by pair. case: goes behind their names."""
     ours, other = seconds
-    ratios = [b / a for a, b in zip(ours, other, strict=True)]
     return [
-        Figure(name, "time per image", "s", ours),
-        Figure(name, "time per image, plain", "s", other, against),
-        Figure(name, "times faster than plain", "x", ratios, "pairs in turns"),
+        Figure(name, f"time per {per}{case}", "s", ours),
+        Figure(name, f"time per {per}, plain{case}", "s", other, against),
+        Figure(name, f"times faster than plain{case}", "x", ratios(other, ours), "pairs in turns"),
     ]
 
 
 def with_network(
-    method, device: str, images: Sequence[np.ndarray], repeats: int, plain_one: Callable, against: str
+    method, device: str, images: Sequence[np.ndarray], repeats: int, *, kind: type, fields: Sequence[str], against: str
 ) -> list[Figure]:
-    """A method in full batches on a GPU, or one by one, against its plain formulation, and how their masks differ."""
+    """A method in full batches on a GPU, or one by one, against its plain formulation, and how their masks differ.
+
+    kind: the plain formulation, of weights and a device; its calls take an image and these fields of the method.
+    """
+    plain_one = kind(networks.locate(method.weights, method=method.name), device)
+    options = {name: getattr(method, name) for name in fields}
     batch = method.batch_size if device == "cuda" else 1
-    arms = [lambda image: segment(method, [image] * batch)[0], plain_one]
+    arms = [lambda image: segment(method, [image] * batch)[0], lambda image: plain_one(image, **options)]
     (ours, other), found = in_turns(arms, images, repeats)
     threshold = 0.5 if method.threshold is None else method.threshold
     differences = [float(((a > threshold) != b).mean()) for a, b in zip(*found, strict=True)]

@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
 import yaml
@@ -45,9 +47,8 @@ class Loader(yaml.SafeLoader):
     """Reads 1e-3 as a number, which YAML 1.1 takes for text."""
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
 
 
 def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> Command:
@@ -57,19 +58,23 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     """
     method = segmenters.find(argv[0]) if "method" in parts else None
     words = argv[1:] if method else argv
-    path = _peek(words, "--config")
+    typed = _typed_flags(words)
+    path = typed.get("config")
     values = _of_file(path) if path else {}
-    chosen = {"method": argv[0] if method else None, "task": _default(options, "task")}
-    chosen |= {name: _peek(words, f"--{name}") or values.get(name, chosen.get(name)) for name in ("refine", "task")}
+    chosen = {"method": argv[0] if method else None, "task": getattr(options, "task", None)}
+    chosen |= {name: typed.get(name) or values.get(name, chosen.get(name)) for name in ("refine", "task")}
     kinds = {name: FIND[name](chosen[name]) for name in parts if chosen[name] not in (None, "None")}
     if "refine" in parts and "refine" not in kinds:
-        _refuse_refiner_options(words)
-    values = _without_presets(values, kinds, words)
+        for name in typed:
+            if refiner := refiner_with(name.replace("-", "_")):
+                raise ValueError(f"--{name} has no effect without a refiner; add --refine {refiner}")
+    names = {name.removeprefix("no-").replace("-", "_") for name in typed}
+    swept = {word.partition("=")[0] for word in words if "=" in word}  # by `--over`
+    values = _without_presets(values, kinds, names | swept)
     found = _parsed(f"raypipe {verb}" + (f" {argv[0]}" if method else ""), options, kinds, words, values, path)
     log.setLevel("DEBUG" if found["terminal"].debug else "INFO")
-    typed = {word[2:].partition("=")[0].removeprefix("no-").replace("-", "_") for word in words if word[:2] == "--"}
-    given = typed | {name for name, value in values.items() if value is not None}
-    return Command(found["options"], [found.get(name) for name in parts], found["terminal"], typed, given)
+    given = names | {name for name, value in values.items() if value is not None}
+    return Command(found["options"], [found.get(name) for name in parts], found["terminal"], names, given)
 
 
 def as_yaml(command: Command) -> str:
@@ -79,52 +84,32 @@ def as_yaml(command: Command) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def read(uri: str) -> dict:
-    """The options in a YAML file by name. uri: a path or a URI. Raises ValueError, without the file's name."""
-    try:
-        values = yaml.load(_content(uri).decode(), Loader) or {}
-    except OSError as error:
-        raise ValueError(error.strerror) from error
-    except BadImage as error:
-        raise ValueError(error.message) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"not valid YAML: {error}") from error
-    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
-        raise ValueError("expected flat lines such as `batch_size: 8`, one option each")
-    return values
-
-
-def _content(uri: str) -> bytes:
-    path = storage.local_path(uri)
-    if path is None:
-        return storage.read_bytes(uri, max_bytes=MOST_BYTES)
-    with open(path, "rb") as file:  # also a pipe, such as <(...) of a shell
-        return file.read()
-
-
 def _of_file(path: str) -> dict:
-    """The content of the --config file."""
+    """The options in the --config file by name. path: also a URI. Raises ValueError that names it."""
+    where = f"--config {without_secrets(path)}"
     try:
-        values = read(path)
-    except ValueError as error:
-        raise ValueError(f"--config {without_secrets(path)}: {error}") from error
+        local = storage.local_path(path)
+        # What is local may also be a pipe, such as <(...) of a shell.
+        content = Path(local).read_bytes() if local else storage.read_bytes(path, max_bytes=MOST_BYTES)
+        values = yaml.load(content.decode(), Loader) or {}
+    except (OSError, BadImage) as error:
+        reason = error.message if isinstance(error, BadImage) else error.strerror
+        raise ValueError(f"{where}: {reason}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+        raise ValueError(f"{where}: expected flat lines such as `batch_size: 8`, one option each")
     if "config" in values:
-        raise ValueError(f"--config {path}: a config file cannot name another one, got config: {values['config']!r}")
+        raise ValueError(f"{where}: a config file cannot name another one, got config: {values['config']!r}")
     return values
 
 
-def _without_presets(values: dict, kinds: dict[str, type], words: list[str]) -> dict:
-    """What a config file holds but for what a preset on the command line sets, for flags win."""
-    named = {"method": "preset", "refine": "refine-preset"}
-    typed = [kinds[part] for part in kinds if part in named and _is_typed(words, named[part])]
+def _without_presets(values: dict, kinds: dict[str, type], named: set[str]) -> dict:
+    """What a config file holds but for what a preset that the command line names sets, for flags win."""
+    presets = {"method": "preset", "refine": "refine_preset"}
+    typed = [kind for part, kind in kinds.items() if presets.get(part) in named]
     chosen = {name for kind in typed for preset in getattr(kind, "presets", {}).values() for name in preset}
     return {name: value for name, value in values.items() if name not in chosen}
-
-
-def _is_typed(words: list[str], option: str) -> bool:
-    """Whether a flag, or a value of `--over`, names the option."""
-    name = option.replace("-", "_")
-    return any(word == f"--{option}" or word.startswith((f"--{option}=", f"{name}=")) for word in words)
 
 
 def _parsed(prog: str, options: type, kinds: dict[str, type], words: list[str], values: dict, path: str | None) -> dict:
@@ -138,31 +123,17 @@ def _parsed(prog: str, options: type, kinds: dict[str, type], words: list[str], 
         except (TypeError, ValueError) as error:
             raise ValueError(f"--config {path}: {error}") from error
         words = [*(word for name, value in values.items() for word in flags(name, value)), *words]
-    merged = dataclasses.make_dataclass(
-        "Options", [(name, tyro.conf.OmitArgPrefixes[kind]) for name, kind in kinds.items()]
-    )
+    fields = [(name, tyro.conf.OmitArgPrefixes[kind]) for name, kind in kinds.items()]
     description = kinds.get("method", options).__doc__
-    found = tyro.cli(merged, prog=prog, description=description, args=words)
+    found = tyro.cli(dataclasses.make_dataclass("Options", fields), prog=prog, description=description, args=words)
     return {name: getattr(found, name) for name in kinds}
 
 
-def _default(options: type, name: str) -> str | None:
-    return next((field.default for field in dataclasses.fields(options) if field.name == name), None)
-
-
-def _refuse_refiner_options(words: list[str]) -> None:
-    """Raise ValueError for a refiner's option where there is no refiner."""
-    for word in words:
-        name = word.partition("=")[0]
-        if name.startswith("--") and (refiner := refiner_with(name[2:].replace("-", "_"))):
-            raise ValueError(f"{name} has no effect without a refiner; add --refine {refiner}")
-
-
-def _peek(words: list[str], flag: str) -> str | None:
-    """The value of a flag that decides which other flags there are."""
-    for i, word in enumerate(words):
-        if word == flag and i + 1 < len(words):
-            return words[i + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None
+def _typed_flags(words: list[str]) -> dict[str, str | None]:
+    """The flags of a command line without their dashes; of each the first value, the word behind it or behind `=`."""
+    found: dict[str, str | None] = {}
+    for word, following in zip_longest(words, words[1:]):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            found.setdefault(flag[2:], value if equals else following)
+    return found

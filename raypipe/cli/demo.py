@@ -39,22 +39,17 @@ class Result:
 
 
 def demo(options: Demo) -> Result:
-    """Write the photographs and label them."""
-    import raypipe
-
-    photographs, run = os.path.join(options.output, "photos"), os.path.join(options.output, "kmeans")
-    write_photographs(photographs)
-    summary = raypipe.label("kmeans", photographs, run, foreground="grabcut", refine="guided", sheet=True)
-    return Result(summary.images, summary.labelled, summary.seconds, run, summary.sheet)
-
-
-def write_photographs(folder: str) -> None:
-    """Write scikit-image's sample photographs as PNG files; those already there stay."""
+    """Write the photographs, but for those already there, and label them."""
     import skimage.data
     from PIL import Image
 
-    os.makedirs(folder, exist_ok=True)
+    import raypipe
+
+    photographs, run = os.path.join(options.output, "photos"), os.path.join(options.output, "kmeans")
+    os.makedirs(photographs, exist_ok=True)
     for name in PHOTOGRAPHS:
-        path = os.path.join(folder, f"{name}.png")
+        path = os.path.join(photographs, f"{name}.png")
         if not os.path.exists(path):
             Image.fromarray(getattr(skimage.data, name)()).save(path)
+    summary = raypipe.label("kmeans", photographs, run, foreground="grabcut", refine="guided", sheet=True)
+    return Result(summary.images, summary.labelled, summary.seconds, run, summary.sheet)

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
-from types import ModuleType
 from typing import NamedTuple
 
 from raypipe import lookup
@@ -26,38 +25,34 @@ GOES_ON = "this command goes on:"  # begins the note that an error of a run carr
 
 
 class Verb(NamedTuple):
-    """A verb's file, which holds a dataclass and a function of the verb's name, and its line in the help.
+    """A verb's room, where a file of its name holds a dataclass and a function of that name, and its line in the help.
 
     The function takes the dataclass and an instance of each part, and returns what has the method `text()` and, where
     it is not always 0, the field `exit_code`.
     """
 
-    file: str
+    room: str
     help: str
     parts: tuple[str, ...] = ()  # what has options of its own: method (the first word), refine and task (flags)
 
 
 VERBS = {
-    "label": Verb("pipeline.label", "images -> masks in Parquet; resumable, incremental", ("method", "refine")),
-    "report": Verb("report.report", "one HTML page about a run: pictures, figures, errors, provenance"),
-    "export": Verb(
-        "export.export", "masks as COCO, PNG, YOLO, Label Studio, Hugging Face, WebDataset, cut-outs or CSV"
-    ),
-    "verify": Verb("maintenance.verify", "whether a run still holds what was committed; --repair mends it"),
-    "compact": Verb("maintenance.compact", "a run's many small files as few large ones"),
-    "methods": Verb("cli.methods", "what there is and what it needs"),
-    "weights": Verb("cli.weights", "fetch a method's weights into a folder, for machines without internet"),
-    "demo": Verb("cli.demo", "a run on sample photographs, without any download"),
-    "evaluate": Verb("evaluation.evaluate", "a run against labels -> measures per image and their means", ("task",)),
+    "label": Verb("pipeline", "images -> masks in Parquet; resumable, incremental", ("method", "refine")),
+    "report": Verb("report", "one HTML page about a run: pictures, figures, errors, provenance"),
+    "export": Verb("export", "masks as COCO, PNG, YOLO, Label Studio, Hugging Face, WebDataset, cut-outs or CSV"),
+    "verify": Verb("maintenance", "whether a run still holds what was committed; --repair mends it"),
+    "compact": Verb("maintenance", "a run's many small files as few large ones"),
+    "methods": Verb("cli", "what there is and what it needs"),
+    "weights": Verb("cli", "fetch a method's weights into a folder, for machines without internet"),
+    "demo": Verb("cli", "a run on sample photographs, without any download"),
+    "evaluate": Verb("evaluation", "a run against labels -> measures per image and their means", ("task",)),
     "sweep": Verb(
-        "sweep.sweep",
+        "sweep",
         "a method's parameters against labels -> a table of trials and the best setting",
         ("method", "refine", "task"),
     ),
-    "agree": Verb(
-        "evaluation.agree", "runs of several methods against each other: which masks to trust, without labels"
-    ),
-    "benchmark": Verb("benchmark.benchmark", "measured ratios on this machine"),
+    "agree": Verb("evaluation", "runs of several methods against each other: which masks to trust, without labels"),
+    "benchmark": Verb("benchmark", "measured ratios on this machine"),
 }
 
 
@@ -76,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = argv[0], argv[1:]
     log.setLevel("DEBUG" if "--debug" in rest else "INFO")
     if verb not in VERBS:
-        return _wrong(f"unknown command {verb!r}; {lookup.suggest(verb, VERBS)}")
+        return _said(f"unknown command {verb!r}; {lookup.suggest(verb, VERBS)}", 2)
     try:
         return _run(verb, rest)
     except SystemExit:
@@ -91,7 +86,7 @@ def _run(verb: str, argv: list[str]) -> int:
     """Any verb: parse, call its function, print the result."""
     from raypipe.cli import config
 
-    module = import_module(f"raypipe.{VERBS[verb].file}")
+    module = import_module(f"raypipe.{VERBS[verb].room}.{verb}")
     options = getattr(module, verb.capitalize())
     if "method" in VERBS[verb].parts and (not argv or argv[0].startswith("-")):
         return _choose_method(verb, options, argv)
@@ -104,7 +99,7 @@ def _run(verb: str, argv: list[str]) -> int:
     try:
         result = function(command.options, *command.parts, **more)
     except BaseException as error:
-        if _has_begun(module, command.options):
+        if hasattr(module, "has_begun") and module.has_begun(command.options):  # the same command would go on
             error.add_note(f"{GOES_ON}\n  {_typed(verb, argv)}")
         raise
     plain = result if isinstance(result, dict | list) else dataclasses.asdict(result)
@@ -115,11 +110,6 @@ def _run(verb: str, argv: list[str]) -> int:
     if command.terminal.json:
         print(json.dumps(plain))
     return getattr(result, "exit_code", 0)
-
-
-def _has_begun(module: ModuleType, options: object) -> bool:
-    """Whether the output holds what the same command would go on with."""
-    return hasattr(module, "has_begun") and module.has_begun(options)
 
 
 def _choose_method(verb: str, options: type, argv: list[str]) -> int:
@@ -158,20 +148,19 @@ def _failed(error: BaseException) -> int:
         print("\ninterrupted" + (f"; all committed rows are kept, {way_on}" if way_on else ""), file=sys.stderr)
         return error.exit_code
     if isinstance(error, (Locked, OtherConfiguration)):
-        print(f"raypipe: {error}", file=sys.stderr)
-        return 4
+        return _said(error, 4)
     text = lookup.one_line(error) if isinstance(error, OSError) else str(error) or type(error).__name__
     if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
-        return _wrong(text)
-    print(f"raypipe: {text}", file=sys.stderr)
+        return _said(text, 2)
+    _said(text, 1)
     if way_on:
         print(f"all committed rows are kept; once the cause is gone, {way_on}", file=sys.stderr)
     return 1
 
 
-def _wrong(message: str) -> int:
+def _said(message: object, code: int) -> int:
     print(f"raypipe: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _help() -> str:

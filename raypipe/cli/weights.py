@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 import tyro
@@ -102,20 +101,33 @@ def _chosen(options: Weights, kind: type[Segmenter]) -> dict[str, str]:
 
 
 def _from_hub(options: Weights, kind: type[Segmenter], chosen: dict[str, str], folder: Path) -> Fetched:
-    """Fetch each network, into a folder of its field where there are several. Nothing is written if one is refused."""
-    sources, sizes = {}, {}
+    """Fetch each network, into a folder of its field where there are several. Nothing is written if one is refused.
+
+    What is there already stays. Raises ValueError where folders of several networks would lie beside anything else.
+    """
+    from huggingface_hub import snapshot_download
+
+    sources, sizes, files = {}, {}, {}
     for field, name in chosen.items():
         sources[field], sizes[field] = _look_up(name, kind, field)
         _check_licence(name, sources[field].licence, options)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"weights: --to {folder} is a file; choose a folder")
+    if len(chosen) > 1 and folder.is_dir() and not set(chosen).issuperset(path.name for path in folder.iterdir()):
+        raise ValueError(f"weights: {folder} holds other files already; choose an empty folder")
     places = {field: folder / field if len(chosen) > 1 else folder for field in chosen}
-    _check_room(folder, set(chosen) if len(chosen) > 1 else set())
     for field, source in sources.items():
         _claim(places[field], source)
-    _check_space(folder, {places[field] / name: size for field in chosen for name, size in sizes[field].items()})
-    files = {}
+    wanted = {field: {places[field] / name: size for name, size in sizes[field].items()} for field in chosen}
+    missing = sum(size for each in wanted.values() for file, size in each.items() if not file.exists())
+    if missing > (free := shutil.disk_usage(folder).free):
+        raise OSError(f"weights: {missing / 1e9:,.1f} GB to fetch but {free / 1e9:,.1f} GB free at {folder}")
     for field, source in sources.items():
-        for file, size in _download(source, places[field], list(sizes[field])).items():
-            files[str(file.relative_to(folder))] = size
+        with _explained(source.weights):
+            name, names = source.weights.partition("@")[0], list(sizes[field])
+            snapshot_download(name, revision=source.revision, local_dir=places[field], allow_patterns=names)
+            # Where the Hub cannot be reached any more it returns an incomplete folder: so look at each file.
+            files |= {str(file.relative_to(folder)): file.stat().st_size for file in wanted[field]}
     ways = (f"raypipe label {options.method} --weights {shlex.quote(str(folder))}{_of_foreground(kind)}",)
     first = sources.pop("weights")
     return Fetched(**asdict(first), method=options.method, others=sources, folder=str(folder), files=files, use=ways)
@@ -137,17 +149,6 @@ def _look_up(chosen: str, kind: type[Segmenter], field: str) -> tuple[Source, di
     return Source(chosen, found.sha, licence or _licence_of_card(found)), sizes
 
 
-def _download(source: Source, folder: Path, names: list[str]) -> dict[Path, int]:
-    """Fetch files of a repository into a folder; what is there already stays. Returns their paths and bytes."""
-    from huggingface_hub import snapshot_download
-
-    with _explained(source.weights):
-        name = source.weights.partition("@")[0]
-        snapshot_download(name, revision=source.revision, local_dir=folder, allow_patterns=names)
-        # Where the Hub cannot be reached any more it returns an incomplete folder: so look at each file.
-        return {folder / file: (folder / file).stat().st_size for file in names}
-
-
 def _from_rembg(options: Weights, folder: Path) -> Fetched:
     model = options.weights or segmenters.find("rembg").__dataclass_fields__["model"].default
     if model not in rembg.MODELS:
@@ -155,8 +156,15 @@ def _from_rembg(options: Weights, folder: Path) -> Fetched:
         raise ValueError(f"weights: expected a model of rembg, got the file {model!r}")
     session, licence = rembg.known_session(model), rembg.MODELS[model]
     _check_licence(model, licence, options)
-    with _environment("U2NET_HOME", str(folder)), _explained(model):
-        file = Path(rembg.fetch(session))
+    before = os.environ.get("U2NET_HOME")
+    os.environ["U2NET_HOME"] = str(folder)
+    try:
+        with _explained(model):
+            file = Path(rembg.fetch(session))
+    finally:
+        del os.environ["U2NET_HOME"]
+        if before is not None:
+            os.environ["U2NET_HOME"] = before
     ways = [f"U2NET_HOME={shlex.quote(str(folder))} raypipe label METHOD --foreground rembg:{model}"]
     if model in LIKE_U2NET:
         ways.append(f"raypipe label METHOD --foreground {shlex.quote(f'rembg:{file}')}")
@@ -166,17 +174,14 @@ def _from_rembg(options: Weights, folder: Path) -> Fetched:
 
 def _needed(chosen: str, sizes: dict[str, int]) -> dict[str, int]:
     """The files of a repository that `from_pretrained` reads, with their sizes."""
-    names = [name for name in sizes if "/" not in name]
-    files = [name for name in names if _fits(name, networks.FILES)]
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = list(filter_repo_objects(sizes, allow_patterns=networks.FILES, ignore_patterns=networks.NESTED))
     if not any(name.endswith(".safetensors") for name in files):
-        files += [name for name in names if _fits(name, networks.OLD_WEIGHTS)]
-    if not any(_fits(name, networks.WEIGHTS) for name in files):
+        files += filter_repo_objects(sizes, allow_patterns=networks.OLD_WEIGHTS, ignore_patterns=networks.NESTED)
+    if not any(filter_repo_objects(files, allow_patterns=networks.WEIGHTS)):
         raise ValueError(f"weights: {chosen} has neither model.safetensors nor pytorch_model.bin")
     return {name: sizes[name] for name in files}
-
-
-def _fits(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _licence_of_card(found) -> str:
@@ -193,14 +198,6 @@ def _check_licence(chosen: str, licence: str, options: Weights) -> None:
         raise ValueError(text)
 
 
-def _check_room(folder: Path, fields: set[str]) -> None:
-    """Raise ValueError where folders of several networks would lie beside anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"weights: --to {folder} is a file; choose a folder")
-    if fields and folder.is_dir() and not fields.issuperset(path.name for path in folder.iterdir()):
-        raise ValueError(f"weights: {folder} holds other files already; choose an empty folder")
-
-
 def _claim(folder: Path, source: Source) -> None:
     """Create a folder for one repository's files. Raises ValueError when it holds anything else: they would mix."""
     note = folder / SOURCE
@@ -210,13 +207,6 @@ def _claim(folder: Path, source: Source) -> None:
             raise ValueError(f"weights: {folder} holds {held} already; choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(asdict(source), indent=1) + "\n")
-
-
-def _check_space(folder: Path, sizes: dict[Path, int]) -> None:
-    missing = sum(size for file, size in sizes.items() if not file.exists())
-    free = shutil.disk_usage(folder).free
-    if missing > free:
-        raise OSError(f"weights: {missing / 1e9:,.1f} GB to fetch but {free / 1e9:,.1f} GB free at {folder}")
 
 
 def _of_foreground(kind: type[Segmenter]) -> str:
@@ -230,25 +220,11 @@ def _explained(chosen: str) -> Iterator[None]:
     """Turn what a download raises into one line: ValueError for a wrong name, OSError for anything else."""
     from huggingface_hub import errors
 
-    wrong_name = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     try:
         yield
     except Exception as error:
-        is_wrong = isinstance(error, wrong_name) and not isinstance(error, errors.GatedRepoError)
+        wrong_name = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
         text = f"weights: {chosen} could not be fetched: {networks.reason(error)}"
-        if is_wrong:
+        if isinstance(error, wrong_name) and not isinstance(error, errors.GatedRepoError):
             raise ValueError(text) from error
         raise OSError(f"{text}; once that is mended the same command goes on") from error
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

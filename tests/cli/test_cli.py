@@ -246,7 +246,7 @@ def test_an_unwritable_output_is_named_with_what_to_do(photos, capsys):
 
 ROOMS = (segmenters, refiners, tasks)
 KINDS = [Terminal, *(room.find(name) for room in ROOMS for name in room.names())]
-KINDS += [getattr(import_module(f"raypipe.{verb.file}"), name.capitalize()) for name, verb in cli.VERBS.items()]
+KINDS += [getattr(import_module(f"raypipe.{verb.room}.{name}"), name.capitalize()) for name, verb in cli.VERBS.items()]
 
 
 @pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if verb.parts])

@@ -7,19 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from raypipe import networks
 from raypipe.benchmark.figures import Figure
 from raypipe.benchmark.plain._squeezed import squeezed
 from raypipe.benchmark.turns import with_network
-from raypipe.networks import IMAGENET_MEAN, IMAGENET_STD
 
 
 def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
     """In full batches, against one image at a time."""
-    plain_one = PlainClipseg(networks.locate(method.weights, method=method.name), device)
-    settings = {name: getattr(method, name) for name in ("prompt", "size", "threshold")}
-    against = "the prompt each time, all blocks, one image at a time"
-    return with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)
+    fields, against = ("prompt", "size", "threshold"), "the prompt each time, all blocks, one image at a time"
+    return with_network(method, device, images, repeats, kind=PlainClipseg, fields=fields, against=against)
 
 
 class PlainClipseg:
@@ -36,8 +32,7 @@ class PlainClipseg:
         """Bool (1, H, W) of RGB uint8 (H, W, 3)."""
         import torch
 
-        colours = (squeezed(image, size) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
-        pixels = torch.from_numpy(colours.transpose(2, 0, 1)[None]).to(self._device)
+        pixels = squeezed(image, size, device=self._device)
         with torch.inference_mode():
             words = self._tokenizer([prompt], padding=True, return_tensors="pt").to(self._device)
             probability = self._network(pixel_values=pixels, **words).logits.sigmoid().squeeze(0).cpu().numpy()

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raypipe import networks
 from raypipe.benchmark.figures import Figure
 from raypipe.benchmark.plain._squeezed import squeezed
 from raypipe.benchmark.turns import with_network
-from raypipe.networks import IMAGENET_MEAN, IMAGENET_STD
 
 
 def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
     """In full batches, against one image at a time."""
-    plain_one = PlainDinoPca(networks.locate(method.weights, method=method.name), device)
-    settings = {name: getattr(method, name) for name in ("size", "layers", "normalize")}
     against = "all hidden states, SVD of the features in numpy, one image at a time"
-    return with_network(method, device, images, repeats, lambda image: plain_one(image, **settings), against)
+    fields = ("size", "layers", "normalize")
+    return with_network(method, device, images, repeats, kind=PlainDinoPca, fields=fields, against=against)
 
 
 class PlainDinoPca:
@@ -33,8 +30,13 @@ class PlainDinoPca:
     def __call__(self, image: np.ndarray, *, size: int, layers: int, normalize: bool) -> np.ndarray:
         """Bright and dark: bool (2, H, W) of RGB uint8 (H, W, 3)."""
         import cv2
+        import torch
 
-        features = self._features(squeezed(image, size), layers, normalize)
+        pixels = squeezed(image, size, device=self._device, normalize=normalize)
+        with torch.inference_mode():
+            states = self._network(pixels, output_hidden_states=True).hidden_states[-layers:]
+            mean = torch.stack([self._network.layernorm(state) for state in states]).mean(0)
+        features = mean[0, 1 + self._network.config.num_register_tokens :].double().cpu().numpy()  # float64 (P, D)
         centred = features - features.mean(0)
         _, _, axes = np.linalg.svd(centred, full_matrices=False)
         axes = axes[:3]
@@ -45,15 +47,3 @@ class PlainDinoPca:
         large = cv2.resize(picture, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         grey = cv2.cvtColor((large.clip(0, 1) * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
         return np.stack([grey > 127, grey <= 127])
-
-    def _features(self, colours: np.ndarray, layers: int, normalize: bool) -> np.ndarray:
-        """Float64 (P, D) of colours (size, size, 3) in [0, 1]."""
-        import torch
-
-        if normalize:
-            colours = (colours - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
-        pixels = torch.from_numpy(colours.transpose(2, 0, 1)[None]).to(self._device)
-        with torch.inference_mode():
-            states = self._network(pixels, output_hidden_states=True).hidden_states[-layers:]
-            mean = torch.stack([self._network.layernorm(state) for state in states]).mean(0)
-        return mean[0, 1 + self._network.config.num_register_tokens :].double().cpu().numpy()

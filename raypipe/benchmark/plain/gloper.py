@@ -6,7 +6,6 @@ What `segmenters/gloper/` are tested and measured against. Torch, one problem at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -31,9 +30,8 @@ def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
         seconds, _ = in_turns(arms, images, repeats)
         against = f"{device}; float32, {len(sizes)} local size(s), one after the other"
         each = [[total / STEPS[device] for total in arm] for arm in seconds]
-        for figure in compared("gloper", each, against):
-            name = figure.figure.replace("time per image", "time per step")
-            figures.append(replace(figure, figure=f"{name}, {side} px, {len(sizes)} size(s)"))
+        case = f", {side} px, {len(sizes)} size(s)"
+        figures += compared("gloper", each, against, per="step", case=case)
     return figures
 
 

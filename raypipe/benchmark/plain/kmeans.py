@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raypipe.benchmark.figures import Figure
-from raypipe.benchmark.turns import compared, in_turns, segment
+from raypipe.benchmark.turns import compared, in_turns, ratios, segment
 
 
 def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
@@ -17,9 +17,9 @@ def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
     seconds, found = in_turns(arms, images, repeats)
     against = f"cv2.kmeans, {method.attempts} attempts, k = {method.k}"
     objectives = [[spread(*pair) for pair in zip(images, masks, strict=True)] for masks in found]
-    ratios = [a / b for a, b in zip(*objectives, strict=True)]
     note = "sum of squared distances; 1 or less is as good or better"
-    return [*compared("kmeans", seconds, against), Figure("kmeans", "objective, ours / plain", "x", ratios, note)]
+    objective = Figure("kmeans", "objective, ours / plain", "x", ratios(*objectives), note)
+    return [*compared("kmeans", seconds, against), objective]
 
 
 def opencv_kmeans(image: np.ndarray, *, k: int, attempts: int, max_iter: int, eps: float) -> np.ndarray:

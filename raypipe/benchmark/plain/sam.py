@@ -96,9 +96,8 @@ def in_crop(method, image: np.ndarray, crop: list[int], layer: int) -> list[dict
     scale = side / max(part.size)
     width, height = (max(1, int(length * scale + 0.5)) for length in part.size)
     resized = np.array(part.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = (torch.from_numpy(resized).to(device) - torch.tensor(MEAN, device=device)) / torch.tensor(
-        STD, device=device
-    )
+    mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
+    pixels = (torch.from_numpy(resized).to(device) - mean) / std
     pixels = torch.nn.functional.pad(pixels.permute(2, 0, 1), (0, side - width, 0, side - height))
     features = network.get_image_embeddings(pixels[None])
     n = int(method.points_per_side / method.crop_n_points_downscale_factor**layer)
@@ -130,10 +129,9 @@ def in_batch(method, features, points: np.ndarray, resized: tuple[int, int], cro
     )
     side = network.config.vision_config.image_size
     logits = F.interpolate(out.pred_masks[0], (side, side), mode="bilinear", align_corners=False)
-    logits = F.interpolate(
-        logits[..., : resized[0], : resized[1]], (y1 - y0, x1 - x0), mode="bilinear", align_corners=False
-    )
-    logits, scores = logits.flatten(0, 1), out.iou_scores.flatten()
+    logits = logits[..., : resized[0], : resized[1]]
+    logits = F.interpolate(logits, (y1 - y0, x1 - x0), mode="bilinear", align_corners=False).flatten(0, 1)
+    scores = out.iou_scores.flatten()
     good = scores > method.pred_iou_thresh
     logits, scores, points = logits[good], scores[good], points.repeat(3, 0)[good.cpu().numpy()]
     offset = method.stability_score_offset

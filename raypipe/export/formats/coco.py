@@ -20,9 +20,10 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     `iscrowd` is 1, as COCO has it for masks in run lengths, which are exact where polygons are not. `file_name` is the
     image's key; `segment` the index of the segment in its row. Areas and boxes are those of the masks.
     """
-    annotation_id = 0
+    annotation_id, info = 0, {"description": about.text(), "date_created": about.provenance["time"]}
+    info |= {name: getattr(about, name) for name in ("method", "settings", "provenance", "licence", "where")}
     with target.stream("annotations.json") as file, tempfile.TemporaryFile() as entries:
-        file.write(b'{"info": ' + _json(_info(about)) + b',\n"licenses": [],\n"categories": ')
+        file.write(b'{"info": ' + _json(info) + b',\n"licenses": [],\n"categories": ')
         file.write(_json([{"id": i, "name": name} for i, name in enumerate(about.categories, 1)]))
         file.write(b',\n"annotations": [')
         for image_id, row in enumerate(images, 1):
@@ -37,11 +38,6 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
         shutil.copyfileobj(entries, file)
         file.write(b"\n]}\n")
     return Counter()
-
-
-def _info(about: About) -> dict:
-    told = {name: getattr(about, name) for name in ("method", "settings", "provenance", "licence", "where")}
-    return {"description": about.text(), "date_created": about.provenance["time"]} | told
 
 
 def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) -> dict:
