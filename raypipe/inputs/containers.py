@@ -68,7 +68,7 @@ def uri_item(source: Location, entry: str) -> Item:
     location = storage.locate(source, entry)
     if storage.split(entry) is not None:
         key = Location(entry).partition("://")[2]
-    elif storage.SCHEME.match(entry) or entry.startswith("/"):
+    elif entry.lower().startswith(("/", "file://")):
         key = storage.local_path(entry).lstrip("/")
     else:
         key = re.sub(r"^(\.\./)+", "", posixpath.normpath(entry))

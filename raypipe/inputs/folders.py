@@ -28,7 +28,7 @@ def kind(uri: str) -> str:
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
-    if parts.scheme in storage.WEB_SCHEMES:
+    if parts.is_web:
         return "file"
     filesystem, path = storage.resolve(uri)
     found = filesystem.get_file_info(path).type

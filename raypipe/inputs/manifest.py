@@ -117,8 +117,8 @@ def _items(source: Location, column: str | None, skipped: Counter) -> Iterator[I
 
 
 def _of_file(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
-    location = source if storage.split(source) else Location(storage.local_uri(storage.local_path(source)))
-    name = storage.as_text(posixpath.basename(storage.as_path(location)))
+    location = source if storage.split(source) else Location(storage.normalise(source))
+    name = storage.as_text(posixpath.basename(storage.local_path(location) or location))
     suffix = _suffix(name)
     if suffix in LISTS:
         return _of_list(location, suffix, column)

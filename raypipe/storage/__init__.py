@@ -4,23 +4,6 @@ Knows no run and no image: any room may use it. Never imports another room.
 """
 
 from raypipe.storage.files import fetch_error, map_ahead, patiently, read_bytes, resolve
-from raypipe.storage.folder import GROUP_ROWS, TEMPORARY, Folder, cannot_write, is_local, parquet_bytes, put
+from raypipe.storage.folder import GROUP_ROWS, TEMPORARY, Folder, is_local, parquet_bytes, put
 from raypipe.storage.lock import Locked, fence, hold, live_attempt
-from raypipe.storage.uri import (
-    ARROW_SCHEMES,
-    SCHEME,
-    WEB_SCHEMES,
-    Location,
-    absolute,
-    as_path,
-    as_text,
-    is_text,
-    join,
-    local_path,
-    local_uri,
-    locate,
-    normalise,
-    redact,
-    split,
-    without_secrets,
-)
+from raypipe.storage.uri import Location, absolute, as_text, join, local_path, locate, normalise, split, without_secrets

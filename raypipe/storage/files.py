@@ -15,12 +15,12 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from raypipe.storage.uri import ARROW_SCHEMES, WEB_SCHEMES, Location, local_path, local_uri, split
+from raypipe.storage.uri import ARROW_SCHEMES, WEB_SCHEMES, Location, local_path, split
 from raypipe.types import BadImage
 
-TRIES = 3
-GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-CHUNK = 1 << 20  # bytes per read from a stream of unknown length
+READ_TRIES = 3
+MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+CHUNK_BYTES = 1 << 20  # per read from a stream of unknown length
 READS_AHEAD = 16  # remote files read at the same time
 
 
@@ -93,7 +93,7 @@ def _is_transient(error: BaseException) -> bool:
 
 patiently = retry(
     retry=retry_if_exception(_is_transient),
-    stop=stop_after_attempt(TRIES),
+    stop=stop_after_attempt(READ_TRIES),
     wait=wait_random_exponential(multiplier=0.2, max=2),  # seconds
     reraise=True,
 )
@@ -104,7 +104,7 @@ def _read_local(location: str, start: int, length: int | None, max_bytes: int) -
     path = local_path(location)
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # before opening: a FIFO would wait for ever
-        raise BadImage("fetch", "not_a_file", f"{local_uri(path)} is not a regular file")
+        raise BadImage("fetch", "not_a_file", f"{Location(path)} is not a regular file")
     if length is None:
         _check_size(status.st_size - start, max_bytes)
     with open(path, "rb") as file:
@@ -126,7 +126,7 @@ def _read_remote(location: str, start: int, length: int | None, max_bytes: int) 
 
 def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int) -> bytes:
     filesystem, path = _fsspec(Location(location))
-    if split(location).scheme not in WEB_SCHEMES:
+    if not split(location).is_web:
         if length is None:
             _check_size(filesystem.size(path) - start, max_bytes)
         return filesystem.cat_file(path, start=start, end=None if length is None else start + length)
@@ -136,7 +136,7 @@ def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int) 
     # A stream of the size 1: fsspec then does not ask for the size first, which many servers refuse or answer wrongly.
     with filesystem.open(path, "rb", block_size=0, size=1) as stream:
         stream.r.raise_for_status()
-        while chunk := stream.read(CHUNK):
+        while chunk := stream.read(CHUNK_BYTES):
             data += chunk
             _check_size(len(data), max_bytes)
     return bytes(data)
@@ -150,13 +150,11 @@ def _check_size(size: int, max_bytes: int) -> None:
 def _kind(error: BaseException) -> str:
     """What an error of a file system means; "" when it may pass."""
     text, status = str(error), getattr(error, "status", None)  # status: that of an http answer
-    if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in GONE or status in (404, 410):
+    is_missing = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in MISSING_ERRNOS
+    if is_missing or status in (404, 410) or "NO_SUCH_BUCKET" in text:
         return "missing"
-    if "NO_SUCH_BUCKET" in text:
-        return "missing"
-    if isinstance(error, PermissionError) or status in (401, 403, 407):
-        return "permission"
-    if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN", text):
+    denied = r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN"
+    if isinstance(error, PermissionError) or status in (401, 403, 407) or re.search(denied, text):
         return "permission"
     if isinstance(error, ValueError):  # an unknown scheme, a null character in a path, a damaged table
         return "invalid"

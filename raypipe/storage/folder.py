@@ -8,7 +8,7 @@ import io
 import json
 import os
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe.storage.files import resolve
-from raypipe.storage.uri import Location, local_uri, split
+from raypipe.storage.uri import Location, join
 
 ADVICE = {
     errno.ENOSPC: "free some space or choose another --output, then run the same command again: it resumes",
@@ -53,7 +53,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.fs, pafs.LocalFileSystem)
+        return is_local(self.fs)
 
     def path(self, *names: str) -> str:
         """The path on `fs`."""
@@ -61,10 +61,7 @@ class Folder:
 
     def location(self, *names: str) -> Location:
         """Where a file or folder in it is."""
-        if self.is_local:
-            return Location(local_uri(self.path(*names)))
-        parts = split(self.uri)
-        return Location(parts.at("/".join((parts.key.rstrip("/"), *names))))
+        return join(self.uri, "/".join(names))
 
     def files(self, *names: str) -> dict[str, pafs.FileInfo]:
         """Files directly in a folder, by name; {} when there is no such folder."""
@@ -76,12 +73,8 @@ class Folder:
 
     def dead_files(self, *names: str) -> list[str]:
         """Names of temporary files directly in a folder that no live process writes any more."""
-        now, files = datetime.now(UTC), self.files(*names)
-        return [
-            name
-            for name, info in files.items()
-            if name.startswith(TEMPORARY) and (now - info.mtime).total_seconds() > DEAD_AFTER
-        ]
+        dead = datetime.now(UTC) - timedelta(seconds=DEAD_AFTER)
+        return [name for name, info in self.files(*names).items() if name.startswith(TEMPORARY) and info.mtime < dead]
 
     def open(self, *names: str) -> pa.NativeFile:
         """A file to read at any place. Raises FileNotFoundError."""
@@ -99,7 +92,11 @@ class Folder:
         """Put a file atomically: readers see the old one or the whole new one."""
         path = self.path(*names)
         if self.is_local:
-            self._make(os.path.dirname(path))
+            folder = os.path.dirname(path)
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(error, folder) from error
         put(self.fs, path, content)
 
     def read_json(self, *names: str) -> object | None:
@@ -117,20 +114,12 @@ class Folder:
 
     def delete(self, *names: str) -> None:
         """Remove a file; one that is already gone is fine."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(self.path(*names))
-        except FileNotFoundError:
-            return
 
     def delete_folder(self, *names: str) -> None:
         """Remove a folder with its files."""
         self.fs.delete_dir(self.path(*names))
-
-    def _make(self, path: str) -> None:
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(error, path) from error
 
     def _list(self, *names: str) -> list[pafs.FileInfo]:
         return self.fs.get_file_info(pafs.FileSelector(self.path(*names), allow_not_found=True))
@@ -149,26 +138,28 @@ def put(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
     Local disk and NFS: a temporary `_tmp.<uuid>` in the same folder, synchronised and renamed. Object store: a plain
     write, which appears when it is closed. Raises OSError of the same errno with the folder's name and what to do.
     """
-    local = _beneath(filesystem, path)
-    if local is None:
+    if not is_local(filesystem):
         with filesystem.open_output_stream(path, compression=None) as stream:  # else `.gz` in a name compresses
             stream.write(data)
         return
-    folder = os.path.dirname(local) or "."
+    folder = os.path.dirname(path) or "."
     temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
-        _write(temporary, data)
-        _rename(temporary, local, data)
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _rename(temporary, path, data)
         _synchronise(folder)
     except OSError as error:
-        raise cannot_write(error, local) from error
+        raise cannot_write(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
 
 
 def cannot_write(error: OSError, path: str) -> OSError:
-    """The same error with the place and what to do. path: the local file or folder that was to be written."""
+    """The same error with the path and what to do. path: the local file or folder that was to be written."""
     folder, name = os.path.split(path)
     message = f"cannot write {name!r} in {folder!r}: {error.strerror or error}"
     advice = ADVICE.get(error.errno)
@@ -177,22 +168,7 @@ def cannot_write(error: OSError, path: str) -> OSError:
 
 def is_local(filesystem: pafs.FileSystem) -> bool:
     """Whether files there are renamed atomically and can be locked: local disks and NFS."""
-    return _beneath(filesystem, "") is not None
-
-
-def _beneath(filesystem: pafs.FileSystem, path: str) -> str | None:
-    """The local path under any SubTreeFileSystem; None when the file system is not local."""
-    while isinstance(filesystem, pafs.SubTreeFileSystem):
-        path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}"
-        filesystem = filesystem.base_fs
-    return path if filesystem.type_name == "local" else None
-
-
-def _write(path: str, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    return isinstance(filesystem, pafs.LocalFileSystem)
 
 
 def _rename(temporary: str, path: str, data: bytes) -> None:

@@ -89,18 +89,12 @@ def _create(folder: Folder, claim: bytes, attempt: str) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links, such as a memory card's
-        return _create_exclusively(folder.path(*LOCK), claim)
+        with contextlib.suppress(FileExistsError), open(folder.path(*LOCK), "xb") as file:
+            file.write(claim)
+            return True
+        return False
     finally:
         folder.delete(*whole)
-
-
-def _create_exclusively(path: str, content: bytes) -> bool:
-    try:
-        with open(path, "xb") as file:
-            file.write(content)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _holder(folder: Folder) -> dict | None:

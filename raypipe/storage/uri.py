@@ -31,6 +31,10 @@ class Parts(NamedTuple):
     options: str  # for pyarrow, without the `?`
 
     @property
+    def is_web(self) -> bool:
+        return self.scheme in WEB_SCHEMES
+
+    @property
     def root(self) -> str:
         return f"{self.scheme}://{self.user}@{self.host}" if self.user else f"{self.scheme}://{self.host}"
 
@@ -52,7 +56,9 @@ class Location(str):
     def __new__(cls, uri: str) -> Location:
         if isinstance(uri, Location):
             return uri
-        self = super().__new__(cls, redact(uri))
+        parts, shown = split(uri), normalise(uri)
+        is_web = parts is not None and parts.scheme not in ARROW_SCHEMES
+        self = super().__new__(cls, shown.partition("?")[0] if is_web else shown)  # queries may be secrets too
         self.uri = uri
         return self
 
@@ -97,57 +103,37 @@ def absolute(uri: str) -> str:
     return uri if SCHEME.match(uri) else local_path(uri)
 
 
-def local_uri(path: str) -> str:
-    """An absolute path as text that a table can hold: a name that is not valid UTF-8 becomes a quoted file:// URI."""
-    return path if is_text(path) else "file://" + quote_from_bytes(os.fsencode(path))
-
-
-def is_text(name: str) -> bool:
-    """False for names with surrogates: undecodable bytes of a file name, which Arrow strings cannot hold."""
+def as_text(name: str) -> str:
+    """A name as a table can hold it: percent-quoted when it is not valid UTF-8, whose surrogates Arrow cannot hold."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        return False
-    return True
-
-
-def as_text(name: str) -> str:
-    """A name as a table can hold it: percent-quoted when it is not valid UTF-8."""
-    return name if is_text(name) else quote_from_bytes(os.fsencode(name))
+        return quote_from_bytes(os.fsencode(name))
+    return name
 
 
 def normalise(uri: str) -> str:
     """The canonical form of a location, whose hash is the id of an image.
 
-    Local: the absolute plain path (see `local_uri`). Remote: scheme://host/key without user info and options; the
-    query of an http(s) URL stays, since it may say which image is meant, its fragment goes.
+    Local: the absolute plain path, or where that is not valid UTF-8 a quoted file:// URI. Remote: scheme://host/key
+    without user info and options; the query of an http(s) URL stays, since it may say which image is meant, its
+    fragment goes.
     """
     parts = split(uri)
     if parts is None:
-        return local_uri(local_path(uri))
-    key = parts.key.partition("#")[0] if parts.scheme in WEB_SCHEMES else parts.key
+        path = local_path(uri)
+        text = as_text(path)
+        return path if text == path else f"file://{text}"
+    key = parts.key.partition("#")[0] if parts.is_web else parts.key
     container = parts.user.partition(":")[0] + "@" if parts.scheme.startswith("abfs") and parts.user else ""
     return f"{parts.scheme}://{container}{parts.host}/{key}"
-
-
-def redact(uri: str) -> str:
-    """A location for tables and logs: normalised and without anything that may be a secret (queries too)."""
-    parts = split(uri)
-    if parts is None or parts.scheme in ARROW_SCHEMES:
-        return normalise(uri)
-    return normalise(uri).partition("?")[0]
-
-
-def as_path(location: str) -> str:
-    """What is shown of a location as a path: local names raw, web addresses without their query."""
-    return local_path(location) or redact(location)
 
 
 def join(uri: str, name: str) -> Location:
     """The location of a file beneath a folder's URI; `name` is relative, raw and may contain `..`."""
     parts = split(uri)
     if parts is None:
-        return Location(local_uri(os.path.abspath(os.path.join(local_path(uri), name))))
+        return Location(normalise(os.path.join(local_path(uri), name)))
     key = f"{parts.key.rstrip('/')}/{name}".lstrip("/")
     return Location(parts.at(posixpath.normpath(key) if name.startswith(("./", "../")) else key))
 
@@ -163,10 +149,10 @@ def locate(source: str, entry: str) -> Location:
         inherits = same and home.options
         return Location(there._replace(user=home.user, options=home.options).at(there.key) if inherits else entry)
     if SCHEME.match(entry) or entry.startswith("/"):
-        return Location(local_uri(local_path(entry)))
+        return Location(normalise(entry))
     if home is None:
         return join(os.path.dirname(local_path(source)), entry)
-    key = home.key.partition("?")[0] if home.scheme in WEB_SCHEMES else home.key
+    key = home.key.partition("?")[0] if home.is_web else home.key
     return join(home.at(posixpath.dirname(key)), entry)
 
 
