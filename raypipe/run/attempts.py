@@ -54,9 +54,17 @@ class Attempt(NamedTuple):
 
 def read(run: Run, figures: pa.Table) -> list[Attempt]:
     """All attempts of a run, oldest first. figures: its rows with the column `attempt`."""
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(figures["attempt"]).to_pylist()}
-    names = sorted(name for name in run.folder.files("_runs") if name.startswith("2") and name.endswith(".json"))
-    return [_attempt(name.removesuffix(".json"), read_record(run, name) or {}, counts) for name in names]
+    rows = {entry["values"]: entry["counts"] for entry in pc.value_counts(figures["attempt"]).to_pylist()}
+    files = sorted(name for name in run.folder.files("_runs") if name.startswith("2") and name.endswith(".json"))
+    attempts = []
+    for file in files:
+        name, record = file.removesuffix(".json"), read_record(run, file) or {}
+        started, seconds = (record.get("environment") or {}).get("time") or "", record.get("seconds")
+        if seconds is None and started and record.get("finished"):
+            seconds = (datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(started)).total_seconds()
+        end = record.get("exit_code"), record.get("reason") or ""
+        attempts.append(Attempt(name, started, seconds, rows.get(name, 0), *end, record))
+    return attempts
 
 
 def read_record(run: Run, name: str) -> dict | None:
@@ -93,13 +101,3 @@ def newest_by_input(run: Run) -> list[InputAttempt]:
             name.removesuffix(".json"), options | record["settings"] | uris, labelled
         )
     return list(newest.values())
-
-
-def _attempt(name: str, record: dict, counts: dict[str, int]) -> Attempt:
-    started = (record.get("environment") or {}).get("time") or ""
-    seconds = record.get("seconds")
-    if seconds is None and started and record.get("finished"):
-        seconds = (datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(started)).total_seconds()
-    return Attempt(
-        name, started, seconds, counts.get(name, 0), record.get("exit_code"), record.get("reason") or "", record
-    )

@@ -1,4 +1,4 @@
-"""What a run was made with: the frozen settings that decide its rows, and the record of code, packages and machine."""
+"""What a run was made with: the record of code, packages and machine."""
 
 from __future__ import annotations
 
@@ -10,17 +10,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = (
-    "raypipe",
-    "ray",
-    "torch",
-    "transformers",
-    "rembg",
-    "onnxruntime",
-    "opencv-python-headless",
-    "numpy",
-    "pyarrow",
-)
+PACKAGES = "raypipe ray torch transformers rembg onnxruntime opencv-python-headless numpy pyarrow".split()
 
 
 def environment() -> dict:

@@ -6,6 +6,7 @@ An id may be committed twice, by a retry or a compaction that was killed. Which 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.T
     lost = _lost(run)
     for name in run.parts():
         with run.open(name) as file, pq.ParquetFile(file) as part:
-            for batch in part.iter_batches(BATCH_ROWS, columns=_paths(part, leaves or WITHOUT_SOFT)):
+            for batch in part.iter_batches(BATCH_ROWS, columns=_paths(leaves)):
                 table = _without(pa.table(batch), lost[name])
                 yield table.append_column("method", pa.repeat(pa.scalar(run.method), len(table)))
 
@@ -80,31 +81,30 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
 
     leaves: as in `batches`. Reads only the parts and row groups that hold them.
     """
-    wanted = pa.array(ids, pa.string())
     commits = run.commits()
     lost = superseded(commits)
-    commits = commits.filter(pc.is_in(commits["image_id"], value_set=wanted))
+    commits = commits.filter(pc.is_in(commits["image_id"], value_set=pa.array(ids, pa.string())))
     where = defaultdict(list)
-    for image_id, part in zip(commits["image_id"].to_pylist(), commits["part"].to_pylist(), strict=True):
-        if (image_id, part) not in lost:
-            where[part].append(image_id)
-    found = {}
+    for row in commits.to_pylist():
+        if (row["image_id"], row["part"]) not in lost:
+            where[row["part"]].append(row["image_id"])
+    rows = {}
     for name, its in where.items():
         with run.open(name) as file, pq.ParquetFile(file) as part:
-            found |= {row["image_id"]: row for row in _of_groups(part, its, leaves or WITHOUT_SOFT)}
-    return [found[image_id] for image_id in ids if image_id in found]
+            rows |= {row["image_id"]: row for row in _of_groups(part, its, _paths(leaves))}
+    return [rows[image_id] for image_id in ids if image_id in rows]
 
 
 def good_rows(run: Run) -> dict[str, tuple[Location, int]]:
     """By key, where each image's row without error lies: the part's location, and the index of the row in it."""
-    found, lost = {}, _lost(run)
+    good, lost = {}, _lost(run)
     for name in run.parts():
         with run.open(name) as file:
             table = pq.read_table(file, columns=["image_id", "key", "error"])
         for i, row in enumerate(table.to_pylist()):
             if not row["error"] and row["image_id"] not in lost[name]:
-                found[row["key"]] = (run.folder.location(run.masks, name), i)
-    return found
+                good[row["key"]] = (run.folder.location(run.masks, name), i)
+    return good
 
 
 def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None) -> Iterator[dict]:
@@ -121,19 +121,16 @@ def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None
     return (row for batch in batches(run) for row in _chosen(batch, condition))
 
 
-def run_names(places: tuple[str, ...]) -> list[str]:
+def run_names(uris: tuple[str, ...]) -> list[str]:
     """A short name for each run: as many last parts of its path as tell it from the others.
 
     Raises ValueError for a run that is named twice.
     """
-    paths = [Location(place).rstrip("/").split("/") for place in places]
+    paths = [Location(uri).rstrip("/").split("/") for uri in uris]
     if len({tuple(path) for path in paths}) < len(paths):
-        raise ValueError(f"the same run is named twice: {', '.join(map(Location, places))}")
-    for length in range(1, max(map(len, paths), default=0) + 1):
-        names = ["/".join(path[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(path) for path in paths]
+        raise ValueError(f"the same run is named twice: {', '.join(map(Location, uris))}")
+    names = (["/".join(path[-length:]) for path in paths] for length in itertools.count(1))
+    return next(each for each in names if len(set(each)) == len(each))
 
 
 def flatten(table: pa.Table) -> pa.Table:
@@ -146,12 +143,12 @@ def flatten(table: pa.Table) -> pa.Table:
     lines = np.maximum(counts, 1)  # (images,)
     row = np.repeat(np.arange(len(table)), lines)  # (lines,)
     segment = np.arange(len(row)) - np.repeat(np.cumsum(lines) - lines, lines)
-    place = pa.array(np.repeat(np.cumsum(counts) - counts, lines) + segment, mask=counts[row] == 0)
-    found = pc.list_flatten(segments).take(place)
+    index = pa.array(np.repeat(np.cumsum(counts) - counts, lines) + segment, mask=counts[row] == 0)
+    cells = pc.list_flatten(segments).take(index)
     names = [name for name in IMAGE_COLUMNS if name != "segments"]
     columns = {"row": pa.array(row)} | {name: table[name].take(pa.array(row)) for name in names}
     columns |= {"segments": pa.array(counts[row]), "segment": pa.array(segment, mask=counts[row] == 0)}
-    columns |= {name: pc.struct_field(found, name) for name in ("area", "score", "label", "bbox")}
+    columns |= {name: pc.struct_field(cells, name) for name in ("area", "score", "label", "bbox")}
     pixels = pc.multiply(columns["height"].cast(pa.float64()), columns["width"].cast(pa.float64()))
     return pa.table(columns | {"share": pc.divide(columns["area"].cast(pa.float64()), pixels)})
 
@@ -175,7 +172,7 @@ class Condition:
         self._query += f" WHERE (\n{where}\n)"  # on its own line: it may end with a comment
         try:
             self._check_form(where)
-            self.matches(_empty())
+            self.matches(schema.MASKS.empty_table().append_column("method", pa.array([], pa.string())))
         except (duckdb.Error, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"--where {where!r}: {reason}; the columns are {', '.join(columns)}") from None
@@ -194,10 +191,10 @@ class Condition:
     def matches(self, table: pa.Table) -> dict[int, list[int]]:
         """What matches in rows of `batches`: index of the image -> indices of its segments, both ascending."""
         self._database.register("one_batch", flatten(table))
-        found = self._database.execute(self._query).fetchall()
+        pairs = self._database.execute(f"{self._query} ORDER BY row, segment").fetchall()
         self._database.unregister("one_batch")
         chosen: dict[int, list[int]] = {}
-        for row, segment in sorted(found, key=lambda pair: (pair[0], pair[1] or 0)):
+        for row, segment in pairs:
             chosen.setdefault(row, []).extend([] if segment is None else [segment])
         return chosen
 
@@ -225,34 +222,21 @@ def _key(joined: pa.Table) -> str | None:
 
 
 def _chosen(table: pa.Table, condition: Condition | None) -> Iterator[dict]:
-    chosen = condition and condition.matches(table)
-    if chosen is not None:
-        table = table.take(pa.array(chosen.keys(), pa.int64()))
-    kept = iter(chosen.values()) if chosen is not None else None
-    for row in table.to_pylist():
+    chosen = condition.matches(table) if condition else dict.fromkeys(range(len(table)))
+    for row, kept in zip(table.take(pa.array(chosen, pa.int64())).to_pylist(), chosen.values(), strict=True):
         segments = [segment | {"segment": i} for i, segment in enumerate(row["segments"] or [])]
-        yield row | {"segments": segments if kept is None else [segments[i] for i in next(kept)]}
+        yield row | {"segments": segments if kept is None else [segments[i] for i in kept]}
 
 
-def _paths(part: pq.ParquetFile, leaves: tuple[str, ...]) -> list[str]:
-    """The stored columns to read: all of `schema.MASKS`, of the segments only `leaves`."""
-    paths = [part.metadata.schema.column(i).path for i in range(part.metadata.num_columns)]
-    return [
-        path
-        for path in paths
-        if path.split(".")[0] in schema.MASKS.names
-        and (path.split(".")[0] != "segments" or path.split(".")[3] in leaves)
-    ]
+def _paths(leaves: tuple[str, ...] | None) -> list[str]:
+    """The stored columns to read: all of `schema.MASKS`, of the segments only `leaves`, as in `batches`."""
+    of_segments = [f"segments.list.element.{leaf}" for leaf in leaves or WITHOUT_SOFT]
+    return [path for name in schema.MASKS.names for path in (of_segments if name == "segments" else [name])]
 
 
-def _empty() -> pa.Table:
-    """No rows, with the columns of `batches`."""
-    return schema.MASKS.empty_table().append_column("method", pa.array([], pa.string()))
-
-
-def _of_groups(part: pq.ParquetFile, ids: list[str], leaves: tuple[str, ...]) -> Iterator[dict]:
+def _of_groups(part: pq.ParquetFile, ids: list[str], paths: list[str]) -> Iterator[dict]:
     """The rows of some ids in a part. Of a row group that holds none only the ids are read."""
-    wanted, paths = pa.array(ids, pa.string()), _paths(part, leaves)
+    wanted = pa.array(ids, pa.string())
     for group in range(part.num_row_groups):
         here = pc.is_in(part.read_row_group(group, columns=["image_id"])["image_id"], value_set=wanted)
         if pc.any(here).as_py():

@@ -16,7 +16,6 @@ import io
 import json
 import re
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -25,12 +24,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe import schema
-from raypipe.storage import TEMPORARY, Folder, fence, parquet_bytes
+from raypipe.storage import TEMPORARY, Folder, fence, map_ahead, parquet_bytes
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
 OURS = re.compile(r"part-\d{8}T\d+Z-[0-9a-f]{4}-\w+(-[0-9a-f]{12})?\.parquet")  # names that `Run.commit` gives
-COMPLETE = ("_runs", "manifest.json")  # is there while nothing is pending and `finish` has run
+COMPLETE_NOTE = ("_runs", "manifest.json")  # is there while nothing is pending and `finish` has run
 SEAL = b"raypipe:"  # stands before a commit record's own checksum
 
 
@@ -59,9 +58,8 @@ class Run:
     def configuration(self) -> dict | None:
         """The content of run.json: `method`, `settings` (frozen) and `provenance`; None for a new run."""
         try:
-            found = self.folder.read_json("run.json")
-            wanted = ("schema", "method", "settings", "provenance")
-            return None if found is None else {name: found[name] for name in wanted}
+            content, names = self.folder.read_json("run.json"), ("schema", "method", "settings", "provenance")
+            return None if content is None else {name: content[name] for name in names}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self}/run.json is damaged ({error!r}); restore it or use another --output") from error
 
@@ -70,19 +68,19 @@ class Run:
 
         defaults: those of all settings, which hold for a setting that the run's version of raypipe did not have.
         """
-        if found := self.configuration():
-            old = {"method": found["method"], **defaults, **found["settings"]}
+        if frozen := self.configuration():
+            old = {"method": frozen["method"], **defaults, **frozen["settings"]}
             refuse_other(f"{self} holds a run of another configuration", old, {"method": self._method, **settings})
 
     def freeze(self, settings: dict, provenance: dict) -> None:
         """Write run.json once. A run that has one keeps it; other weights (`provenance["weights"]`) are refused."""
-        found = self.configuration()
+        frozen = self.configuration()
         content = {"schema": schema.VERSION, "method": self._method, "settings": settings, "provenance": provenance}
-        self._stamp = {b"raypipe.run": json.dumps(found or content, default=str).encode()}
-        if found is None:
+        self._stamp = {b"raypipe.run": json.dumps(frozen or content, default=str).encode()}
+        if frozen is None:
             self.folder.write_json(content, "run.json")
         else:
-            old, new = ({"weights": each["weights"]} for each in (found["provenance"], provenance))
+            old, new = ({"weights": each["weights"]} for each in (frozen["provenance"], provenance))
             refuse_other(f"{self} was made with other weights", old, new)
 
     # Planning and cleaning
@@ -107,12 +105,8 @@ class Run:
 
     def commits(self) -> pa.Table:
         """All committed ids: `image_id`, `error`, `part` (file name). An id may stand twice after a retry."""
-        names = self.parts()
-        with ThreadPoolExecutor(16) as pool:
-            tables = list(pool.map(self._read_commit, names))
-        parts = [pa.repeat(pa.scalar(name), len(table)) for name, table in zip(names, tables, strict=True)]
-        rows = pa.concat_tables([schema.COMMIT.empty_table(), *tables])
-        return rows.append_column("part", pa.chunked_array(parts, pa.string()))
+        columns = schema.COMMIT.append(pa.field("part", pa.string()))
+        return pa.concat_tables([columns.empty_table(), *map_ahead(self._read_commit, self.parts())])
 
     def plan(self, manifest: pa.Table, *, retry_errors: bool = False, limit: int | None = None) -> pa.Table:
         """The rows of the manifest that are not committed yet, at most `limit`. With retry_errors, failed ones too."""
@@ -127,9 +121,9 @@ class Run:
         """Write the attempt's work list; returns file system and paths for `ray.data.read_parquet`."""
         paths = []
         for start in range(0, len(pending), PENDING_ROWS):
-            name = f"pending-{start // PENDING_ROWS:05d}.parquet"
-            self.folder.write_table(pending.slice(start, PENDING_ROWS), "_runs", attempt, name)
-            paths.append(self.folder.path("_runs", attempt, name))
+            names = "_runs", attempt, f"pending-{start // PENDING_ROWS:05d}.parquet"
+            self.folder.write_table(pending.slice(start, PENDING_ROWS), *names)
+            paths.append(self.folder.path(*names))
         return self.folder.fs, paths
 
     # Committing
@@ -165,8 +159,8 @@ class Run:
 
     def part_metadata(self) -> dict[bytes, bytes]:
         """What each part's schema carries: the version of the columns and the content of run.json."""
-        if not self._stamp and (found := self.configuration()):
-            self._stamp = {b"raypipe.run": json.dumps(found).encode()}
+        if not self._stamp and (frozen := self.configuration()):
+            self._stamp = {b"raypipe.run": json.dumps(frozen).encode()}
         return schema.MASKS.metadata | self._stamp
 
     def finish(self, attempt: str) -> pa.Table:
@@ -179,14 +173,14 @@ class Run:
 
     def is_complete(self) -> bool:
         """Whether the run ended with nothing pending and has not been started on new images since."""
-        return self.folder.read(*COMPLETE) is not None
+        return self.folder.read(*COMPLETE_NOTE) is not None
 
     def mark_complete(self, summary: dict | None) -> None:
         """Note, as the last step, that nothing is pending; None takes the note back before new work."""
         if summary is None:
-            self.folder.delete(*COMPLETE)
+            self.folder.delete(*COMPLETE_NOTE)
         else:
-            self.folder.write_json(summary, *COMPLETE)
+            self.folder.write_json(summary, *COMPLETE_NOTE)
 
     def record_attempt(self, attempt: str, record: dict) -> None:
         """Write the attempt's record `_runs/<attempt>.json`."""
@@ -214,24 +208,21 @@ class Run:
         rows = []
         for part in sorted(set(failed["part"].to_pylist())):
             with self.open(part) as file:
-                table = pq.read_table(
-                    file, columns=["image_id", "uri", "key", "error"], filters=pc.field("error") != ""
-                )
-            rows += table.to_pylist()
-        columns = {name: [row[name] for row in rows] for name in ("image_id", "uri", "key")}
-        split = [(row["error"].split(": ", 2) + ["", ""])[:3] for row in rows]
-        columns |= {name: [parts[i] for parts in split] for i, name in enumerate(("stage", "kind", "message"))}
-        columns["retryable"] = [kind in RETRYABLE for kind in columns["kind"]]
-        return pa.table(columns, schema=schema.ERRORS)
+                table = pq.read_table(file, columns=["image_id", "uri", "key", "error"])
+            rows += table.filter(pc.field("error") != "").to_pylist()
+        for row in rows:
+            row["stage"], row["kind"], row["message"] = (row["error"].split(": ", 2) + ["", ""])[:3]
+            row["retryable"] = row["kind"] in RETRYABLE
+        return pa.Table.from_pylist(rows, schema=schema.ERRORS)
 
     @property
     def method(self) -> str:
         """The method that made the run. Raises FileNotFoundError when the folder is no run."""
         if self._method is None:
-            configuration = self.configuration()
-            if configuration is None:
+            frozen = self.configuration()
+            if frozen is None:
                 raise FileNotFoundError(f"{self}: no run.json in it, so it is not a raypipe run")
-            self._method = configuration["method"]
+            self._method = frozen["method"]
         return self._method
 
     @property
@@ -257,12 +248,13 @@ class Run:
         try:
             if is_sealed(content) is False:
                 raise ValueError("its checksum is wrong")
-            return pq.read_table(io.BytesIO(content)).select(schema.COMMIT.names)
+            rows = pq.read_table(io.BytesIO(content)).select(schema.COMMIT.names)
         except (ValueError, KeyError, OSError) as error:
             raise RuntimeError(
                 f"{self}: commit record {name} is damaged ({error}); `raypipe verify {self} --repair` removes it, and "
                 "the next run does its images again"
             ) from error
+        return rows.append_column("part", pa.repeat(name, len(rows)))
 
 
 def superseded(commits: pa.Table) -> set[tuple[str, str]]:
