@@ -24,7 +24,7 @@ from raypipe.types import BadImage
 
 BATCH_ROWS = 50_000  # rows of a column of URIs that are read together
 TAR_BUFFER = 1 << 15  # bytes: the headers of small neighbours come with one request, large pictures are jumped over
-COLUMNS = "uri url path file filename file_name image image_path image_uri image_url".split()
+URI_COLUMNS = "uri url path file filename file_name image image_path image_uri image_url".split()
 # What the names of pictures end in, also of formats that are not read: those become error rows.
 PICTURES = set(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .mpo .heic .heif .avif .jxl .jp2 .j2k .dng .cr2 .cr3 "
@@ -49,14 +49,12 @@ class Item(NamedTuple):
 
 def find_uri_column(names: list[str], column: str | None) -> str:
     """The asked-for column, or the first of the usual names (in any case) that is there. Raises ValueError."""
-    found = [column] if column in names else []
-    if column is None:
-        lower = {name.strip().lower(): name for name in names}
-        found = [lower[name] for name in COLUMNS if name in lower]
-    if not found:
-        wanted = f"column {column!r}" if column else f"column named {', '.join(COLUMNS)}"
-        raise ValueError(f"no {wanted}; the columns are {', '.join(map(repr, names))}; choose one with --column")
-    return found[0]
+    lower = {name.strip().lower(): name for name in names}
+    usual = next((lower[name] for name in URI_COLUMNS if name in lower), None)
+    if column in names or (column is None and usual is not None):
+        return usual if column is None else column
+    wanted = f"column {column!r}" if column else f"column named {', '.join(URI_COLUMNS)}"
+    raise ValueError(f"no {wanted}; the columns are {', '.join(map(repr, names))}; choose one with --column")
 
 
 def uri_item(source: Location, entry: str) -> Item:
@@ -98,12 +96,11 @@ def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[It
         elif footer.schema.to_arrow_schema().get_field_index(name) < 0:
             raise ValueError(f"{file} has no column {name!r}, which the other tables have")
     good = [(*pair, footer) for pair, footer in zip(files, footers, strict=True) if not isinstance(footer, Exception)]
-    if _holds(tables[0].field(name).type) == "uri":
-        for location, _, _ in good:
-            yield from (uri_item(location, uri) for uri in _column_of_uris(location, name))
-        return
     for location, file, footer in good:
-        yield from _cells_of(location, os.path.splitext(storage.as_text(file))[0], footer, name)
+        if _holds(tables[0].field(name).type) == "uri":
+            yield from (uri_item(location, uri) for uri in _column_of_uris(location, name))
+        else:
+            yield from _cells_of(location, os.path.splitext(storage.as_text(file))[0], footer, name)
 
 
 def _footer_or_error(location: Location) -> pq.FileMetaData | Exception:
@@ -125,11 +122,9 @@ def _holds(kind: pa.DataType) -> str:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return "struct"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if kind in (pa.string(), pa.large_string(), pa.string_view()):
         return "uri"
-    return (
-        "bytes" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) else ""
-    )
+    return "bytes" if kind in (pa.binary(), pa.large_binary(), pa.binary_view()) else ""
 
 
 def _image_column(table: pa.Schema, column: str | None) -> str:
@@ -221,9 +216,8 @@ def list_tars(files: list[tuple[str, str]], skipped: Counter) -> Iterator[Item]:
     """
     for (_, name), (items, left_out) in zip(files, map_ahead(_members, files), strict=True):
         if len(files) == 1 and len(items) == 1 and items[0].length is None:
-            raise ValueError(
-                f"{name} is not a readable tar: it is damaged from byte {items[0].start} on, or compressed"
-            )
+            start = items[0].start
+            raise ValueError(f"{name} is not a readable tar: it is damaged from byte {start} on, or compressed")
         skipped.update(left_out)
         yield from items
 
@@ -231,6 +225,7 @@ def list_tars(files: list[tuple[str, str]], skipped: Counter) -> Iterator[Item]:
 def _members(file: tuple[str, str]) -> tuple[list[Item], Counter]:
     """The pictures of a tar by its headers, and what was left out. Damage ends the list with an `_unlisted` row."""
     (location, name), items, skipped = file, [], Counter()
+    stem = posixpath.splitext(storage.as_text(name))[0]
     filesystem, path = storage.resolve(location)
     with filesystem.open_input_file(path) as file, io.BufferedReader(file, TAR_BUFFER) as stream:
         archive = None
@@ -238,13 +233,11 @@ def _members(file: tuple[str, str]) -> tuple[list[Item], Counter]:
             archive = tarfile.TarFile(fileobj=stream)
             for member in archive:
                 archive.members = []  # it would keep them all
-                reason = _not_a_picture(member)
-                if reason:
+                if reason := _not_a_picture(member):
                     skipped[reason] += 1
                     continue
                 part = storage.as_text(member.name)
-                key = f"{posixpath.splitext(storage.as_text(name))[0]}/{part}"
-                items.append(Item(location, key, f"#{part}", member.offset_data, member.size))
+                items.append(Item(location, f"{stem}/{part}", f"#{part}", member.offset_data, member.size))
             damaged = archive.offset if not _ends_here(stream, archive.offset) else None
         except (tarfile.TarError, ValueError, EOFError, OSError) as error:
             damaged = archive.offset if archive else 0

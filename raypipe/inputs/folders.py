@@ -19,7 +19,7 @@ WILDCARD = re.compile(r"[*?\[]")
 def kind(uri: str) -> str:
     """`file`, `folder`, `other` (FIFO, device, socket) or `missing`. A web address counts as a file without asking.
 
-    Raises OSError when the place cannot be reached or asked.
+    Raises OSError when it cannot be reached or asked.
     """
     parts = storage.split(uri)
     if parts is None:
@@ -31,8 +31,8 @@ def kind(uri: str) -> str:
     if parts.is_web:
         return "file"
     filesystem, path = storage.resolve(uri)
-    found = filesystem.get_file_info(path).type
-    return {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}.get(found, "missing")
+    names = {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}
+    return names.get(filesystem.get_file_info(path).type, "missing")
 
 
 def walk(

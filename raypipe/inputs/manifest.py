@@ -10,7 +10,8 @@ import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 
 import pyarrow as pa
@@ -25,7 +26,6 @@ log = logging.getLogger("raypipe")
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
 FIELD_CHARACTERS = 1 << 30  # of a CSV field: a column beside the URIs may hold whole documents or encoded images
-LISTS = {".txt", ".csv", ".tsv", ".jsonl"}
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
 SIDECARS = set(
@@ -80,8 +80,7 @@ def _manifest(items: Iterator[Item]) -> tuple[pa.Table, int]:
             key = _unique(item.key, image_id, keys)
             rows.append((image_id, location + item.part, key, location.uri, *item[3:]))
         columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema.MANIFEST, strict=True)]
-        chunks.append(pa.Table.from_arrays(arrays, schema=schema.MANIFEST))
+        chunks.append(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
     return pa.concat_tables(chunks), again
 
 
@@ -104,23 +103,23 @@ def _items(source: Location, column: str | None, skipped: Counter) -> Iterator[I
     kind = folders.kind(source)
     if kind == "file":
         return _of_file(source, column, skipped)
-    if kind == "folder":
-        names = folders.walk(source, skipped)
-        return _of_files(((storage.join(source, name), name) for name in names), column, skipped, sidecars=SIDECARS)
     if kind == "other":
         raise ValueError(f"{source} is neither a file nor a folder")
     parts = storage.split(source)
-    if not folders.WILDCARD.search(parts.key if parts else source.uri):
+    if kind == "folder":
+        folder, names, sidecars = source, folders.walk(source, skipped), SIDECARS
+    elif folders.WILDCARD.search(parts.key if parts else source.uri):
+        (folder, names), sidecars = folders.glob(source.uri, skipped), set()
+    else:
         raise FileNotFoundError(source)
-    folder, names = folders.glob(source.uri, skipped)
-    return _of_files(((storage.join(folder, name), name) for name in names), column, skipped, sidecars=set())
+    return _of_files(((storage.join(folder, name), name) for name in names), column, skipped, sidecars=sidecars)
 
 
 def _of_file(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
     location = source if storage.split(source) else Location(storage.normalise(source))
     name = storage.as_text(posixpath.basename(storage.local_path(location) or location))
     suffix = _suffix(name)
-    if suffix in LISTS:
+    if suffix in READ_LIST:
         return _of_list(location, suffix, column)
     if PACKED_TAR.search(name):
         raise ValueError(f"{name}: a compressed tar cannot be read in parallel; unpack it to .tar first")
@@ -167,11 +166,11 @@ def _images(files: Iterable[tuple[str, str]], skipped: Counter | None) -> Iterat
 
 
 def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
-    suffix = _suffix(name)
-    if sidecars and (suffix in sidecars or posixpath.basename(name).lower() in SIDECAR_NAMES):
-        skipped[suffix or posixpath.basename(name)] += 1
-        return True
-    return False
+    suffix, base = _suffix(name), posixpath.basename(name)
+    is_sidecar = suffix in sidecars or (bool(sidecars) and base.lower() in SIDECAR_NAMES)
+    if is_sidecar:
+        skipped[suffix or base] += 1
+    return is_sidecar
 
 
 def _suffix(name: str) -> str:
@@ -203,15 +202,12 @@ def _lines(lines: Iterable[str], column: None) -> Iterator[str]:
     return (line for line in map(str.strip, lines) if not line.startswith("#"))
 
 
-def _separated(separator: str) -> Callable[[Iterable[str], str | None], Iterator[str]]:
-    def entries(lines: Iterable[str], column: str | None) -> Iterator[str]:
-        csv.field_size_limit(FIELD_CHARACTERS)
-        rows = csv.reader(lines, delimiter=separator)
-        names = next(rows, [])
-        index = names.index(containers.find_uri_column(names, column))
-        return (row[index].strip() for row in rows if len(row) > index)
-
-    return entries
+def _separated(lines: Iterable[str], column: str | None, *, separator: str) -> Iterator[str]:
+    csv.field_size_limit(FIELD_CHARACTERS)
+    rows = csv.reader(lines, delimiter=separator)
+    names = next(rows, [])
+    index = names.index(containers.find_uri_column(names, column))
+    return (row[index].strip() for row in rows if len(row) > index)
 
 
 def _json_lines(lines: Iterable[str], column: str | None) -> Iterator[str]:
@@ -226,7 +222,12 @@ def _json_lines(lines: Iterable[str], column: str | None) -> Iterator[str]:
             raise ValueError(f"line {number} is not a JSON object: {error}") from None
 
 
-READ_LIST = {".txt": _lines, ".csv": _separated(","), ".tsv": _separated("\t"), ".jsonl": _json_lines}
+READ_LIST = {
+    ".txt": _lines,
+    ".csv": partial(_separated, separator=","),
+    ".tsv": partial(_separated, separator="\t"),
+    ".jsonl": _json_lines,
+}
 
 
 # Bytes
@@ -239,16 +240,14 @@ def fetch(rows: list[dict], *, max_bytes: int) -> Iterator[bytes | BadImage]:
     group's image column stays in memory. max_bytes: limit per image, checked before it is read.
     """
 
-    def read(row: dict) -> bytes | BadImage:
-        return _bytes_or_error(row, max_bytes)
-
+    read = partial(_bytes_or_error, max_bytes=max_bytes)
     remote = [row["row"] is None and storage.split(row["location"]) is not None for row in rows]
     ahead = map_ahead(read, [row for row, is_remote in zip(rows, remote, strict=True) if is_remote])
     for row, is_remote in zip(rows, remote, strict=True):
         yield next(ahead) if is_remote else read(row)
 
 
-def _bytes_or_error(row: dict, max_bytes: int) -> bytes | BadImage:
+def _bytes_or_error(row: dict, *, max_bytes: int) -> bytes | BadImage:
     location, start, length = Location(row["location"]), row["start"], row["length"]
     try:
         if row["row"] is not None:

@@ -12,7 +12,7 @@ from raypipe import images, storage
 from raypipe.inputs.manifest import list_inputs
 from raypipe.storage import Location
 
-LEVEL = 128  # a mask's pixels from this value on are set
+SET_FROM = 128  # a mask's pixels from this value on are set
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,17 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
     owners = {stem: key for stem, key in claimants.items() if key is not None and by_stem[stem] not in used}
     location |= {key: by_stem[stem] for stem, key in owners.items()}
     used |= set(location.values())
-    return Matches(location, [path for path, place in by_path.items() if place not in used])
+    return Matches(location, [path for path, file in by_path.items() if file not in used])
 
 
 def read(location: str, *, max_bytes: int, max_pixels: int) -> np.ndarray:
     """A mask file as bool (H, W): the brightest channel is at least 128. Raises BadImage when it cannot be read."""
     content = storage.read_bytes(location, max_bytes=max_bytes)
-    return images.decode(content, max_pixels=max_pixels).max(2) >= LEVEL
+    return images.decode(content, max_pixels=max_pixels).max(2) >= SET_FROM
 
 
 def _index(folder: str) -> tuple[dict[str, str | None], dict[str, str | None]]:
     """Location by path without extension and by stem; None where two files have it."""
-
     by_path, by_stem = {}, {}
     files = list_inputs(folder)
     if files["start"].null_count + files["row"].null_count < 2 * len(files):

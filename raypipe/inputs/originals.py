@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe import images
-from raypipe.images import encode_png
 from raypipe.inputs import manifest
 from raypipe.types import BadImage
 
@@ -43,7 +42,11 @@ class Originals:
             listed = [self._manifest_row(row) for row in group]
             contents = manifest.fetch([each for each in listed if each], max_bytes=MAX_BYTES)
             for row, found in zip(group, listed, strict=True):
-                yield row, self._proven(row, next(contents)) if found else _unlisted(row)
+                if found is None:
+                    text = f"{row['key']!r} is not in the --input, by id or by key"
+                    yield row, BadImage("fetch", "missing", text)
+                else:
+                    yield row, self._proven(row, next(contents))
 
     def _manifest_row(self, row: dict) -> dict | None:
         """The manifest row of an image; None when the listing does not hold it."""
@@ -87,8 +90,4 @@ def portable(row: dict, content: bytes) -> tuple[bytes, str]:
             return content, ".jpg"
     if content.startswith(PNG) and b"exif" not in content.lower():
         return content, ".png"
-    return encode_png(decode(row, content)), ".png"
-
-
-def _unlisted(row: dict) -> BadImage:
-    return BadImage("fetch", "missing", f"{row['key']!r} is not in the --input, by id or by key")
+    return images.encode_png(decode(row, content)), ".png"
