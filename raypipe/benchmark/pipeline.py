@@ -177,11 +177,12 @@ def bare_loop(spec: Spec, photos: str, worker: int) -> tuple[float, float]:
     work = plan_work(job, Sleeper(sleep=spec.sleep), None)
     share = -(-spec.images // spec.workers)
     rows = list_images(job, work).slice(worker * share, share)
-    decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
+    segment = stages.Segment(work)
     for first in range(0, len(rows), spec.batch):
         if first == spec.batch:
             wall, cpu = time.perf_counter(), time.process_time()
-        stages.table(encode(segment(decode(rows.slice(first, spec.batch).to_pylist()))))
+        batch = rows.slice(first, spec.batch).to_pylist()
+        stages.table(stages.encode(segment(stages.decode(batch, work)), work))
     count = len(rows) - spec.batch
     return count / (time.perf_counter() - wall), (time.process_time() - cpu) / count
 

@@ -238,7 +238,8 @@ def _members(file: tuple[str, str]) -> tuple[list[Item], Counter]:
                     continue
                 part = storage.as_text(member.name)
                 items.append(Item(location, f"{stem}/{part}", f"#{part}", member.offset_data, member.size))
-            damaged = archive.offset if not _ends_here(stream, archive.offset) else None
+            stream.seek(archive.offset)  # tarfile takes a broken header in the middle for the end: is its marker there?
+            damaged = archive.offset if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE) else None
         except (tarfile.TarError, ValueError, EOFError, OSError) as error:
             damaged = archive.offset if archive else 0
             if isinstance(error, OSError) and damaged <= file.size():  # not a jump behind the end: no damage
@@ -256,12 +257,6 @@ def _not_a_picture(member: tarfile.TarInfo) -> str:
         return "hidden names"
     suffix = posixpath.splitext(member.name)[1].lower()
     return "" if suffix in PICTURES else suffix or "members without extension"
-
-
-def _ends_here(stream: io.BufferedReader, offset: int) -> bool:
-    """Whether the archive's end marker is there. tarfile takes a broken header in the middle for the end."""
-    stream.seek(offset)
-    return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _unlisted(location: Location, name: str, start: int) -> Item:

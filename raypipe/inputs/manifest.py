@@ -146,7 +146,11 @@ def _of_files(
     if column is not None and not (packed and tables):
         raise ValueError(f"--column {column!r} has no effect: the input has no columns")
     if not packed:
-        yield from _images(itertools.chain(seen, files), skipped if sidecars else None)
+        for location, name in itertools.chain(seen, files):
+            if sidecars and _suffix(name) in (".tar", ".parquet"):
+                skipped[f"{_suffix(name)} (beside images)"] += 1
+            else:
+                yield Item(location, storage.as_text(name))
         return
     if tars and tables:
         raise ValueError("both .tar and .parquet files and no images; choose with a glob such as 'folder/**/*.tar'")
@@ -154,15 +158,6 @@ def _of_files(
     strays = (_suffix(name) or "without extension" for _, name in seen if _suffix(name) not in (".tar", ".parquet"))
     skipped.update(f"{stray} (beside {beside})" for stray in strays)
     yield from containers.list_tables(tables, column) if tables else containers.list_tars(tars, skipped)
-
-
-def _images(files: Iterable[tuple[str, str]], skipped: Counter | None) -> Iterator[Item]:
-    """A row per file. skipped: counts tars and tables, which are left out; None takes every file for an image."""
-    for location, name in files:
-        if skipped is not None and _suffix(name) in (".tar", ".parquet"):
-            skipped[f"{_suffix(name)} (beside images)"] += 1
-        else:
-            yield Item(location, storage.as_text(name))
 
 
 def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
@@ -202,7 +197,7 @@ def _lines(lines: Iterable[str], column: None) -> Iterator[str]:
     return (line for line in map(str.strip, lines) if not line.startswith("#"))
 
 
-def _separated(lines: Iterable[str], column: str | None, *, separator: str) -> Iterator[str]:
+def _separated(lines: Iterable[str], column: str | None, *, separator: str = ",") -> Iterator[str]:
     csv.field_size_limit(FIELD_CHARACTERS)
     rows = csv.reader(lines, delimiter=separator)
     names = next(rows, [])
@@ -222,12 +217,7 @@ def _json_lines(lines: Iterable[str], column: str | None) -> Iterator[str]:
             raise ValueError(f"line {number} is not a JSON object: {error}") from None
 
 
-READ_LIST = {
-    ".txt": _lines,
-    ".csv": partial(_separated, separator=","),
-    ".tsv": partial(_separated, separator="\t"),
-    ".jsonl": _json_lines,
-}
+READ_LIST = {".txt": _lines, ".csv": _separated, ".tsv": partial(_separated, separator="\t"), ".jsonl": _json_lines}
 
 
 # Bytes

@@ -40,8 +40,7 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
         elif by_stem.get(stem):
             claimants[stem] = key if claimants.get(stem, key) == key else None
     used = set(location.values())
-    owners = {stem: key for stem, key in claimants.items() if key is not None and by_stem[stem] not in used}
-    location |= {key: by_stem[stem] for stem, key in owners.items()}
+    location |= {key: by_stem[stem] for stem, key in claimants.items() if key is not None and by_stem[stem] not in used}
     used |= set(location.values())
     return Matches(location, [path for path, file in by_path.items() if file not in used])
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from raypipe.types import Segmenter
 log = logging.getLogger("raypipe")
 STARTUP = 10.0  # seconds: Ray and its first worker processes, measured on two cores
 LOADING = 120.0  # seconds that the child may take besides its images
-TIMED = 3  # images
+TIMED_IMAGES = 3
 PATIENCE = 30.0  # seconds after which no further image is timed: some methods take minutes for one
 
 
@@ -67,10 +68,10 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
 
 def _expected(job: Label, work: Work, pending: pa.Table, *, device: str, actors: int) -> dict:
     """Time, size and memory, from up to three images; or why they were not timed."""
-    step = max(1, len(pending) // TIMED)
-    rows = pending.take(list(range(0, len(pending), step))[:TIMED]).to_pylist()
+    step = max(1, len(pending) // TIMED_IMAGES)
+    rows = pending.take(list(range(0, len(pending), step))[:TIMED_IMAGES]).to_pylist()
     log.info("timing up to %s; --no-timing leaves this out", count_of_images(len(rows)))
-    timed = _timed(work, device, rows, alone=job.local, timeout=job.timeout or work.segmenter.timeout)
+    timed = _timed(work, device, rows, alone=job.local)
     if "missing" in timed:
         reason = "left out, since a dry run sets HF_HUB_OFFLINE and downloads nothing"
         return {"timing": f"{reason}: {timed['missing']}"}
@@ -86,18 +87,15 @@ def _expected(job: Label, work: Work, pending: pa.Table, *, device: str, actors:
 
 def _needs(work: Work) -> str:
     """The weights of the method and of what computes its foreground."""
-    needs = [work.segmenter.needs] if work.segmenter.needs else []
-    if work.finder and work.finder.needs:
-        needs.append(f"for the foreground: {work.finder.needs}")
-    return "; ".join(needs) or "nothing"
+    foreground = work.finder.needs if work.finder else ""
+    needs = work.segmenter.needs, foreground and f"for the foreground: {foreground}"
+    return "; ".join(filter(None, needs)) or "nothing"
 
 
 def _actors(job, work: Work, device: str) -> int:
     """Actors of a run on this machine; on a cluster its size decides when the job starts."""
-    if job.local:
-        return 1
-    if job.actors:
-        return job.actors
+    if job.local or job.actors:
+        return job.actors or 1
     if device == "cuda":
         import torch
 
@@ -105,12 +103,12 @@ def _actors(job, work: Work, device: str) -> int:
     return cores.for_local_ray() - 2
 
 
-def _timed(work: Work, device: str, rows: list[dict], *, alone: bool, timeout: float) -> dict:
+def _timed(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:
     """Label a few rows in a child process: nothing is loaded here, and a crash stays there.
 
-    alone: the process may use all cores, as in a run without Ray. timeout: seconds for one image.
+    alone: the process may use all cores, as in a run without Ray.
     """
-    limit = LOADING + timeout * len(rows)
+    limit, timing = LOADING + work.timeout * len(rows), f"timing {count_of_images(len(rows))}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({} if alone else {"OMP_NUM_THREADS": "1"})
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.pickle")  # not stdout: libraries print there
@@ -119,26 +117,16 @@ def _timed(work: Work, device: str, rows: list[dict], *, alone: bool, timeout: f
         try:
             child = subprocess.run(command, input=task, capture_output=True, env=environment, timeout=limit)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(
-                f"timing {count_of_images(len(rows))} took longer than {duration(limit)}; --no-timing leaves it out"
-            ) from None
+            text = f"{timing} took longer than {duration(limit)}; --no-timing leaves it out"
+            raise RuntimeError(text) from None
         if child.returncode:
             reason = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"]
-            raise RuntimeError(f"timing {count_of_images(len(rows))} failed: {reason[-1]}; --no-timing leaves it out")
+            raise RuntimeError(f"{timing} failed: {reason[-1]}; --no-timing leaves it out")
         return pickle.loads(answer.read_bytes())
 
 
-def _child(answer: Path) -> None:
-    """Write what labelling the rows took, or `missing`: which weights are not there."""
-    work, device, rows, alone = pickle.load(sys.stdin.buffer)
-    try:
-        answer.write_bytes(pickle.dumps(_measured(work, device, rows, alone=alone)))
-    except FileNotFoundError as error:  # of `load`: an image that is not there is an error row
-        answer.write_bytes(pickle.dumps({"missing": str(error)}))
-
-
 def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:
-    import dataclasses
+    """What labelling the rows in this process took."""
     import resource
 
     import cv2
@@ -146,12 +134,12 @@ def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict
     if not alone:
         cv2.setNumThreads(1)  # as in workers: as many processes as cores share the machine
     start = time.perf_counter()
-    work = dataclasses.replace(work, device=device)
-    decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
+    work = replace(work, device=device)
+    segment = stages.Segment(work)
     loaded = time.perf_counter()
     done = []
     for row in rows:
-        done += encode(segment(decode([row])))
+        done += stages.encode(segment(stages.decode([row], work)), work)
         if time.perf_counter() - loaded > PATIENCE:
             break
     table = stages.table(done)
@@ -166,5 +154,10 @@ def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict
     }
 
 
-if __name__ == "__main__":
-    _child(Path(sys.argv[1]))
+if __name__ == "__main__":  # the child of `_timed`
+    *given, alone = pickle.load(sys.stdin.buffer)
+    try:
+        measured = _measured(*given, alone=alone)
+    except FileNotFoundError as error:  # of `load`: an image that is not there is an error row
+        measured = {"missing": str(error)}
+    Path(sys.argv[1]).write_bytes(pickle.dumps(measured))

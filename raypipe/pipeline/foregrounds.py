@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe import segmenters, storage
+from raypipe import masks, segmenters, storage
 from raypipe.inputs import maskfiles
 from raypipe.run import Run, rows
 from raypipe.storage import Location
@@ -31,9 +30,8 @@ class Foreground:
 
     def __str__(self) -> str:
         """The spec with an absolute path and without credentials: what is frozen and shown."""
-        if self.is_read:
-            return f"{self.kind}:{Location(self.argument)}"
-        return f"{self.kind}:{self.argument}" if self.argument else self.kind
+        argument = Location(self.argument) if self.is_read else self.argument
+        return f"{self.kind}:{argument}" if argument else self.kind
 
     @property
     def is_read(self) -> bool:
@@ -45,8 +43,7 @@ class Foreground:
         if self.kind == "grabcut":
             return segmenters.find("grabcut")(seed=seed)
         if self.kind == "rembg":
-            rembg = segmenters.find("rembg")
-            return rembg(model=self.argument) if self.argument else rembg()
+            return segmenters.find("rembg")(**({"model": self.argument} if self.argument else {}))
         return None
 
 
@@ -59,9 +56,8 @@ def parse(text: str) -> Foreground:
         raise ValueError(f"foreground {text!r} needs a folder; write {kind}:DIR")
     if kind in ("grabcut", "whole") and argument:
         raise ValueError(f"foreground {text!r}: {kind} takes no argument")
-    if argument.endswith(".onnx"):
-        argument = os.path.abspath(os.path.expanduser(argument))
-    return Foreground(kind, storage.absolute(argument) if kind in ("given", "run") else argument)
+    is_path = kind in ("given", "run") or argument.endswith(".onnx")
+    return Foreground(kind, storage.absolute(argument) if is_path else argument)
 
 
 def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:
@@ -75,37 +71,36 @@ def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:
         where = {key: (location, None) for key, location in files.items()}
     else:
         where = rows.good_rows(Run(foreground.argument))
-    nowhere = (None, None)
-    uris, indices = zip(*(where.get(key, nowhere) for key in keys), strict=True) if keys else ((), ())
-    uris = [uri and Location(uri).uri for uri in uris]
-    manifest = manifest.append_column("foreground_location", pa.array(uris, pa.string()))
+    uris, indices = zip(*(where.get(key, (None, None)) for key in keys), strict=True)
+    uris = pa.array([uri and Location(uri).uri for uri in uris], pa.string())
+    manifest = manifest.append_column("foreground_location", uris)
     return manifest.append_column("foreground_row", pa.array(indices, pa.int64()))
 
 
-def read(row: dict, foreground: Foreground, *, max_bytes: int, max_pixels: int) -> np.ndarray:
-    """The mask that `attach` found for a row: bool (H, W). Raises BadImage if there is none or it is damaged."""
-    from raypipe import masks
+def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes: int, max_pixels: int) -> np.ndarray:
+    """The mask that `attach` found for a row: bool (H, W).
 
+    size: (height, width) of the image. Raises BadImage if there is no mask, if it is damaged, or has another size: a
+    resized guess would be a wrong mask.
+    """
     location = row["foreground_location"]
     if location is None:
         text = f"{foreground} has no single mask for {row['key']!r}, by relative path or by stem"
         raise BadImage("foreground", "missing", text)
     if foreground.kind == "run":
-        found = _segments(location)[row["foreground_row"]].as_py()
-        if not found:
+        segments = _segments(location)[row["foreground_row"]].as_py()
+        if not segments:
             raise BadImage("foreground", "missing", f"{foreground} found no segment in {row['key']!r}")
-        return masks.decode_rle(found[0])
-    try:
-        return maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
-    except BadImage as error:
-        raise BadImage("foreground", error.kind, f"{Location(location)}: {error.message}") from error
-
-
-def check_size(mask: np.ndarray, image: np.ndarray) -> None:
-    """Raise BadImage unless the mask has the image's size: a resized guess would be a wrong mask."""
-    if mask.shape != image.shape[:2]:
-        (h, w), (height, width) = mask.shape, image.shape[:2]
+        mask = masks.decode_rle(segments[0])
+    else:
+        try:
+            mask = maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
+        except BadImage as error:
+            raise BadImage("foreground", error.kind, f"{Location(location)}: {error.message}") from error
+    if mask.shape != size:
+        (h, w), (height, width) = mask.shape, size
         raise BadImage("foreground", "wrong_size", f"the mask is {w} x {h} pixels, the image {width} x {height}")
+    return mask
 
 
 @lru_cache(maxsize=1)

@@ -23,13 +23,13 @@ BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as
 def label_here(job: Label, work: Work, run: Run, pending: pa.Table, settings: dict) -> tuple[Counter, dict]:
     """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`, and {}."""
     work = replace(work, device=device_here(job.device, gpus=work.gpus))
-    decode, segment, encode = stages.Decode(work), stages.Segment(work), stages.Encode(work)
+    segment = stages.Segment(work)
     run.freeze(settings, provenance.environment() | {"weights": segment.checksums()})
     rows_done, errors, rows_per_block = 0, Counter(), block_size(job, work, on_gpu=work.device == "cuda")
     with Progress(len(pending), lambda: (rows_done, errors.total())):
         for task, start in enumerate(range(0, len(pending), rows_per_block)):
             manifest_rows = pending.slice(start, rows_per_block).to_pylist()
-            rows = stages.table(encode(segment(decode(manifest_rows))))
+            rows = stages.table(stages.encode(segment(stages.decode(manifest_rows, work)), work))
             run.commit(work.attempt, task, rows)
             errors += stages.count_errors(rows)
             rows_done += len(rows)
@@ -43,9 +43,8 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, settings: 
     from raypipe.pipeline import workers
     from raypipe.runtime import cluster
 
-    timeout = job.timeout or work.segmenter.timeout
     # A batch may take timeout x batch size before its worker gives it up; Ray must not give the job up before.
-    with cluster.connected(stall=max(1800.0, 3 * timeout * work.batch_size)):
+    with cluster.connected(stall=max(1800.0, 3 * work.timeout * work.batch_size)):
         cluster.warn_of_local_paths(input=job.input, output=job.output)
         resources = cluster.resources(gpus=work.gpus, device=job.device, actors=job.actors)
         work = replace(work, device=resources.device)
@@ -53,7 +52,7 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, settings: 
         ledger = workers.Ledger.remote()
         sink = workers.CommitSink(run, work.attempt, ledger)
         rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), resources, ledger)
-        with Progress(len(pending), workers.Asker(ledger)), cluster.plain_errors():
+        with Progress(len(pending), workers.asker(ledger)), cluster.plain_errors():
             rows.write_datasink(sink)
         facts = {"resources": ray.cluster_resources(), "place": asdict(resources), "stats": rows.stats()}
     if sink.rows != len(pending):
@@ -68,7 +67,6 @@ def graph(job: Label, work: Work, files, count: int, resources, ledger):
     its actors to itself, with decoding and encoding in tasks around them.
     """
     import ray.data
-    from ray.data import ActorPoolStrategy
 
     from raypipe.pipeline import workers
 
@@ -77,16 +75,15 @@ def graph(job: Label, work: Work, files, count: int, resources, ledger):
     block = min(block_size(job, work, on_gpu=resources.gpus > 0), few)
     batch = {"batch_size": min(work.batch_size, block), "batch_format": "pyarrow"}
     sizes = {"min_size": resources.min_actors, "max_size": resources.max_actors}
-    compute = ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)
-    guard = (work, ledger, job.timeout or work.segmenter.timeout)
+    compute = ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)
+    guard = (work, ledger)
     rows = ray.data.read_parquet(paths, filesystem=fs).repartition(target_num_rows_per_block=block)
     if not resources.gpus:
         return rows.map_batches(workers.LabelOnCpu, compute=compute, num_cpus=1, fn_constructor_args=guard, **batch)
     few = batch | {"batch_size": min(DECODED, block)}
     rows = rows.map_batches(workers.decode_on_cpu, num_cpus=1, fn_args=guard, **few)
-    rows = rows.map_batches(
-        workers.SegmentOnGpu, compute=compute, num_gpus=resources.gpus, fn_constructor_args=guard, **batch
-    )
+    actors = {"compute": compute, "num_gpus": resources.gpus, "fn_constructor_args": guard}
+    rows = rows.map_batches(workers.SegmentOnGpu, **actors, **batch)
     return rows.map_batches(workers.encode_on_cpu, num_cpus=1, fn_args=guard, **batch)
 
 
@@ -95,8 +92,7 @@ def block_size(job: Label, work: Work, *, on_gpu: bool) -> int:
     batches = BLOCK_BATCHES * work.batch_size
     if on_gpu:
         return batches
-    in_time = int(BLOCK_SECONDS / (job.timeout or work.segmenter.timeout))
-    return min(batches, max(in_time, job.batch_size or 1))
+    return min(batches, max(int(BLOCK_SECONDS / work.timeout), job.batch_size or 1))
 
 
 def probe(work: Work, *, gpus: float) -> dict[str, str]:
@@ -105,26 +101,16 @@ def probe(work: Work, *, gpus: float) -> dict[str, str]:
     Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
     """
     import ray
-    from ray.exceptions import RayError, WorkerCrashedError
 
     from raypipe.runtime.cluster import cause
 
-    if not any(_loads_something(method) for method in (work.segmenter, work.finder)):
+    if all(method is None or type(method).load is Segmenter.load for method in (work.segmenter, work.finder)):
         return {}
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_load)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(lambda work: stages.Segment(work).checksums())
     try:
         return ray.get(task.remote(work))
-    except WorkerCrashedError as error:
+    except ray.exceptions.WorkerCrashedError as error:
         raise RuntimeError(f"{work.segmenter.name}: loading it killed the worker process: {error}") from error
-    except RayError as error:
-        raise ValueError(
-            f"{work.segmenter.name}: {str(cause(error)).removeprefix(f'{work.segmenter.name}: ')}"
-        ) from error
-
-
-def _load(work: Work) -> dict[str, str]:
-    return stages.Segment(work).checksums()
-
-
-def _loads_something(method) -> bool:
-    return method is not None and type(method).load is not Segmenter.load
+    except ray.exceptions.RayError as error:
+        prefix = f"{work.segmenter.name}: "
+        raise ValueError(prefix + str(cause(error)).removeprefix(prefix)) from error

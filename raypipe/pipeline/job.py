@@ -120,11 +120,6 @@ def frozen_settings(segmenter, refiner, *, refine: str | None, keep_soft: bool) 
     return chosen | (asdict(refiner) if refiner else {})
 
 
-def public_options(job: Label) -> dict:
-    """The options without credentials."""
-    return asdict(job) | {"input": Location(job.input), "output": Location(job.output)}
-
-
 def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Work:
     """What the workers need to know, but for the attempt and the device. Raises ValueError for a wrong foreground."""
     return Work(
@@ -132,6 +127,7 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
         refiner=refiner,
         foreground=foregrounds.parse(segmenter.foreground) if isinstance(segmenter, PatternSegmenter) else None,
         batch_size=job.batch_size or segmenter.batch_size,
+        timeout=job.timeout or segmenter.timeout,
         keep_soft=job.keep_soft,
         max_pixels=job.max_pixels,
         max_bytes=job.max_bytes,

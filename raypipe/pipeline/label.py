@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 
 from raypipe.pipeline.dry_run import Estimate, estimate
 from raypipe.pipeline.graph import label_here, label_on_ray
-from raypipe.pipeline.job import Label, check_job, list_images, open_run, plan_work, public_options
+from raypipe.pipeline.job import Label, check_job, list_images, open_run, plan_work
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run, new_attempt, provenance
 from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of_images, speed
-from raypipe.storage import Folder
+from raypipe.storage import Folder, Location
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
@@ -44,12 +44,10 @@ class Summary:
         """What was labelled, what failed, what is left, and where the masks are."""
         failed = sum(self.errors.values())
         time = f"in {self.seconds:.1f} s ({speed(self.labelled / self.seconds)})"
-        lines = [f"{self.labelled:,} of {count_of_images(self.images)} labelled {time}"]
-        if failed:
-            lines = [f"{self.labelled:,} of {count_of_images(self.images)} done {time}: "]
-            lines[0] += f"{self.labelled - failed:,} labelled, {failed:,} failed"
+        images, counts = count_of_images(self.images), f"{self.labelled - failed:,} labelled, {failed:,} failed"
+        lines = [f"{self.labelled:,} of {images} " + (f"done {time}: {counts}" if failed else f"labelled {time}")]
         if not self.labelled:
-            lines = [f"nothing to do: all of {count_of_images(self.images)} were done before"]
+            lines = [f"nothing to do: all of {images} were done before"]
         if self.pending:
             verb = "is" if self.pending == 1 else "are"
             lines.append(f"{count_of_images(self.pending)} {verb} left; the same command goes on")
@@ -79,8 +77,7 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
     if job.sheet:
         from raypipe.pictures.sheet import write_sheet
 
-        sheet = write_sheet(run, images, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
-        summary = replace(summary, sheet=sheet)
+        summary = replace(summary, sheet=write_sheet(run, images, max_bytes=job.max_bytes, max_pixels=job.max_pixels))
     return summary
 
 
@@ -116,13 +113,14 @@ def attempt(
         log.info("%s of %s images to label", f"{len(pending):,}", f"{len(images):,}")
         if not len(pending) and run.is_complete():
             return _summary(job, work.attempt, images, run.commits(), Counter(), 0, start)
-        begun = {"options": public_options(job), "settings": settings, "images": len(images), "planned": len(pending)}
+        options = asdict(job) | {"input": Location(job.input), "output": Location(job.output)}  # without credentials
+        begun = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}
         with _recorded(run, work.attempt, begun) as facts:
             run.mark_complete(None)
             errors = Counter()
             if len(pending):
-                errors, found = execute(job, work, run, pending, settings)
-                facts |= found
+                errors, of_ray = execute(job, work, run, pending, settings)
+                facts |= of_ray
             summary = _summary(job, work.attempt, images, run.finish(work.attempt), errors, len(pending), start)
             facts |= asdict(summary)
             if not summary.pending:

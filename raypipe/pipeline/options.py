@@ -33,8 +33,12 @@ def checked(values: dict, kinds: list[type]) -> dict:
     """The values as the fields of the dataclasses want them. Raises TypeError or ValueError that names the option."""
     types = {name: hint for kind in kinds for name, hint in _types(kind).items()}
     for name, value in values.items():
-        if name not in types:
-            _refuse(name, value, list(types))
+        if name in types:
+            continue
+        if refiner := refiner_with(name):
+            text = f"option {name!r} (value {value!r}) has no effect without a refiner; set refine to {refiner!r}"
+            raise TypeError(text)
+        raise TypeError(f"unknown option {name!r} (value {value!r}); {lookup.suggest(name, types)}")
     return {name: _checked(name, value, types[name]) for name, value in values.items()}
 
 
@@ -54,12 +58,6 @@ def refiner_with(name: str) -> str | None:
 def _types(kind: type) -> dict[str, object]:
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
-
-
-def _refuse(name: str, value, known: list[str]) -> None:
-    if refiner := refiner_with(name):
-        raise TypeError(f"option {name!r} (value {value!r}) has no effect without a refiner; set refine to {refiner!r}")
-    raise TypeError(f"unknown option {name!r} (value {value!r}); {lookup.suggest(name, known)}")
 
 
 def _checked(name: str, value, hint):

@@ -32,6 +32,7 @@ class Work:
     refiner: Callable | None  # (masks, image) -> (soft masks, note)
     foreground: Foreground | None  # None for a method that takes none
     batch_size: int  # images per call of the method
+    timeout: float  # seconds for one image
     keep_soft: bool
     max_pixels: int
     max_bytes: int
@@ -49,39 +50,29 @@ class Work:
         return max(self.segmenter.gpus, self.finder.gpus if self.finder else 0.0)
 
 
-class Decode:
+def decode(rows: Iterable[dict], work: Work) -> Iterator[dict]:
     """Adds `image` (RGB uint8), `sha256`, `height`, `width`, and `foreground` (bool) where it is read from a file."""
+    rows = [{**row, "error": row.get("error", ""), "sha256": "", "height": 0, "width": 0} for row in rows]
+    contents = fetch([row for row in rows if not row["error"]], max_bytes=work.max_bytes)
+    for row in rows:
+        yield row if row["error"] else _decoded(row, next(contents), work)
 
-    def __init__(self, work: Work):
-        self._work = work
 
-    def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
-        rows = [{**row, "error": row.get("error", ""), "sha256": "", "height": 0, "width": 0} for row in rows]
-        contents = fetch([row for row in rows if not row["error"]], max_bytes=self._work.max_bytes)
-        for row in rows:
-            yield row if row["error"] else self._decoded(row, next(contents))
-
-    def _decoded(self, row: dict, content: bytes | BadImage) -> dict:
-        if isinstance(content, BadImage):
-            return row | {"error": str(content)}
-        row["sha256"] = hashlib.sha256(content).hexdigest()
-        try:
-            image = images.decode(content, max_pixels=self._work.max_pixels)
-            row["height"], row["width"] = image.shape[:2]
-            row["foreground"] = self._given_foreground(row, image)
-        except BadImage as error:
-            return row | {"error": str(error)}
-        except MemoryError:
-            return row | {"error": str(BadImage("decode", "memory", "not enough memory to decode it"))}
-        return row | {"image": image}
-
-    def _given_foreground(self, row: dict, image: np.ndarray) -> np.ndarray | None:
-        work = self._work
-        if work.foreground is None or not work.foreground.is_read:
-            return None
-        mask = foregrounds.read(row, work.foreground, max_bytes=work.max_bytes, max_pixels=work.max_pixels)
-        foregrounds.check_size(mask, image)
-        return mask
+def _decoded(row: dict, content: bytes | BadImage, work: Work) -> dict:
+    if isinstance(content, BadImage):
+        return row | {"error": str(content)}
+    row["sha256"] = hashlib.sha256(content).hexdigest()
+    try:
+        image = images.decode(content, max_pixels=work.max_pixels)
+        row["height"], row["width"] = size = image.shape[:2]
+        if work.foreground and work.foreground.is_read:
+            limits = {"max_bytes": work.max_bytes, "max_pixels": work.max_pixels}
+            row["foreground"] = foregrounds.read(row, work.foreground, size=size, **limits)
+    except BadImage as error:
+        return row | {"error": str(error)}
+    except MemoryError:
+        return row | {"error": str(BadImage("decode", "memory", "not enough memory to decode it"))}
+    return row | {"image": image}
 
 
 class Segment:
@@ -102,18 +93,17 @@ class Segment:
         for group in _groups(rows, self._batch_size):
             if self._foreground:
                 group = [self._with_foreground(row) for row in group]
-            found = self._segmented([row for row in group if not row["error"]])
+            segmented = self._segmented([row for row in group if not row["error"]])
             for row in group:
-                yield row if row["error"] else next(found)
+                yield row if row["error"] else next(segmented)
 
     def _with_foreground(self, row: dict) -> dict:
         if row["error"] or self._foreground.is_read:
             return row
-        image = row["image"]
         if self._finder is None:
-            return row | {"foreground": np.ones(image.shape[:2], bool)}
+            return row | {"foreground": np.ones(row["image"].shape[:2], bool)}
         try:
-            segments = next(iter(self._finder.segment([image])))
+            segments = next(iter(self._finder.segment([row["image"]])))
         except Exception as error:
             if is_device_lost(error):
                 raise
@@ -147,53 +137,42 @@ class Segment:
             yield from self._segmented(rest[first : first + size])
 
     def _results(self, rows: list[dict]) -> Iterator[Segments]:
-        pictures = [row["image"] for row in rows]
-        given = [row["foreground"] for row in rows] if self._foreground else None
         if not rows:
             return
-        results = self._segmenter.segment(pictures, given) if self._foreground else self._segmenter.segment(pictures)
-        for picture, segments in zip(pictures, results, strict=True):
-            _check(segments, picture)
+        columns = ("image", "foreground") if self._foreground else ("image",)
+        results = self._segmenter.segment(*([row[name] for row in rows] for name in columns))
+        for row, segments in zip(rows, results, strict=True):
+            _check(segments, row["image"])
             yield segments
 
 
-class Encode:
+def encode(rows: Iterable[dict], work: Work) -> Iterator[dict]:
     """Refines, thresholds and encodes: leaves rows of the table `schema.MASKS`, without image and arrays."""
+    for row in rows:
+        try:
+            result = {} if row["error"] else _encoded(row, work)
+        except Exception as error:
+            result = {"error": _failure("refine" if work.refiner else "encode", error)}
+        kept = {name: row[name] for name in schema.MASKS.names if name in row}
+        blank = {"segments": [], "foreground": None, "note": ""}
+        yield {"seconds": None, "attempt": work.attempt} | kept | blank | result
 
-    def __init__(self, work: Work):
-        self._work = work
 
-    def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
-        for row in rows:
-            try:
-                result = {} if row["error"] else self._encoded(row)
-            except Exception as error:
-                result = {"error": _failure("refine" if self._work.refiner else "encode", error)}
-            blank = {"segments": [], "foreground": None, "note": "", "seconds": None, "attempt": self._work.attempt}
-            kept = {
-                name: row[name] for name in schema.MASKS.names if name in row and name not in ("foreground", "note")
-            }
-            yield blank | kept | result
-
-    def _encoded(self, row: dict) -> dict:
-        work, found, foreground, note = self._work, row["found"], row.get("foreground"), row["note"]
-        values = found.masks
-        if work.refiner and len(values):
-            values, remark = work.refiner(values, row["image"])
-            note = _join(note, remark)
-        soft = values if values.dtype != bool else None
-        threshold = 0.5 if work.segmenter.threshold is None else work.segmenter.threshold
-        binary = values if soft is None else values > threshold
-        if foreground is not None:
-            binary = binary & foreground
-        segments = masks.encode_segments(
-            binary, labels=found.labels, scores=found.scores, soft=soft if work.keep_soft else None
-        )
-        return {
-            "segments": segments,
-            "foreground": None if foreground is None else masks.encode_rle(foreground),
-            "note": note,
-        }
+def _encoded(row: dict, work: Work) -> dict:
+    found, foreground, note = row["found"], row.get("foreground"), row["note"]
+    values = found.masks
+    if work.refiner and len(values):
+        values, remark = work.refiner(values, row["image"])
+        note = _join(note, remark)
+    soft = values if values.dtype != bool else None
+    threshold = 0.5 if work.segmenter.threshold is None else work.segmenter.threshold
+    binary = values if soft is None else values > threshold
+    if foreground is not None:
+        binary = binary & foreground
+    soft = soft if work.keep_soft else None
+    segments = masks.encode_segments(binary, labels=found.labels, scores=found.scores, soft=soft)
+    foreground = None if foreground is None else masks.encode_rle(foreground)
+    return {"segments": segments, "foreground": foreground, "note": note}
 
 
 def table(rows: Iterable[dict]) -> pa.Table:
@@ -222,10 +201,11 @@ def _groups(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
 
 def _check(segments: Segments, image: np.ndarray) -> None:
     """Raise BadImage when a method breaks its contract: a wrong mask must not reach a table."""
-    found = segments.masks
-    if found.ndim != 3 or found.shape[1:] != image.shape[:2] or found.dtype not in (bool, np.float32):
-        raise BadImage("segment", "invalid", f"masks are {found.dtype} {found.shape} for an image of {image.shape[:2]}")
-    if found.dtype == np.float32 and found.size and not (found.min() >= 0 and found.max() <= 1):
+    values = segments.masks
+    if values.ndim != 3 or values.shape[1:] != image.shape[:2] or values.dtype not in (bool, np.float32):
+        text = f"masks are {values.dtype} {values.shape} for an image of {image.shape[:2]}"
+        raise BadImage("segment", "invalid", text)
+    if values.dtype == np.float32 and values.size and not (values.min() >= 0 and values.max() <= 1):
         raise BadImage("segment", "invalid", "soft masks have values outside [0, 1] or not a number")
 
 

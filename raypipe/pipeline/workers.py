@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import hashlib
+import io
 import os
+import pickle
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +29,11 @@ from raypipe import masks, schema
 from raypipe.pipeline import stages
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run
-from raypipe.types import BadImage, Segments
+from raypipe.types import BadImage
 
 MAX_TRIES = 2  # single-image tries of an image whose batch killed its process
-BACKSTOP = 5.0  # seconds
-ARRAYS = ("image", "foreground", "masks")  # array columns that cross from one stage to the next
+BACKSTOP_SECONDS = 5.0  # after the alarm
+CROSSING = pa.schema([("row", pa.large_binary()), ("arrays", pa.list_(pa.large_binary()))])  # see `to_columns`
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -84,7 +87,7 @@ class Guard:
         tries, _, _ = ray.get(self._ledger.begin.remote(key))
         if tries == 1:
             with self._limits(key, self._timeout * len(rows)):
-                result: Iterable[dict] = rows
+                result = rows
                 for step in self._steps.values():
                     result = step(result)
                 result = list(result)
@@ -98,7 +101,10 @@ class Guard:
         key = f"{row['image_id']} {'+'.join(self._steps)}"
         tries, died_in, overran = ray.get(self._ledger.begin.remote(key))
         if tries > MAX_TRIES and not row.get("error"):
-            row = row | {"error": str(self._verdict(died_in, overran))}
+            kind, text = "crash", f"its process died, {MAX_TRIES} times with this image alone"
+            if overran:
+                kind, text = "timeout", f"took longer than {self._timeout:g} s, {MAX_TRIES} times; see --timeout"
+            row = row | {"error": str(BadImage(died_in, kind, text))}
         rows = [row]
         with self._limits(key, self._timeout):
             for stage, step in self._steps.items():
@@ -106,11 +112,6 @@ class Guard:
                 rows = list(step(rows))
         ray.get(self._ledger.end.remote(key))
         return rows
-
-    def _verdict(self, stage: str, overran: bool) -> BadImage:
-        if overran:
-            return BadImage(stage, "timeout", f"took longer than {self._timeout:g} s, {MAX_TRIES} times; see --timeout")
-        return BadImage(stage, "crash", f"its process died, {MAX_TRIES} times with this image alone")
 
     @contextlib.contextmanager
     def _limits(self, key: str, seconds: float) -> Iterator[None]:
@@ -125,7 +126,7 @@ class Guard:
         alarm.daemon = True
         alarm.start()
         # Code that hangs without letting go of the interpreter's lock keeps the alarm from ringing; this needs no lock.
-        faulthandler.dump_traceback_later(seconds + BACKSTOP, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds + BACKSTOP_SECONDS, exit=True, file=sys.__stderr__)
         try:
             yield
         except Exception as error:
@@ -141,10 +142,11 @@ class Guard:
 class LabelOnCpu:
     """All stages in one actor: images never leave the process. For methods without GPU."""
 
-    def __init__(self, work: Work, ledger, timeout: float):
+    def __init__(self, work: Work, ledger):
         use_threads(1)
-        steps = {"decode": stages.Decode(work), "segment": stages.Segment(work), "encode": stages.Encode(work)}
-        self._run = Guard(steps, ledger, timeout=timeout)
+        decode, encode = partial(stages.decode, work=work), partial(stages.encode, work=work)
+        steps = {"decode": decode, "segment": stages.Segment(work), "encode": encode}
+        self._run = Guard(steps, ledger, timeout=work.timeout)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return stages.table(self._run(batch.to_pylist()))
@@ -153,26 +155,29 @@ class LabelOnCpu:
 class SegmentOnGpu:
     """The middle stage alone, so that the GPU waits neither for decoding nor for encoding."""
 
-    def __init__(self, work: Work, ledger, timeout: float):
+    def __init__(self, work: Work, ledger):
         self._keep_image = work.refiner is not None
-        self._run = Guard({"segment": stages.Segment(work)}, ledger, timeout=timeout)
+        self._run = Guard({"segment": stages.Segment(work)}, ledger, timeout=work.timeout)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for row in self._run(from_columns(batch)):
-            yield to_columns([row], keep_image=self._keep_image)
+            if not self._keep_image:
+                row.pop("image", None)
+            yield to_columns(row)
 
 
-def decode_on_cpu(batch: pa.Table, work: Work, ledger, timeout: float) -> Iterator[pa.Table]:
+def decode_on_cpu(batch: pa.Table, work: Work, ledger) -> Iterator[pa.Table]:
     """The first stage as a task, for a GPU pipeline. Yields an image at a time: blocks may be cut between any two."""
     use_threads(1)
-    for row in Guard({"decode": stages.Decode(work)}, ledger, timeout=timeout)(batch.to_pylist()):
-        yield to_columns([row])
+    for row in Guard({"decode": partial(stages.decode, work=work)}, ledger, timeout=work.timeout)(batch.to_pylist()):
+        yield to_columns(row)
 
 
-def encode_on_cpu(batch: pa.Table, work: Work, ledger, timeout: float) -> pa.Table:
+def encode_on_cpu(batch: pa.Table, work: Work, ledger) -> pa.Table:
     """The last stage as a task, for a GPU pipeline."""
     use_threads(1)
-    return stages.table(Guard({"encode": stages.Encode(work)}, ledger, timeout=timeout)(from_columns(batch)))
+    guarded = Guard({"encode": partial(stages.encode, work=work)}, ledger, timeout=work.timeout)
+    return stages.table(guarded(from_columns(batch)))
 
 
 class CommitSink(Datasink):
@@ -205,69 +210,36 @@ def use_threads(count: int) -> None:
     cv2.setNumThreads(count)
 
 
-def to_columns(rows: list[dict], *, keep_image: bool = True) -> pa.Table:
-    """Rows between two stages as a table: arrays as bytes with shape, since tensors of two dtypes cannot be joined."""
-    return pa.Table.from_pylist([_flat(row, keep_image) for row in rows], schema=CROSSING)
+def to_columns(row: dict) -> pa.Table:
+    """A row between two stages as a table: its arrays as bytes, since tensors of two dtypes cannot be joined."""
+    arrays, rest = [], io.BytesIO()
+    _Pickler(rest, protocol=5, buffer_callback=arrays.append).dump(row)
+    return pa.Table.from_pylist([{"row": rest.getvalue(), "arrays": [each.raw() for each in arrays]}], CROSSING)
 
 
 def from_columns(batch: pa.Table) -> list[dict]:
-    """The inverse of `to_columns`; arrays are read-only views of the table."""
-    return [_row(batch, i) for i in range(len(batch))]
+    """The rows of joined tables of `to_columns`; their arrays are read-only views of the table."""
+    pairs = zip(batch["row"], batch["arrays"], strict=True)
+    return [pickle.loads(row.as_buffer(), buffers=[each.as_buffer() for each in arrays]) for row, arrays in pairs]
 
 
-_ARRAY = pa.struct([("shape", pa.list_(pa.int64())), ("dtype", pa.string()), ("bytes", pa.large_binary())])
-CROSSING = pa.schema(
-    [
-        *(schema.MASKS.field(name) for name in ("image_id", "uri", "key", "sha256", "height", "width")),
-        *(schema.MASKS.field(name) for name in ("note", "seconds", "error")),
-        *(pa.field(name, _ARRAY) for name in ARRAYS),
-        pa.field("labels", pa.list_(pa.string())),
-        pa.field("scores", pa.list_(pa.float64())),
-    ]
-)
+class _Pickler(pickle.Pickler):
+    """Puts bool arrays at one bit a pixel beside the rest, other arrays as they are."""
+
+    def reducer_override(self, value: object) -> object:
+        if isinstance(value, np.ndarray) and value.dtype == bool:
+            return partial(masks.unpack, soft=False), (pickle.PickleBuffer(masks.pack(value)), value.shape)
+        return NotImplemented
 
 
-def _flat(row: dict, keep_image: bool) -> dict:
-    found = row.get("found")
-    arrays = {"image": row.get("image") if keep_image else None, "foreground": row.get("foreground")}
-    arrays["masks"] = found.masks if found else None
-    flat = {name: row.get(name) for name in CROSSING.names if name not in ARRAYS}
-    flat |= {"labels": list(found.labels) if found else None, "scores": list(found.scores) if found else None}
-    return flat | {name: _packed(array) for name, array in arrays.items()}
+def asker(ledger) -> Callable[[], tuple[int, int]]:
+    """Asks for rows and error rows committed so far; a ledger that is busy or restarting counts as unchanged."""
+    last = (0, 0)
 
-
-def _row(batch: pa.Table, i: int) -> dict:
-    row = {name: batch[name][i].as_py() for name in CROSSING.names if name not in ARRAYS}
-    row |= {name: _unpacked(batch[name][i]) for name in ARRAYS}
-    if row["masks"] is not None:
-        row["found"] = Segments(row["masks"], row["labels"], row["scores"])
-    return row
-
-
-def _packed(array: np.ndarray | None) -> dict | None:
-    if array is None:
-        return None
-    content = array.tobytes() if array.dtype == np.uint8 else masks.pack(array)
-    return {"shape": array.shape, "dtype": str(array.dtype), "bytes": content}
-
-
-def _unpacked(cell: pa.StructScalar) -> np.ndarray | None:
-    if not cell.is_valid:
-        return None
-    shape, dtype, content = cell["shape"].as_py(), cell["dtype"].as_py(), cell["bytes"].as_buffer()
-    if dtype == "uint8":
-        return np.frombuffer(content, np.uint8).reshape(shape)
-    return masks.unpack(content, shape, soft=dtype == "float32")
-
-
-class Asker:
-    """Asks the ledger for the progress; a ledger that is busy or restarting counts as unchanged."""
-
-    def __init__(self, ledger):
-        self._ledger, self._last = ledger, (0, 0)
-
-    def __call__(self) -> tuple[int, int]:
-        """Rows and error rows committed so far."""
+    def ask() -> tuple[int, int]:
+        nonlocal last
         with contextlib.suppress(GetTimeoutError, RayError):
-            self._last = max(self._last, tuple(ray.get(self._ledger.progress.remote(), timeout=5)))
-        return self._last
+            last = max(last, tuple(ray.get(ledger.progress.remote(), timeout=5)))
+        return last
+
+    return ask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
@@ -76,8 +75,7 @@ def read_record(run: Run, name: str) -> dict | None:
     return record if isinstance(record, dict) else None
 
 
-@dataclass(frozen=True)
-class InputAttempt:
+class InputAttempt(NamedTuple):
     """The newest attempt that labelled one input."""
 
     attempt: str

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from raypipe import schema
 from raypipe.run.run import Run, superseded
@@ -37,13 +38,10 @@ def load(run: Run, names: Sequence[str] | None = None) -> pa.Table:
     if unknown := set(names or ()) - set(known):
         raise ValueError(f"unknown column {sorted(unknown)[0]!r}; choose from: {', '.join(known)}")
     stored = [name for name in schema.MASKS.names if names is None or name in names]
-    for tries_left in (2, 1, 0):
-        try:
+    # Again where a job that retries errors, or `compact`, has replaced a part since it was listed.
+    for attempt in Retrying(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(3), reraise=True):
+        with attempt:
             table = pa.concat_tables([schema.MASKS.empty_table().select(stored), *columns(run, stored)])
-            break
-        except FileNotFoundError:  # a job that retries errors, or `compact`, replaced a part since it was listed
-            if not tries_left or run.configuration() is None:
-                raise
     table = table.append_column("method", pa.array([run.method] * len(table), pa.string()))
     return table if names is None else table.select(names)
 
@@ -91,7 +89,12 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
     rows = {}
     for name, its in where.items():
         with run.open(name) as file, pq.ParquetFile(file) as part:
-            rows |= {row["image_id"]: row for row in _of_groups(part, its, _paths(leaves))}
+            for group in range(part.num_row_groups):
+                stored = part.read_row_group(group, columns=["image_id"])["image_id"]
+                here = pc.is_in(stored, value_set=pa.array(its, pa.string()))
+                if pc.any(here).as_py():  # else only its ids are read
+                    matching = part.read_row_group(group, columns=_paths(leaves)).filter(here)
+                    rows |= {row["image_id"]: row for row in matching.to_pylist()}
     return [rows[image_id] for image_id in ids if image_id in rows]
 
 
@@ -232,15 +235,6 @@ def _paths(leaves: tuple[str, ...] | None) -> list[str]:
     """The stored columns to read: all of `schema.MASKS`, of the segments only `leaves`, as in `batches`."""
     of_segments = [f"segments.list.element.{leaf}" for leaf in leaves or WITHOUT_SOFT]
     return [path for name in schema.MASKS.names for path in (of_segments if name == "segments" else [name])]
-
-
-def _of_groups(part: pq.ParquetFile, ids: list[str], paths: list[str]) -> Iterator[dict]:
-    """The rows of some ids in a part. Of a row group that holds none only the ids are read."""
-    wanted = pa.array(ids, pa.string())
-    for group in range(part.num_row_groups):
-        here = pc.is_in(part.read_row_group(group, columns=["image_id"])["image_id"], value_set=wanted)
-        if pc.any(here).as_py():
-            yield from part.read_row_group(group, columns=paths).filter(here).to_pylist()
 
 
 def _lost(run: Run) -> dict[str, list[str]]:

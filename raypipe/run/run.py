@@ -114,8 +114,7 @@ class Run:
         if retry_errors:
             commits = commits.filter(pc.equal(commits["error"], ""))
         done = pc.is_in(manifest["image_id"], value_set=commits["image_id"].combine_chunks())
-        pending = manifest.filter(pc.invert(done))
-        return pending if limit is None else pending.slice(0, limit)
+        return manifest.filter(pc.invert(done)).slice(0, limit)
 
     def write_pending(self, pending: pa.Table, attempt: str) -> tuple[pafs.FileSystem, list[str]]:
         """Write the attempt's work list; returns file system and paths for `ray.data.read_parquet`."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import ray
 import ray.data
 
 from raypipe.lookup import one_line
 from raypipe.runtime import cores
+from raypipe.runtime.interruption import restored_handlers
 from raypipe.storage import Locked, local_path
 
 log = logging.getLogger("raypipe")
@@ -44,7 +41,7 @@ class Resources:
         return self.max_actors or max(self.min_actors, int(ray.cluster_resources().get("CPU", 1)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def connected(*, stall: float) -> Iterator[None]:
     """Use the Ray this process has, join the cluster of RAY_ADDRESS, or start a local one that ends with the block.
 
@@ -58,12 +55,12 @@ def connected(*, stall: float) -> Iterator[None]:
     options = {"logging_level": "error", "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"address": "local", "num_cpus": cores.for_local_ray(), "include_dashboard": False}
-    with _own_signals(), _stderr_only_if_it_fails():
+    with restored_handlers(), _stderr_only_if_it_fails():
         ray.init(**options)
     try:
         yield _configure(stall)
     finally:
-        with _own_signals():
+        with restored_handlers():  # Ray replaces them by its own
             ray.shutdown()
 
 
@@ -99,7 +96,7 @@ def warn_of_local_paths(**folders: str) -> None:
                 log.warning(text, option, folder)
 
 
-@contextmanager
+@contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn Ray's nested task errors into RuntimeError with the cause's own message; a lost lock stays Locked."""
     try:
@@ -108,9 +105,7 @@ def plain_errors() -> Iterator[None]:
         first = cause(error)
         if isinstance(first, Locked):
             raise first from error
-        text = f"{type(first).__name__}: {first}".partition("\nFailed to apply UDF")[
-            0
-        ]  # else Ray Data's advice follows
+        text, _, _ = f"{type(first).__name__}: {first}".partition("\nFailed to apply UDF")  # before Ray Data's advice
         raise RuntimeError(f"the job stopped: {one_line(first) if isinstance(first, OSError) else text}") from error
 
 
@@ -133,21 +128,7 @@ def _configure(stall: float) -> None:
             handler.setLevel("CRITICAL")
 
 
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Put back our handlers of Ctrl-C and SIGTERM, which Ray replaces by its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-
-
-@contextmanager
+@contextlib.contextmanager
 def _stderr_only_if_it_fails() -> Iterator[None]:
     """Hold back what the block's C++ code prints on stderr, such as that the log level was set; show it if it fails."""
     sys.stderr.flush()
@@ -167,7 +148,6 @@ def _device(device: str, gpus: float, all_gpus: float, joined: bool) -> str:
     if device == "cuda" or not gpus:
         return device if gpus else "cpu"
     if device == "auto" and joined and not all_gpus:
-        raise ValueError(
-            "the cluster shows no GPU; --device cuda waits until it has started one, --device cpu does without"
-        )
+        text = "the cluster shows no GPU; --device cuda waits until it has started one, --device cpu does without"
+        raise ValueError(text)
     return "cuda" if device == "auto" and all_gpus else "cpu"

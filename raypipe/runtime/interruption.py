@@ -30,13 +30,7 @@ def held(folder: Folder, attempt: str) -> Iterator[None]:
 
 @contextmanager
 def on_signals() -> Iterator[None]:
-    """Raise Interrupted in the main thread at SIGINT and SIGTERM. To be entered after `ray.init`, which sets its own.
-
-    Does nothing in another thread, where Python allows no handlers.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Raise Interrupted in the main thread at SIGINT and SIGTERM. To be entered after `ray.init`: it sets its own."""
 
     def interrupt(signum: int, frame) -> None:
         deadline = threading.Timer(GRACE, os._exit, (128 + signum,))
@@ -44,9 +38,22 @@ def on_signals() -> Iterator[None]:
         deadline.start()
         raise Interrupted(signum)
 
-    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with restored_handlers() as before:
+        for signum in before:
+            signal.signal(signum, interrupt)
         yield
+
+
+@contextmanager
+def restored_handlers() -> Iterator[dict[int, object]]:
+    """Put back the handlers of SIGINT and SIGTERM at the end, whoever replaces them in the block. Gives them by signal.
+
+    Gives and does nothing in another thread than the main one, where Python allows no handlers.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    try:
+        yield handlers
     finally:
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)

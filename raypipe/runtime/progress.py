@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 log = logging.getLogger("raypipe")
-LINE_EVERY = 30.0  # seconds between lines in a log file
+LINE_SECONDS = 30.0  # between lines in a log file
 
 
 class Progress:
@@ -30,25 +30,21 @@ class Progress:
 
     def _show(self) -> None:
         if not sys.stderr.isatty():
-            while not self._stop.wait(LINE_EVERY):
-                self._line(*self._count())
+            while not self._stop.wait(LINE_SECONDS):
+                rows, errors = self._count()
+                rate = rows / (time.monotonic() - self._start)
+                left = f", {speed(rate)}, {duration((self._total - rows) / rate)} left" if rows else ""
+                log.info("%s of %s images, %s errors%s", f"{rows:,}", f"{self._total:,}", errors, left)
             return
         from tqdm import tqdm
 
         with tqdm(total=self._total, unit="image", file=sys.stderr, dynamic_ncols=True) as bar:
-            while not self._stop.wait(0.5):
-                self._move(bar)
-            self._move(bar)
-
-    def _move(self, bar) -> None:
-        rows, errors = self._count()
-        bar.set_postfix_str(f"{errors} errors" if errors else "")
-        bar.update(rows - bar.n)
-
-    def _line(self, rows: int, errors: int) -> None:
-        rate = rows / (time.monotonic() - self._start)
-        left = f", {speed(rate)}, {duration((self._total - rows) / rate)} left" if rows else ""
-        log.info("%s of %s images, %s errors%s", f"{rows:,}", f"{self._total:,}", errors, left)
+            is_over = False
+            while not is_over:
+                is_over = self._stop.wait(0.5)
+                rows, errors = self._count()
+                bar.set_postfix_str(f"{errors} errors" if errors else "")
+                bar.update(rows - bar.n)
 
 
 def count_of_images(count: int) -> str:

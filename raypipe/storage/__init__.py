@@ -1,4 +1,4 @@
-"""Places where files are, on any file system: locations, whole files and parts of them, folders, locks.
+"""Where files are, on any file system: locations, whole files and parts of them, folders, locks.
 
 Knows no run and no image: any room may use it. Never imports another room.
 """

@@ -75,7 +75,7 @@ def read_bytes(location: str, *, start: int | None = None, length: int | None = 
     if length is not None:
         _check_size(length, max_bytes)
     try:
-        read = _read_remote if split(location) else _read_local
+        read = patiently(_read_remote if split(location) else _read_local)
         data = read(location, start or 0, length, max_bytes)
     except (BadImage, MemoryError):
         raise
@@ -99,7 +99,6 @@ patiently = retry(
 )
 
 
-@patiently
 def _read_local(location: str, start: int, length: int | None, max_bytes: int) -> bytes:
     path = local_path(location)
     status = os.stat(path)
@@ -112,7 +111,6 @@ def _read_local(location: str, start: int, length: int | None, max_bytes: int) -
         return file.read(-1 if length is None else length)
 
 
-@patiently
 def _read_remote(location: str, start: int, length: int | None, max_bytes: int) -> bytes:
     if split(location).scheme not in ARROW_SCHEMES:
         return _read_fsspec(location, start, length, max_bytes)
@@ -126,12 +124,11 @@ def _read_remote(location: str, start: int, length: int | None, max_bytes: int) 
 
 def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int) -> bytes:
     filesystem, path = _fsspec(Location(location))
-    if not split(location).is_web:
-        if length is None:
-            _check_size(filesystem.size(path) - start, max_bytes)
-        return filesystem.cat_file(path, start=start, end=None if length is None else start + length)
     if length is not None:
         return filesystem.cat_file(path, start=start, end=start + length)
+    if not split(location).is_web:
+        _check_size(filesystem.size(path) - start, max_bytes)
+        return filesystem.cat_file(path, start=start)
     data = bytearray()
     # A stream of the size 1: fsspec then does not ask for the size first, which many servers refuse or answer wrongly.
     with filesystem.open(path, "rb", block_size=0, size=1) as stream:

@@ -9,14 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from raypipe.storage.folder import Folder
 
 LOCK = ("_runs", "LOCK")
 HEARTBEAT = 10.0  # seconds between signs of life of the holder
-STALE = 60.0  # seconds without one after which another attempt may take the lock
+STALE_AFTER = 60.0  # seconds without one after which another attempt may take the lock
 SETTLE = 1.0  # seconds in which contenders that write at the same time see each other
 
 
@@ -24,7 +23,7 @@ class Locked(RuntimeError):
     """Another process writes to this output."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def hold(folder: Folder, attempt: str) -> Iterator[None]:
     """Hold the folder for one attempt. Raises Locked, naming the holder, while another live process has it."""
     _take(folder, attempt)
@@ -108,7 +107,7 @@ def _is_alive(folder: Folder, holder: dict) -> bool:
     if holder.get("machine") == _machine():
         return _born(holder["pid"]) == holder["born"]
     modified = folder.fs.get_file_info(folder.path(*LOCK)).mtime
-    return modified is not None and (datetime.now(UTC) - modified).total_seconds() < STALE
+    return modified is not None and (datetime.now(UTC) - modified).total_seconds() < STALE_AFTER
 
 
 def _beat(folder: Folder, attempt: str, stop: threading.Event) -> None:

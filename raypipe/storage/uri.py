@@ -92,9 +92,8 @@ def local_path(uri: str) -> str | None:
         return None
     match = SCHEME.match(uri := _full(uri))
     if match:
-        path = os.fsdecode(unquote_to_bytes("/" + match[2].partition("/")[2]))
-        return os.path.abspath(path)
-    return os.path.abspath(os.path.expanduser(uri) if uri.startswith("~") else uri)
+        return os.path.abspath(os.fsdecode(unquote_to_bytes("/" + match[2].partition("/")[2])))
+    return os.path.abspath(os.path.expanduser(uri))
 
 
 def absolute(uri: str) -> str:
@@ -145,8 +144,7 @@ def locate(source: str, entry: str) -> Location:
     """
     home, there = split(source), split(entry)
     if there is not None:
-        same = home is not None and home.scheme == there.scheme and not (there.user or there.options)
-        inherits = same and home.options
+        inherits = home and home.options and home.scheme == there.scheme and not (there.user or there.options)
         return Location(there._replace(user=home.user, options=home.options).at(there.key) if inherits else entry)
     if SCHEME.match(entry) or entry.startswith("/"):
         return Location(normalise(entry))

@@ -121,8 +121,8 @@ class Scorer:
                 threshold = self._posts[post]["threshold"]
                 if self._trial.refiner is None:
                     threshold = as_stored(threshold)
-                segmenter = replace(self._trial.segmenter, threshold=threshold)
-                yield post, next(iter(stages.Encode(replace(self._work, segmenter=segmenter))([refined])))
+                work = replace(self._work, segmenter=replace(self._trial.segmenter, threshold=threshold))
+                yield post, next(stages.encode([refined], work))
 
     def image(self, row: dict) -> np.ndarray:
         """The original. Raises BadImage when it cannot be read or is not the one that was labelled."""

@@ -65,7 +65,7 @@ def test_a_foreground_folder_means_the_same_from_anywhere(tmp_path, monkeypatch)
 def test_a_vanished_part_of_another_run_is_an_error_of_the_image(tmp_path):
     row = {"key": "a.png", "foreground_location": str(tmp_path / "gone.parquet"), "foreground_row": 0}
     with pytest.raises(BadImage, match="foreground.*cannot be read"):
-        foregrounds.read(row, foregrounds.parse("run:x"), max_bytes=1, max_pixels=1)
+        foregrounds.read(row, foregrounds.parse("run:x"), size=(1, 1), max_bytes=1, max_pixels=1)
 
 
 def test_a_ledger_counts_starts_and_remembers_what_took_too_long():
