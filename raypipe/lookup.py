@@ -28,8 +28,8 @@ def module(package: str, name: object, known: list[str], *, kind: str) -> Module
     return import_module(f"{package}.{name}")
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, its start and end where it is long; its kind where it says nothing.
+def one_line(error: BaseException, *, limit: int | None = 250) -> str:
+    """What an error says, its start and end where it is longer than `limit`; its kind where it says nothing.
 
     An operating system's error without its number, and with the file that it is about.
     """
@@ -37,4 +37,6 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= 250 else f"{text[:150]} ... {text[-95:]}"
+    if limit is None or len(text) <= limit:
+        return text
+    return f"{text[: limit * 3 // 5]} ... {text[5 - limit * 2 // 5 :]}"

@@ -121,7 +121,7 @@ def _parsed(prog: str, options: type, kinds: dict[str, type], words: list[str], 
         try:
             values = checked(values, list(kinds.values()))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"--config {path}: {error}") from error
+            raise ValueError(f"--config {without_secrets(path)}: {error}") from error
         words = [*(word for name, value in values.items() for word in flags(name, value)), *words]
     fields = [(name, tyro.conf.OmitArgPrefixes[kind]) for name, kind in kinds.items()]
     description = kinds.get("method", options).__doc__

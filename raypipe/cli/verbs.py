@@ -149,7 +149,7 @@ def _failed(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, (Locked, OtherConfiguration)):
         return _said(error, 4)
-    text = lookup.one_line(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+    text = lookup.one_line(error, limit=None) if isinstance(error, OSError) else str(error) or type(error).__name__
     if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
         return _said(text, 2)
     _said(text, 1)

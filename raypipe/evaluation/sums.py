@@ -26,12 +26,17 @@ class Sums:
             self.add(row)
 
     def add(self, row: dict) -> None:
-        """Count one image. row: its measures; a column that it lacks is null. Lists of a column have one length."""
+        """Count one image. row: its measures; a column that it lacks is null.
+
+        Raises ValueError when a column's list has another length than before; an empty one is no measure.
+        """
         self.images += 1
         for name, totals in self._totals.items():
             value, counts = row.get(name), self._counts[name]
             elements = value if isinstance(value, list) else [value]
-            if isinstance(value, list):
+            if isinstance(value, list) and value:
+                if name in self._lists and len(value) != len(totals):
+                    raise ValueError(f"{name}: lists of {len(totals)} and of {len(value)} numbers do not add up")
                 self._lists.add(name)
             for i, element in enumerate(elements):
                 if i == len(totals):
@@ -40,7 +45,7 @@ class Sums:
                     over, under = element.as_integer_ratio()  # under: a power of two
                     totals[i] += over << (UNIT_BITS + 1 - under.bit_length())
                     counts[i] += 1
-            self.lacking[name] += not all(map(is_measure, elements))
+            self.lacking[name] += not elements or not all(map(is_measure, elements))
 
     def total(self, name: str) -> float | list[float | None] | None:
         """The sum of a column, rounded once, by element where it holds lists; None without any image that has it."""

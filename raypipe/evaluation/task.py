@@ -57,6 +57,12 @@ class Task(ABC):
     METRIC: ClassVar[str]  # the one of them that ranks the settings of a sweep, unless told otherwise
     PER_IMAGE: ClassVar[tuple[str, ...]] = ()  # those which are columns too and which a report shows image by image
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        ties = {value.tie for value in cls.SHOWN.values() if value.tie}
+        if unknown := {cls.METRIC, *cls.PER_IMAGE, *ties} - cls.SHOWN.keys():
+            raise TypeError(f"{cls.__name__}: {', '.join(sorted(unknown))} must be among the values of SHOWN")
+
     @property
     def name(self) -> str:
         """The task's name: that of the file it lives in."""

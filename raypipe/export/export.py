@@ -114,7 +114,9 @@ def check(options: Export, form: ModuleType) -> None:
         raise ValueError("--join has no effect without --where, which may use its columns")
     source, output = (normalise(uri or "").rstrip("/") + "/" for uri in (options.input, options.output))
     if options.input and options.output and output.startswith(source):
-        raise ValueError(f"the output {options.output!r} lies inside the input: the next run would label its files")
+        raise ValueError(
+            f"the output {str(Location(options.output))!r} lies inside the input: the next run would label its files"
+        )
 
 
 def describe(run: Run, options: Export) -> About:

@@ -29,13 +29,13 @@ class Originals:
     """
 
     def __init__(self, source: str | None = None, *, column: str | None = None):
-        """source, column: as `inputs.list_inputs` takes them. Raises what it raises."""
+        """source, column: as `manifest.list_inputs` takes them. Raises what it raises."""
         self._listed: pa.Table | None = None if source is None else manifest.list_inputs(source, column=column)
 
     def fetch(self, rows: Iterable[dict]) -> Iterator[tuple[dict, bytes | BadImage]]:
         """Each row with its original's bytes, whose sha256 is the row's, or with a BadImage.
 
-        Its kind is `missing`, `changed`, or another of `inputs.fetch`. Remote files are read up to 16 ahead.
+        Its kind is `missing`, `changed`, or another of `manifest.fetch`. Remote files are read up to 16 ahead.
         """
         rows = iter(rows)
         while group := list(itertools.islice(rows, ROWS_AT_ONCE)):

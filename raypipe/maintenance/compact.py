@@ -34,7 +34,7 @@ from raypipe import schema
 from raypipe.maintenance.integrity import Damage, read_record
 from raypipe.run import Run, new_attempt, superseded
 from raypipe.runtime.interruption import held
-from raypipe.storage import GROUP_ROWS, fence, map_ahead, parquet_bytes
+from raypipe.storage import GROUP_ROWS, fence, map_ahead, parquet_bytes, without_secrets
 
 MEGABYTE = 1_000_000
 CHUNK_BYTES = 256 << 20  # of decoded rows sorted at a time
@@ -76,7 +76,7 @@ def compact(options: Compact) -> Compacted:
     """Rewrite a run's parts, sorted, into files of about `megabytes`. A run that is already so is left alone.
 
     Readers that go by the commit records (raypipe.load) see every row once at any time; plain ones may see rows twice
-    while it works. Raises FileNotFoundError when the folder is no run, lock.Locked when a job writes to it, and
+    while it works. Raises FileNotFoundError when the folder is no run, storage.Locked when a job writes to it, and
     RuntimeError, with all old parts in place, when a part is damaged.
     """
     if options.megabytes <= 0:
@@ -90,7 +90,9 @@ def compact(options: Compact) -> Compacted:
             _replace(run, attempt, before, _rewrite(run, attempt, options.megabytes))
         after, rows = _sizes(run), len(run.commits())
     seconds = round(time.monotonic() - start, 3)
-    return Compacted(options.run, rows, len(before), len(after), sum(before.values()), sum(after.values()), seconds)
+    return Compacted(
+        without_secrets(options.run), rows, len(before), len(after), sum(before.values()), sum(after.values()), seconds
+    )
 
 
 def _is_compact(parts: Iterable[str], megabytes: int) -> bool:

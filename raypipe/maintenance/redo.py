@@ -13,7 +13,7 @@ from raypipe.storage import without_secrets
 
 
 def label_again(run: Run) -> None:
-    """Label what is pending of each input. Raises what `pipeline.label` raises."""
+    """Label what is pending of each input. Raises what `pipeline.label.label` raises."""
     for each in newest_by_input(run):
         label(*options.build(run.method, each.values))
 

@@ -25,7 +25,7 @@ from raypipe.maintenance.integrity import Part, Problem, check_part
 from raypipe.run import OURS, Run, new_attempt, superseded
 from raypipe.run.attempts import newest_by_input, read_record
 from raypipe.runtime.interruption import held
-from raypipe.storage import TEMPORARY, live_attempt
+from raypipe.storage import live_attempt, without_secrets
 
 PARTS_AHEAD = 16  # read at a time
 
@@ -87,8 +87,8 @@ class Findings:
 def verify(options: Verify) -> Verified:
     """Check a run, and repair it if asked to. Reads everything once, in threads; safe beside a job that writes.
 
-    Raises FileNotFoundError when the folder is no run, lock.Locked when a repair finds a job at work, ValueError for
-    redo without repair and for a run of a newer raypipe, and with redo whatever `pipeline.label` raises.
+    Raises FileNotFoundError when the folder is no run, storage.Locked when a repair finds a job at work, ValueError for
+    redo without repair and for a run of a newer raypipe, and with redo whatever `pipeline.label.label` raises.
     """
     if options.redo and not options.repair:
         raise ValueError("--redo has no effect without --repair")
@@ -101,7 +101,7 @@ def verify(options: Verify) -> Verified:
         left = _left(run, found, [part for part in removed if part.record is not None])
     commands = redo.commands(run) if any(problem.kind == "unlabelled" for problem in left) else []
     return Verified(
-        run=options.run,
+        run=without_secrets(options.run),
         parts=len(found.parts),
         rows=found.rows,
         bytes=sum(part.bytes for part in found.parts),
@@ -119,13 +119,14 @@ def find(run: Run, *, deep: bool = False, own: str | None = None) -> Findings:
     """Everything that is wrong with a run. own: the caller's attempt, if it holds the lock."""
     live = live_attempt(run.folder)
     live = None if live == own else live
-    records, files = _names(run, "_commits"), _names(run, run.masks)  # in this order: a part is there before its record
+    # In this order: a part is there before its record.
+    records, files = set(run.folder.files("_commits")), set(run.folder.files(run.masks))
     strays = {name for name in records ^ files if not OURS.fullmatch(name)}
     with ThreadPoolExecutor(PARTS_AHEAD) as pool:
         parts = list(pool.map(partial(check_part, run, deep=deep), sorted(records - strays)))
     problems = [part.problem for part in parts if part.problem]
-    places = [f"{run.masks if name in files else '_commits'}/{name}" for name in sorted(strays)]
-    problems += [Problem(place, "foreign", "no file of raypipe's; move it away") for place in places]
+    foreign = [f"{run.masks if name in files else '_commits'}/{name}" for name in sorted(strays)]
+    problems += [Problem(name, "foreign", "no file of raypipe's; move it away") for name in foreign]
     orphans = [name for name in sorted(files - records - strays) if live is None or live not in name]
     problems += [Problem(f"{run.masks}/{name}", "orphan", "a data file without commit record") for name in orphans]
     problems += _leftovers(run, live)
@@ -187,10 +188,6 @@ def _configuration(run: Run) -> dict | None:
         return run.configuration()
     except ValueError:
         return None
-
-
-def _names(run: Run, *place: str) -> set[str]:
-    return {name for name in run.folder.files(*place) if not name.startswith(TEMPORARY)}
 
 
 # The rest of the folder

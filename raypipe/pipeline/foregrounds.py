@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raypipe import masks, segmenters, storage
 from raypipe.inputs import maskfiles
@@ -88,7 +86,7 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
         text = f"{foreground} has no single mask for {row['key']!r}, by relative path or by stem"
         raise BadImage("foreground", "missing", text)
     if foreground.kind == "run":
-        segments = _segments(location)[row["foreground_row"]].as_py()
+        segments = rows.segments_of(location, row["foreground_row"])
         if not segments:
             raise BadImage("foreground", "missing", f"{foreground} found no segment in {row['key']!r}")
         mask = masks.decode_rle(segments[0])
@@ -101,14 +99,3 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
         (h, w), (height, width) = mask.shape, size
         raise BadImage("foreground", "wrong_size", f"the mask is {w} x {h} pixels, the image {width} x {height}")
     return mask
-
-
-@lru_cache(maxsize=1)
-def _segments(location: str) -> pa.ChunkedArray:
-    """The segments of one part of another run. Neighbours in the input lie in one part, so the last one is kept."""
-    fs, path = storage.resolve(location)
-    try:
-        return pq.read_table(path, filesystem=fs, columns=["segments"], partitioning=None)["segments"]
-    except (OSError, pa.ArrowInvalid) as error:
-        text = f"{Location(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
-        raise BadImage("foreground", "io", text) from error

@@ -71,8 +71,8 @@ def graph(job: Label, work: Work, files, count: int, resources, ledger):
     from raypipe.pipeline import workers
 
     fs, paths = files
-    few = -(-count // (4 * resources.expected_actors))  # of few images each actor still gets some
-    block = min(block_size(job, work, on_gpu=resources.gpus > 0), few)
+    share = -(-count // (4 * resources.expected_actors))  # of few images each actor still gets some
+    block = min(block_size(job, work, on_gpu=resources.gpus > 0), share)
     batch = {"batch_size": min(work.batch_size, block), "batch_format": "pyarrow"}
     sizes = {"min_size": resources.min_actors, "max_size": resources.max_actors}
     compute = ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)

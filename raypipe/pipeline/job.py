@@ -10,6 +10,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from raypipe import refiners
 from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.stages import Work
@@ -73,7 +74,8 @@ def _check_effects(job: Label, segmenter: Segmenter, refiner: Callable | None) -
     if not segmenter.soft and refiner is None:
         for option, is_set in (("threshold", segmenter.threshold is not None), ("keep-soft", job.keep_soft)):
             if is_set:
-                raise ValueError(f"--{option} has no effect: {segmenter.name} gives binary masks; add --refine guided")
+                text = f"{segmenter.name} gives binary masks; add --refine {' or '.join(refiners.names())}"
+                raise ValueError(f"--{option} has no effect: {text}")
     if job.device == "cuda" and not plan_work(job, segmenter, refiner).gpus:
         raise ValueError(
             f"--device cuda has no effect: {segmenter.name} runs on the CPU only"

@@ -77,7 +77,9 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
     if job.sheet:
         from raypipe.pictures.sheet import write_sheet
 
-        summary = replace(summary, sheet=write_sheet(run, images, max_bytes=job.max_bytes, max_pixels=job.max_pixels))
+        with held(run.folder, summary.attempt):
+            sheet = write_sheet(run, images, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
+        summary = replace(summary, sheet=sheet)
     return summary
 
 

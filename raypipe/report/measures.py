@@ -116,7 +116,8 @@ def signs(figures: pa.Table) -> dict[str, np.ndarray]:
     for name, figure in measured().items():
         if name in figures.column_names:
             values = numbers(figures, name) * (1 if figure.better == "high" else -1)
-            strengths[figure.sign] = _distances(values, floor=0.02, only_below=True)
+            sign = figure.sign if figure.sign not in strengths else f"{figure.sign} ({name})"
+            strengths[sign] = _distances(values, floor=0.02, only_below=True)
     return strengths
 
 

@@ -296,7 +296,9 @@ def _write(page: bytes, options: Report, first: Run) -> str:
     filesystem, path = resolve(options.output)
     if is_local(filesystem):
         if os.path.isdir(path):
-            raise ValueError(f"--output {options.output!r} is a folder; name a file, such as report.html in it")
+            raise ValueError(
+                f"--output {str(Location(options.output))!r} is a folder; name a file, such as report.html in it"
+            )
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     put(filesystem, path, page)
     return str(Location(options.output))

@@ -79,7 +79,7 @@ class InputAttempt(NamedTuple):
     """The newest attempt that labelled one input."""
 
     attempt: str
-    values: dict  # options of the job, the method and the refiner by name, as `options.build` takes them
+    values: dict  # options of the job, the method and the refiner by name, as `pipeline.options.build` takes them
     labelled: int | None  # images of this input that had a row when it ended; None when it was killed
 
 

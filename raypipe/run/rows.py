@@ -10,6 +10,7 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from raypipe import schema
 from raypipe.run.run import Run, superseded
 from raypipe.storage import Location, map_ahead, resolve
+from raypipe.types import BadImage
 
 BATCH_ROWS = 250  # images handed on at once; an image of a hundred masks may take a megabyte
 PARTS_AHEAD = 4  # parts read at the same time
@@ -108,6 +110,11 @@ def good_rows(run: Run) -> dict[str, tuple[Location, int]]:
             if not row["error"] and row["image_id"] not in lost[name]:
                 good[row["key"]] = (run.folder.location(run.masks, name), i)
     return good
+
+
+def segments_of(location: str, index: int) -> list[dict]:
+    """The segments of one row of a part, as `good_rows` tells where it is. Raises BadImage when the part is gone."""
+    return _segments(location)[index].as_py()
 
 
 def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None) -> Iterator[dict]:
@@ -247,3 +254,14 @@ def _lost(run: Run) -> dict[str, list[str]]:
 
 def _without(table: pa.Table, lost: list[str]) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["image_id"], value_set=pa.array(lost)))) if lost else table
+
+
+@lru_cache(maxsize=1)
+def _segments(location: str) -> pa.ChunkedArray:
+    """The segments of a part. Neighbours in an input mostly lie in one part, so the last one is kept."""
+    filesystem, path = resolve(location)
+    try:
+        return pq.read_table(path, filesystem=filesystem, columns=["segments"], partitioning=None)["segments"]
+    except (OSError, pa.ArrowInvalid) as error:
+        text = f"{Location(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
+        raise BadImage("foreground", "io", text) from error

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe import schema
-from raypipe.storage import TEMPORARY, Folder, fence, map_ahead, parquet_bytes
+from raypipe.storage import Folder, fence, map_ahead, parquet_bytes
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
@@ -147,7 +147,7 @@ class Run:
         return record.replace_schema_metadata({"raypipe.part": json.dumps(part)})
 
     def write_record(self, attempt: str, name: str, record: pa.Table) -> None:
-        """Put a part's commit record, if the attempt still holds the lock; raises lock.Locked else."""
+        """Put a part's commit record, if the attempt still holds the lock; raises storage.Locked else."""
         fence(self.folder, attempt)
         self.folder.write(seal(parquet_bytes(record)), "_commits", name)
 
@@ -240,7 +240,7 @@ class Run:
     def parts(self) -> list[str]:
         """Names of the parts that have a commit record and a data file."""
         names = self.folder.files("_commits").keys() & self.folder.files(self.masks).keys()
-        return sorted(name for name in names if not name.startswith(TEMPORARY))
+        return sorted(names)
 
     def _read_commit(self, name: str) -> pa.Table:
         content = self.folder.read("_commits", name) or b""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import ray.data
 
-from raypipe.lookup import one_line
 from raypipe.runtime import cores
 from raypipe.runtime.interruption import restored_handlers
 from raypipe.storage import Locked, local_path
@@ -106,7 +105,9 @@ def plain_errors() -> Iterator[None]:
         if isinstance(first, Locked):
             raise first from error
         text, _, _ = f"{type(first).__name__}: {first}".partition("\nFailed to apply UDF")  # before Ray Data's advice
-        raise RuntimeError(f"the job stopped: {one_line(first) if isinstance(first, OSError) else text}") from error
+        if isinstance(first, OSError) and first.strerror:
+            text = first.strerror  # Ray Data's advice stands where an error of the system names its file
+        raise RuntimeError(f"the job stopped: {text}") from error
 
 
 def cause(error: BaseException) -> BaseException:

@@ -30,7 +30,7 @@ def held(folder: Folder, attempt: str) -> Iterator[None]:
 
 @contextmanager
 def on_signals() -> Iterator[None]:
-    """Raise Interrupted in the main thread at SIGINT and SIGTERM. To be entered after `ray.init`: it sets its own."""
+    """Raise Interrupted in the main thread at SIGINT and SIGTERM."""
 
     def interrupt(signum: int, frame) -> None:
         deadline = threading.Timer(GRACE, os._exit, (128 + signum,))

@@ -64,8 +64,9 @@ class Folder:
         return join(self.uri, "/".join(names))
 
     def files(self, *names: str) -> dict[str, pafs.FileInfo]:
-        """Files directly in a folder, by name; {} when there is no such folder."""
-        return {info.base_name: info for info in self._list(*names) if info.type == pafs.FileType.File}
+        """Files directly in a folder, by name, but for those that are being written; {} when there is none."""
+        files = (info for info in self._list(*names) if info.type == pafs.FileType.File)
+        return {info.base_name: info for info in files if not info.base_name.startswith(TEMPORARY)}
 
     def folders(self, *names: str) -> list[str]:
         """Names of the folders directly in a folder."""
@@ -74,7 +75,8 @@ class Folder:
     def dead_files(self, *names: str) -> list[str]:
         """Names of temporary files directly in a folder that no live process writes any more."""
         dead = datetime.now(UTC) - timedelta(seconds=DEAD_AFTER)
-        return [name for name, info in self.files(*names).items() if name.startswith(TEMPORARY) and info.mtime < dead]
+        files = (info for info in self._list(*names) if info.type == pafs.FileType.File)
+        return [info.base_name for info in files if info.base_name.startswith(TEMPORARY) and info.mtime < dead]
 
     def open(self, *names: str) -> pa.NativeFile:
         """A file to read at any place. Raises FileNotFoundError."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from raypipe.storage.folder import Folder
+from raypipe.storage.folder import TEMPORARY, Folder
 
 LOCK = ("_runs", "LOCK")
 HEARTBEAT = 10.0  # seconds between signs of life of the holder
@@ -80,7 +80,7 @@ def _create(folder: Folder, claim: bytes, attempt: str) -> bool:
         folder.write(claim, *LOCK)
         time.sleep(SETTLE)
         return folder.read(*LOCK) == claim
-    whole = (LOCK[0], f"_tmp.{attempt}.lock")
+    whole = (LOCK[0], f"{TEMPORARY}{attempt}.lock")
     folder.write(claim, *whole)
     try:
         os.link(folder.path(*whole), folder.path(*LOCK))  # unlike a rename it fails if the name is taken

@@ -65,6 +65,9 @@ class Location(str):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, str) and self.uri == _full(other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self.uri)
 
@@ -155,11 +158,13 @@ def locate(source: str, entry: str) -> Location:
 
 
 def without_secrets(word: str) -> str:
-    """A word of the command line, its remote URI (also behind `--flag=`, `given:` and `run:`) without any secret."""
-    before, uri = re.fullmatch(r"((?:--[\w-]+=)?(?:given:|run:)?)(.*)", word, re.DOTALL).groups()
+    """A word of the command line, the remote URI at its end (behind `--flag=`, `given:`, ...) without any secret."""
+    before, uri = re.fullmatch(r"((?:--?)?(?:[\w-]+=)?(?:\w+:(?!//))?)(.*)", word, re.DOTALL).groups()
     parts = split(uri)
     if parts is None:
         return word
+    if parts.scheme not in ARROW_SCHEMES:
+        return word if Location(uri) == str(Location(uri)) else before + Location(uri)
     user = parts.user.partition(":")[0] if parts.scheme.startswith("abfs") else ""  # the container, then a secret
     options = "&".join(each for each in parts.options.split("&") if not each.startswith("client_secret="))
     if (user, options) == (parts.user, parts.options):

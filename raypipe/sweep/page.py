@@ -108,7 +108,7 @@ def curve(name: str, line: list[Setting], every: list[Setting], metric: str) -> 
     """The curve of one parameter. line: as `along` finds it. every: all settings."""
     measured = [each for each in every if each.status == "done" and each.means[metric] is not None]
     values = [each.values.get(name) for each in line]
-    tick_of = _scale([each.values.get(name) for each in measured])
+    tick_of = _scale([each.values.get(name) for each in [*line, *measured]])
     lines = {mean: [each.means[mean] for each in line] for mean in line[0].means}
     lines = {metric: lines[metric]} | lines
     others = [(tick_of(each.values.get(name)), each.means[metric]) for each in measured if each not in line]
@@ -157,7 +157,8 @@ def groups(per_image: pa.Table, swept: list[str], task: Task, metric: str, goal:
         full = {setting: task.values(each) for setting, each in settings.items() if each.images == most}
         known = {key: {name: each[name] for name in names} for key, each in full.items() if each[metric] is not None}
         if known:
-            chosen = max(known, key=lambda setting: [sign * (value or 0.0) for value in known[setting].values()])
+            ranks = {key: [(v is not None, sign * (v or 0.0)) for v in each.values()] for key, each in known.items()}
+            chosen = max(ranks, key=ranks.get)
             tables.append({"group": group, "images": most, "values": values[chosen], "means": known[chosen]})
     return tables
 

@@ -38,7 +38,8 @@ class Setting:
 def read(output: str, *, task: Task, images: pa.Table, by: str) -> tuple[list[Setting], pa.Table]:
     """All settings that were ever tried in a sweep's folder, and their measures per image.
 
-    images: the manifest of the labelled images; others do not count. by: how images are grouped (`evaluate.group`).
+    images: the manifest of the labelled images; others do not count. by: how images are grouped
+    (`evaluation.evaluate.group`).
     Returns the settings, and the task's table with the columns `trial` and STORED_POST and the images' groups.
     """
     folder, every, tables = Folder(output), [], [task.schema().remove_metadata().empty_table()]
@@ -81,9 +82,9 @@ def order(settings: list[Setting], metric: str, goal: str, tie: str | None = Non
     sign = 1 if goal == "min" else -1
 
     def rank(setting: Setting) -> tuple:
-        value, second = setting.means[metric], setting.means.get(tie) or 0.0
-        status = STATUSES.index(setting.status)
-        return status, value is None, setting.failed_images, sign * (value or 0.0), sign * second
+        value, second = setting.means[metric], setting.means.get(tie)
+        status, missing = STATUSES.index(setting.status), (value is None, second is None)
+        return status, missing[0], setting.failed_images, sign * (value or 0.0), missing[1], sign * (second or 0.0)
 
     return sorted(settings, key=rank)
 

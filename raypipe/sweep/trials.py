@@ -21,7 +21,7 @@ from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline.foregrounds import Foreground, attach
 from raypipe.pipeline.job import Label, frozen_settings
 from raypipe.run import Run
-from raypipe.storage import Folder, map_ahead
+from raypipe.storage import Folder, Location, map_ahead
 from raypipe.sweep.search import canonical
 from raypipe.types import Segmenter
 
@@ -106,7 +106,8 @@ def labelled_images(job: Sweep, task: Task) -> pa.Table:
     manifest = list_inputs(job.input, column=job.column)
     keys, limits = manifest["key"].to_pylist(), {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
     location = labels.match(task, job.labels, keys, **limits).location
-    column = pa.array([location.get(key) for key in keys], pa.string())
+    uris = [Location(location[key]).uri if key in location else None for key in keys]
+    column = pa.array(uris, pa.string())
     images = manifest.append_column("label_location", column).filter(column.is_valid()).sort_by("image_id")
     checksum = partial(task.checksum, max_bytes=Label.max_bytes)
     checksums = list(map_ahead(checksum, images["label_location"].to_pylist()))
@@ -114,7 +115,7 @@ def labelled_images(job: Sweep, task: Task) -> pa.Table:
 
 
 def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = None) -> Trial:
-    """The trial with its images (`labelled_images`), and maybe another place to take the foreground from."""
+    """The trial with its images (`labelled_images`), and maybe another source of its foreground."""
     foreground = foreground or trial.foreground
     if foreground and foreground.is_read:
         images = attach(images, foreground)

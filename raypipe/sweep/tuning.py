@@ -124,7 +124,7 @@ def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
         if time.monotonic() - last[0] > RECOUNT:
             for folder in folders:
                 for name in folder.files("_commits"):
-                    if name.startswith("_tmp.") or (folder.uri, name) in counts:
+                    if (folder.uri, name) in counts:
                         continue
                     if content := folder.read("_commits", name):
                         errors = pq.read_table(io.BytesIO(content), columns=["error"])["error"].to_pylist()
@@ -180,13 +180,13 @@ def run_trial(config: dict, todo: list[Trial], counts: list[int]) -> None:
             if was_stopped and len(trial.run.plan(trial.images.slice(0, count))):
                 return
             advance(trial, count)
-            tune.report({"images": count, "score": partial(trial, count)})
+            tune.report({"images": count, "score": score_so_far(trial, count)})
     except Exception as error:
         write_state(trial, status="failed", error=f"{type(error).__name__}: {one_line(error)}")
         raise
 
 
-def partial(trial: Trial, count: int) -> float:
+def score_so_far(trial: Trial, count: int) -> float:
     """The metric of the best post-processing setting on the first `count` images, negated where low is good."""
     metric, goal = trial.sweep.metric, trial.sweep.goal
     found, _ = ranking.read_trial(trial.output, task=trial.task, images=trial.images.slice(0, count))

@@ -253,7 +253,7 @@ KINDS += [getattr(import_module(f"raypipe.{verb.room}.{name}"), name.capitalize(
 def test_no_two_parts_of_a_command_share_an_option(verb):
     rooms = {"method": segmenters, "refine": refiners, "task": tasks}
     parts = [list(map(rooms[part].find, rooms[part].names())) for part in cli.VERBS[verb].parts]
-    options = getattr(import_module(f"raypipe.{cli.VERBS[verb].file}"), verb.capitalize())
+    options = getattr(import_module(f"raypipe.{cli.VERBS[verb].room}.{verb}"), verb.capitalize())
     for kinds in itertools.product([options], [Terminal], *parts):
         names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
         assert len(set(names)) == len(names), kinds
