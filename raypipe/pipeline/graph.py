@@ -54,6 +54,7 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, settings: 
         rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), resources, ledger)
         with Progress(len(pending), workers.asker(ledger)), cluster.plain_errors():
             rows.write_datasink(sink)
+        # "place" is the resources' name in the records on disk
         facts = {"resources": ray.cluster_resources(), "place": asdict(resources), "stats": rows.stats()}
     if sink.rows != len(pending):
         raise RuntimeError(f"{sink.rows} rows were committed for {len(pending)} images; run the same command again")
