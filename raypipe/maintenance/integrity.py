@@ -49,6 +49,7 @@ class Part:
 
     @property
     def is_condemned(self) -> bool:
+        """Whether its rows must be labelled again."""
         return self.problem is not None and self.problem.kind in CONDEMNED
 
 
@@ -61,6 +62,7 @@ class Damage(Exception):
 
 
 def check_part(run: Run, name: str, *, deep: bool) -> Part:
+    """A part held against its commit record of this name, with its problem if it has one. deep: decode its masks."""
     content = run.folder.read("_commits", name)
     if content is None:
         return Part(name)  # gone since it was listed: a job has rewritten it

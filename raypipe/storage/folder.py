@@ -49,10 +49,12 @@ class Folder:
 
     @property
     def fs(self) -> pafs.FileSystem:
+        """The file system that the folder is on."""
         return self._resolved[0]
 
     @property
     def is_local(self) -> bool:
+        """Whether it is on a local disk or NFS (`is_local`)."""
         return is_local(self.fs)
 
     def path(self, *names: str) -> str:

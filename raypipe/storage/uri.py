@@ -32,10 +32,12 @@ class Parts(NamedTuple):
 
     @property
     def is_web(self) -> bool:
+        """Whether it is read by HTTP."""
         return self.scheme in WEB_SCHEMES
 
     @property
     def root(self) -> str:
+        """The URI up to the key, without a slash at its end."""
         return f"{self.scheme}://{self.user}@{self.host}" if self.user else f"{self.scheme}://{self.host}"
 
     def at(self, key: str) -> str:

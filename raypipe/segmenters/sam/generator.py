@@ -33,6 +33,7 @@ class Crop(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         return self.y1 - self.y0, self.x1 - self.x0
 
 
