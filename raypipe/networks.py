@@ -40,8 +40,8 @@ def settle_options(method: Segmenter) -> None:
         weights = getattr(method, field)
         if not weights:
             raise ValueError(f"{method.name}: {field} must be a folder or a Hugging Face id, got {weights!r}")
-        if (place := Path(weights).expanduser()).exists():
-            setattr(method, field, str(place.absolute()))
+        if (path := Path(weights).expanduser()).exists():
+            setattr(method, field, str(path.absolute()))
     dtype = getattr(method, "dtype", "auto")
     if dtype not in DTYPES:
         raise ValueError(f"{method.name}: unknown dtype {dtype!r}; {suggest(dtype, DTYPES)}")
@@ -57,12 +57,12 @@ def locate(weights: str, *, method: str) -> Path:
 
     Raises FileNotFoundError that names the method, the weights and the ways out.
     """
-    place = Path(weights).expanduser()
-    if place.exists():
-        if not _weight_files(place):
+    path = Path(weights).expanduser()
+    if path.exists():
+        if not _weight_files(path):
             expected = f"expected one of {', '.join(WEIGHTS)}"
-            raise FileNotFoundError(f"{method}: {place.resolve()} holds no weights; {expected}")
-        return place.resolve()
+            raise FileNotFoundError(f"{method}: {path.resolve()} holds no weights; {expected}")
+        return path.resolve()
     if not is_hub_id(weights):
         raise FileNotFoundError(f"{method}: weights {weights!r} is neither a folder nor a file nor a Hugging Face id")
     from huggingface_hub import snapshot_download
@@ -72,14 +72,14 @@ def locate(weights: str, *, method: str) -> Path:
     try:
         for patterns in ([*FILES], [*FILES, *OLD_WEIGHTS]):
             options = {"allow_patterns": patterns, "ignore_patterns": [*NESTED]}
-            place = Path(snapshot_download(name, revision=revision or None, **options))
-            if _weight_files(place):
-                return place
+            path = Path(snapshot_download(name, revision=revision or None, **options))
+            if _weight_files(path):
+                return path
     except Exception as error:  # many kinds: offline, no such repository, gated, no space
         text = f"no weights {weights!r} here and they could not be fetched ({reason(error)})"
         raise FileNotFoundError(f"{method}: {text}; {way_out}") from error
     # offline, what an interrupted download left counts as the repository
-    raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {place} holds none; {way_out}")
+    raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {path} holds none; {way_out}")
 
 
 def is_hub_id(weights: str) -> bool:
@@ -116,21 +116,21 @@ def is_non_commercial(licence: str) -> bool:
     return re.search(r"\bnc\b|non-?commercial|research", licence.lower()) is not None
 
 
-def checksums(place: Path) -> dict[str, str]:
+def checksums(path: Path) -> dict[str, str]:
     """sha256 of the weight files in a folder, or of one file, by name."""
     sums = {}
-    for file in _weight_files(place):
+    for file in _weight_files(path):
         with file.open("rb") as content:
             sums[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
     return sums
 
 
-def checksums_of_each(places: Mapping[str, Path]) -> dict[str, str]:
-    """sha256 of the weight files of several networks, by `FIELD/FILE`. places: those of `locate_each`."""
-    return {f"{field}/{name}": value for field, place in places.items() for name, value in checksums(place).items()}
+def checksums_of_each(paths: Mapping[str, Path]) -> dict[str, str]:
+    """sha256 of the weight files of several networks, by `FIELD/FILE`. paths: those of `locate_each`."""
+    return {f"{field}/{name}": value for field, path in paths.items() for name, value in checksums(path).items()}
 
 
-def pretrained(kind: type, place: Path, *, method: str, device: str, **options):
+def pretrained(kind: type, path: Path, *, method: str, device: str, **options):
     """A transformers model in float32 on the device, ready to use.
 
     kind: the model's class. options: go to its `from_pretrained`, such as add_pooling_layer=False for a ViT without
@@ -144,13 +144,13 @@ def pretrained(kind: type, place: Path, *, method: str, device: str, **options):
         logging.disable_progress_bar()
     try:
         options |= {"dtype": torch.float32, "local_files_only": True, "ignore_mismatched_sizes": True}
-        network, found = kind.from_pretrained(place, output_loading_info=True, **options)
+        network, found = kind.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:  # many kinds: no configuration, torn files, another architecture
-        raise ValueError(f"{method}: {place} cannot be read as a {kind.__name__}: {one_line(error)}") from error
+        raise ValueError(f"{method}: {path} cannot be read as a {kind.__name__}: {one_line(error)}") from error
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if absent:
         text = f"{len(absent)} of its tensors are absent or of another shape, the first is {absent[0]}"
-        raise ValueError(f"{method}: {place} holds no {kind.__name__}: {text}")
+        raise ValueError(f"{method}: {path} holds no {kind.__name__}: {text}")
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -224,5 +224,5 @@ def _spread(method: Segmenter) -> None:
         setattr(method, name, str(folder / name))
 
 
-def _weight_files(place: Path) -> list[Path]:
-    return [place] if place.is_file() else sorted(file for kind in WEIGHTS for file in place.glob(kind))
+def _weight_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for kind in WEIGHTS for file in path.glob(kind))

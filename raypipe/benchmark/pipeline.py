@@ -111,9 +111,9 @@ def write_photographs(folder: str, count: int) -> None:
     corners = rng.integers(0, [len(photograph) - HEIGHT, photograph.shape[1] - WIDTH], (min(count, 200), 2))
     crops = [cv2.imencode(".jpg", photograph[y : y + HEIGHT, x : x + WIDTH])[1].tobytes() for y, x in corners]
     for i in range(count):
-        place = Path(folder, f"{i // 1000:03d}", f"{i:06d}.jpg")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(crops[i % len(crops)])
+        file = Path(folder, f"{i // 1000:03d}", f"{i:06d}.jpg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(crops[i % len(crops)])
 
 
 # Running

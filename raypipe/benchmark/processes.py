@@ -61,11 +61,11 @@ class Child:
     def result(self):
         """What the function returned. Raises RuntimeError with the child's last words when it failed."""
         self.process.wait()
-        place = self._folder / "result"
-        if not place.exists():
+        file = self._folder / "result"
+        if not file.exists():
             words = (self._folder / "log").read_text(errors="replace").strip().splitlines()[-5:]
             raise RuntimeError(f"the measuring process ended with {self.process.returncode}: {' / '.join(words)}")
-        return pickle.loads(place.read_bytes())
+        return pickle.loads(file.read_bytes())
 
     def watched(self) -> list[Sample]:
         """Samples of the child and all processes below it, until it ends; [] where there is no /proc."""

@@ -115,17 +115,17 @@ def _from_hub(options: Weights, kind: type[Segmenter], chosen: dict[str, str], f
         raise ValueError(f"weights: --to {folder} is a file; choose a folder")
     if len(chosen) > 1 and folder.is_dir() and not set(chosen).issuperset(path.name for path in folder.iterdir()):
         raise ValueError(f"weights: {folder} holds other files already; choose an empty folder")
-    places = {field: folder / field if len(chosen) > 1 else folder for field in chosen}
+    folders = {field: folder / field if len(chosen) > 1 else folder for field in chosen}
     for field, source in sources.items():
-        _claim(places[field], source)
-    wanted = {field: {places[field] / name: size for name, size in sizes[field].items()} for field in chosen}
+        _claim(folders[field], source)
+    wanted = {field: {folders[field] / name: size for name, size in sizes[field].items()} for field in chosen}
     missing = sum(size for each in wanted.values() for file, size in each.items() if not file.exists())
     if missing > (free := shutil.disk_usage(folder).free):
         raise OSError(f"weights: {missing / 1e9:,.1f} GB to fetch but {free / 1e9:,.1f} GB free at {folder}")
     for field, source in sources.items():
         with _explained(source.weights):
             name, names = source.weights.partition("@")[0], list(sizes[field])
-            snapshot_download(name, revision=source.revision, local_dir=places[field], allow_patterns=names)
+            snapshot_download(name, revision=source.revision, local_dir=folders[field], allow_patterns=names)
             # Where the Hub cannot be reached any more it returns an incomplete folder: so look at each file.
             files |= {str(file.relative_to(folder)): file.stat().st_size for file in wanted[field]}
     ways = (f"raypipe label {options.method} --weights {shlex.quote(str(folder))}{_of_foreground(kind)}",)

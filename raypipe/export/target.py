@@ -49,14 +49,14 @@ class Target:
 
         Raises ValueError when something else is there: mixing two exports would give images to the wrong one.
         """
-        place = self.folder.path()
-        if not self.folder.fs.get_file_info(pafs.FileSelector(place, allow_not_found=True)):
+        path = self.folder.path()
+        if not self.folder.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
             return
         if self.folder.read(RECORD) is None:
             raise ValueError(f"{self.folder} holds other files; choose a new folder with --output")
         if not overwrite:
             raise ValueError(f"{self.folder} holds an export; choose another --output, or replace it with --overwrite")
-        self.folder.fs.delete_dir_contents(place)
+        self.folder.fs.delete_dir_contents(path)
 
     def name(self, row: dict, suffix: str, *, folder: str = "") -> str:
         """A relative path inside `folder` for an image's file, which no other file has: its key with another suffix.

@@ -74,8 +74,8 @@ def check_part(run: Run, name: str, *, deep: bool) -> Part:
     except Damage as damage:
         if damage.kind == "missing" and run.folder.read("_commits", name) is None:
             return Part(name)
-        place = "_commits" if damage.kind in ("record", "missing") else run.masks
-        return replace(part, problem=Problem(f"{place}/{name}", damage.kind, damage.text))
+        folder = "_commits" if damage.kind in ("record", "missing") else run.masks
+        return replace(part, problem=Problem(f"{folder}/{name}", damage.kind, damage.text))
     if is_sealed(content):
         return part
     text = "the commit record has no checksum of its own; its content is right"

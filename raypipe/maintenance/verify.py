@@ -249,8 +249,8 @@ def _listed_errors(run: Run) -> set[str] | None:
 
 def _unlabelled(run: Run, rows: int) -> list[Problem]:
     """Images that an ended attempt had rows for and that have none now. rows: how many have one."""
-    ended = [job for job in newest_by_input(run) if job.labelled is not None]
-    worst = max(ended, key=lambda job: job.labelled, default=None)
+    ended = [each for each in newest_by_input(run) if each.labelled is not None]
+    worst = max(ended, key=lambda each: each.labelled, default=None)
     if worst is None or worst.labelled <= rows:
         return []
     text = f"{worst.labelled - rows:,} images have no row any more: {worst.labelled:,} had one when this attempt ended"

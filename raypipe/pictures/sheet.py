@@ -25,7 +25,7 @@ GAP = 10
 
 
 def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int) -> str | None:
-    """Write sheet.png into a run's folder: up to 12 good rows, the same ones each time. Returns its place.
+    """Write sheet.png into a run's folder: up to 12 good rows, the same ones each time. Returns its location.
 
     manifest: the input's listing, which tells where the originals are. None when there is no good row.
     """
@@ -36,13 +36,13 @@ def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int
     # ids are hashes: those with the smallest ones are a random sample
     chosen = commits.filter(good).sort_by("image_id")["image_id"].slice(0, SAMPLE).to_pylist()
     sample = {row["image_id"]: row for row in rows.take(run, chosen)}
-    places = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
+    entries = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
     tiles = []
-    for place, content in zip(places, fetch(places, max_bytes=max_bytes), strict=True):
+    for entry, content in zip(entries, fetch(entries, max_bytes=max_bytes), strict=True):
         try:
-            tiles.append(_tile(content, sample[place["image_id"]], max_pixels))
+            tiles.append(_tile(content, sample[entry["image_id"]], max_pixels))
         except BadImage as error:  # it was readable when it was labelled
-            log.warning("sheet: %s is left out: %s", place["key"], error)
+            log.warning("sheet: %s is left out: %s", entry["key"], error)
     if not tiles:
         return None
     buffer = io.BytesIO()

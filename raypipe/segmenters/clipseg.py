@@ -48,8 +48,8 @@ class Clipseg(PatternSegmenter):
     def load(self, device: str) -> None:
         from transformers import CLIPSegForImageSegmentation
 
-        self._device, self._place = device, networks.locate(self.weights, method=self.name)
-        network = networks.pretrained(CLIPSegForImageSegmentation, self._place, method=self.name, device=device)
+        self._device, self._path = device, networks.locate(self.weights, method=self.name)
+        network = networks.pretrained(CLIPSegForImageSegmentation, self._path, method=self.name, device=device)
         if (patch := network.config.vision_config.patch_size) != PATCH:
             raise ValueError(f"clipseg: patches of the weights must be {PATCH} px, got {patch!r}")
         self._embedding = self._embed(network)
@@ -58,7 +58,7 @@ class Clipseg(PatternSegmenter):
         self._network = network
 
     def checksums(self) -> dict[str, str]:
-        return networks.checksums(self._place)
+        return networks.checksums(self._path)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
@@ -98,11 +98,11 @@ class Clipseg(PatternSegmenter):
         from transformers import CLIPTokenizer
 
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(self._place, local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(self._path, local_files_only=True)
             if len(tokenizer) < words:  # without any file transformers makes up a vocabulary of two words
                 raise ValueError(f"its vocabulary has {len(tokenizer)} words of {words}")
         except Exception as error:  # many kinds: one file of two, torn files
-            text = f"{self._place} holds no complete tokenizer ({one_line(error)})"
+            text = f"{self._path} holds no complete tokenizer ({one_line(error)})"
             raise ValueError(f"clipseg: {text}; expected vocab.json and merges.txt, or tokenizer.json") from error
         return tokenizer
 

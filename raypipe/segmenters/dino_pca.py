@@ -51,8 +51,8 @@ class DinoPca(PatternSegmenter):
     def load(self, device: str) -> None:
         from transformers import Dinov2WithRegistersModel
 
-        self._device, self._place = device, networks.locate(self.weights, method=self.name)
-        network = networks.pretrained(Dinov2WithRegistersModel, self._place, method=self.name, device=device)
+        self._device, self._path = device, networks.locate(self.weights, method=self.name)
+        network = networks.pretrained(Dinov2WithRegistersModel, self._path, method=self.name, device=device)
         if self.layers > (depth := network.config.num_hidden_layers):
             raise ValueError(f"dino_pca: layers must be at most {depth} with these weights, got {self.layers!r}")
         if network.config.patch_size != PATCH:
@@ -60,7 +60,7 @@ class DinoPca(PatternSegmenter):
         self._network = network
 
     def checksums(self) -> dict[str, str]:
-        return networks.checksums(self._place)
+        return networks.checksums(self._path)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None

@@ -80,12 +80,12 @@ def run_on_tune(todo: list[Trial]) -> None:
     """Several trials at a time, each in a process of its own, by Ray Tune. Leaves how each ended in its trial.json."""
     from raypipe.runtime import cluster
 
-    job = todo[0].sweep
+    sweep = todo[0].sweep
     with cluster.connected(stall=1800.0):
-        cluster.warn_of_local_paths(input=job.input, labels=job.labels, output=job.output)
+        cluster.warn_of_local_paths(input=sweep.input, labels=sweep.labels, output=sweep.output)
         gpus = plan_work(todo[0].job, todo[0].segmenter, None).gpus
-        resources = cluster.resources(gpus=gpus, device=job.device, actors=job.actors)
-        if not has_labelled(Folder(job.output)):
+        resources = cluster.resources(gpus=gpus, device=sweep.device, actors=sweep.actors)
+        if not has_labelled(Folder(sweep.output)):
             refuse_unloadable(todo, resources)
         todo, total = share_foreground(todo), sum(len(trial.images) for trial in todo)
         with tempfile.TemporaryDirectory() as scratch, Progress(total, count_commits(todo)):

@@ -29,14 +29,14 @@ class TwoNetworks(Segmenter):
     def load(self, device: str) -> None:
         from transformers import Dinov2WithRegistersModel, ViTModel
 
-        self._places, options = networks.locate_each(self), {"method": self.name, "device": device}
-        self._head = networks.pretrained(Dinov2WithRegistersModel, self._places["weights"], **options)
+        self._paths, options = networks.locate_each(self), {"method": self.name, "device": device}
+        self._head = networks.pretrained(Dinov2WithRegistersModel, self._paths["weights"], **options)
         self._backbone = networks.pretrained(
-            ViTModel, self._places["backbone"], **options, add_pooling_layer=False, attn_implementation="eager"
+            ViTModel, self._paths["backbone"], **options, add_pooling_layer=False, attn_implementation="eager"
         )
 
     def checksums(self) -> dict[str, str]:
-        return networks.checksums_of_each(self._places)
+        return networks.checksums_of_each(self._paths)
 
     def segment(self, images, foregrounds=None) -> Iterator[Segments]:
         for image in images:

@@ -144,8 +144,8 @@ def in_batch(method, features, points: np.ndarray, resized: tuple[int, int], cro
             continue
         pasted = np.zeros(size, np.uint8, order="F")
         pasted[y0:y1, x0:x1] = mask
-        place = {"box": box, "point": (point[0] + x0, point[1] + y0), "crop": crop}
-        found.append({"rle": coco.encode(pasted), "score": score, "stability": stability, **place})
+        prompt = {"box": box, "point": (point[0] + x0, point[1] + y0), "crop": crop}
+        found.append({"rle": coco.encode(pasted), "score": score, "stability": stability, **prompt})
     return found
 
 

@@ -98,12 +98,12 @@ class Sam(PatternSegmenter):
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
     def load(self, device: str) -> None:
-        self._place = networks.locate(self.weights, method=self.name)
-        self._network = network.load(self._place, device)
+        self._path = networks.locate(self.weights, method=self.name)
+        self._network = network.load(self._path, device)
         self._side = self._network.config.vision_config.image_size
 
     def checksums(self) -> dict[str, str]:
-        return networks.checksums(self._place)
+        return networks.checksums(self._path)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None

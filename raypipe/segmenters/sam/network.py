@@ -52,16 +52,16 @@ RENAMED = (
 )
 
 
-def load(place: Path, device: str) -> SamModel:
-    """The network in float32, ready to run. place: a folder of transformers' or an official `.pth` file.
+def load(path: Path, device: str) -> SamModel:
+    """The network in float32, ready to run. path: a folder of transformers' or an official `.pth` file.
 
     Raises ValueError for weights of another network: nothing is left at random numbers.
     """
     from transformers import SamModel
 
-    if place.is_file():
-        return from_official(place).eval().requires_grad_(False).to(device)
-    return networks.pretrained(SamModel, place, method="sam", device=device)
+    if path.is_file():
+        return from_official(path).eval().requires_grad_(False).to(device)
+    return networks.pretrained(SamModel, path, method="sam", device=device)
 
 
 def from_official(file: Path) -> SamModel:
@@ -168,9 +168,9 @@ def normalise(images: Sequence[np.ndarray], side: int, device: str) -> torch.Ten
 
     batch = torch.zeros(len(images), 3, side, side, device=device)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    for place, image in zip(batch, images, strict=True):
+    for slot, image in zip(batch, images, strict=True):
         pixels = torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)
-        place[:, : image.shape[0], : image.shape[1]] = (pixels - mean) / std
+        slot[:, : image.shape[0], : image.shape[1]] = (pixels - mean) / std
     return batch
 
 
