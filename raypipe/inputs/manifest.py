@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
 
 import pyarrow as pa
 
 from raypipe import schema, storage
-from raypipe.inputs import containers, folders
-from raypipe.inputs.containers import Item
+from raypipe.inputs import folders, lists
+from raypipe.inputs.items import PICTURES, Item
+from raypipe.inputs.tables import list_tables, read_cell
+from raypipe.inputs.tars import list_tars
 from raypipe.storage import Location, map_ahead
 from raypipe.types import BadImage
 
 log = logging.getLogger("raypipe")
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
-FIELD_CHARACTERS = 1 << 30  # of a CSV field: a column beside the URIs may hold whole documents or encoded images
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
 SIDECARS = set(
@@ -119,8 +117,8 @@ def _of_file(source: Location, column: str | None, skipped: Counter) -> Iterator
     location = source if storage.split(source) else Location(storage.normalise(source))
     name = storage.as_text(posixpath.basename(storage.local_path(location) or location))
     suffix = _suffix(name)
-    if suffix in READ_LIST:
-        return _of_list(location, suffix, column)
+    if suffix in lists.READ_LIST:
+        return lists.of_list(location, suffix, column)
     if PACKED_TAR.search(name):
         raise ValueError(f"{name}: a compressed tar cannot be read in parallel; unpack it to .tar first")
     if suffix in SIDECARS:
@@ -139,10 +137,10 @@ def _of_files(
     seen = []
     for file in files:
         seen.append(file)
-        if _suffix(file[1]) in containers.PICTURES:
+        if _suffix(file[1]) in PICTURES:
             break
     tars, tables = ([file for file in seen if _suffix(file[1]) == suffix] for suffix in (".tar", ".parquet"))
-    packed = bool(tars or tables) and _suffix(seen[-1][1]) not in containers.PICTURES
+    packed = bool(tars or tables) and _suffix(seen[-1][1]) not in PICTURES
     if column is not None and not (packed and tables):
         raise ValueError(f"--column {column!r} has no effect: the input has no columns")
     if not packed:
@@ -157,7 +155,7 @@ def _of_files(
     beside = ".parquet" if tables else ".tar"
     strays = (_suffix(name) or "without extension" for _, name in seen if _suffix(name) not in (".tar", ".parquet"))
     skipped.update(f"{stray} (beside {beside})" for stray in strays)
-    yield from containers.list_tables(tables, column) if tables else containers.list_tars(tars, skipped)
+    yield from list_tables(tables, column) if tables else list_tars(tars, skipped)
 
 
 def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
@@ -170,54 +168,6 @@ def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
 
 def _suffix(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
-
-
-# Lists
-
-
-def _of_list(source: Location, suffix: str, column: str | None) -> Iterator[Item]:
-    if suffix == ".txt" and column is not None:
-        raise ValueError(f"--column {column!r} has no effect: a .txt list has no columns")
-    try:
-        content = storage.read_bytes(source, max_bytes=1 << 34)
-    except BadImage as error:
-        raise (FileNotFoundError if error.kind == "missing" else ValueError)(error.message) from error
-
-    def entries() -> Iterator[str]:
-        lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="surrogateescape", newline=None)
-        try:
-            yield from READ_LIST[suffix](lines, column)
-        except csv.Error as error:
-            raise ValueError(f"{source} cannot be read as {suffix}: {error}") from error
-
-    return (containers.uri_item(source, entry) for entry in entries() if entry)
-
-
-def _lines(lines: Iterable[str], column: None) -> Iterator[str]:
-    return (line for line in map(str.strip, lines) if not line.startswith("#"))
-
-
-def _separated(lines: Iterable[str], column: str | None, *, separator: str = ",") -> Iterator[str]:
-    csv.field_size_limit(FIELD_CHARACTERS)
-    rows = csv.reader(lines, delimiter=separator)
-    names = next(rows, [])
-    index = names.index(containers.find_uri_column(names, column))
-    return (row[index].strip() for row in rows if len(row) > index)
-
-
-def _json_lines(lines: Iterable[str], column: str | None) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            column = column if column in entry else containers.find_uri_column(list(entry), column)
-            yield str(entry[column] or "")
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"line {number} is not a JSON object: {error}") from None
-
-
-READ_LIST = {".txt": _lines, ".csv": _separated, ".tsv": partial(_separated, separator="\t"), ".jsonl": _json_lines}
 
 
 # Bytes
@@ -241,7 +191,7 @@ def _bytes_or_error(row: dict, *, max_bytes: int) -> bytes | BadImage:
     location, start, length = Location(row["location"]), row["start"], row["length"]
     try:
         if row["row"] is not None:
-            return containers.read_cell(location, row["column"], row=row["row"], max_bytes=max_bytes)
+            return read_cell(location, row["column"], row=row["row"], max_bytes=max_bytes)
         if start is not None and length is None:
             text = f"{location} is damaged from byte {start} on: what follows is not listed; repair it"
             return BadImage("fetch", "damaged", text)

@@ -1,79 +1,24 @@
-"""Images inside larger files: rows of Parquet tables, members of WebDataset tars."""
+"""Images by Parquet tables: their bytes, or where they are."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
-import posixpath
-import re
-import tarfile
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import storage
+from raypipe.inputs.items import Item, unlisted
+from raypipe.inputs.lists import find_uri_column, uri_item
 from raypipe.storage import Location, map_ahead
 from raypipe.types import BadImage
 
 BATCH_ROWS = 50_000  # rows of a column of URIs that are read together
-TAR_BUFFER = 1 << 15  # bytes: the headers of small neighbours come with one request, large pictures are jumped over
-URI_COLUMNS = "uri url path file filename file_name image image_path image_uri image_url".split()
-# What the names of pictures end in, also of formats that are not read: those become error rows.
-PICTURES = set(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .mpo .heic .heif .avif .jxl .jp2 .j2k .dng .cr2 .cr3 "
-    ".nef .arw .orf .rw2 .raf .pef .srw .psd .svg .exr .hdr .ppm .pgm .pbm .tga .ico".split()
-)
-
-
-class Item(NamedTuple):
-    """One manifest row before it gets its id."""
-
-    location: Location
-    key: str
-    part: str = ""  # `#member` or `#row=3`: which part of the location
-    start: int | None = None  # with a length: a byte range; without: nothing could be listed from here on
-    length: int | None = None
-    row: int | None = None
-    column: str | None = None
-
-
-# URIs, in tables and in lists
-
-
-def find_uri_column(names: list[str], column: str | None) -> str:
-    """The asked-for column, or the first of the usual names (in any case) that is there. Raises ValueError."""
-    lower = {name.strip().lower(): name for name in names}
-    usual = next((lower[name] for name in URI_COLUMNS if name in lower), None)
-    if column in names or (column is None and usual is not None):
-        return usual if column is None else column
-    wanted = f"column {column!r}" if column else f"column named {', '.join(URI_COLUMNS)}"
-    raise ValueError(f"no {wanted}; the columns are {', '.join(map(repr, names))}; choose one with --column")
-
-
-def uri_item(source: Location, entry: str) -> Item:
-    """The row of a file by its entry in the list or table `source`. Its key depends on nothing but the entry.
-
-    The key of a relative entry is the entry itself, normalised and without leading `..`; that of an absolute path is
-    the path, that of a URI host or bucket and path: no scheme, no credentials, no query of a web address.
-    """
-    location = storage.locate(source, entry)
-    if storage.split(entry) is not None:
-        key = Location(entry).partition("://")[2]
-    elif entry.lower().startswith(("/", "file://")):
-        key = storage.local_path(entry).lstrip("/")
-    else:
-        key = re.sub(r"^(\.\./)+", "", posixpath.normpath(entry))
-    return Item(location, storage.as_text(key))
-
-
-# Parquet tables
 
 
 def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[Item]:
@@ -92,7 +37,7 @@ def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[It
     name = _image_column(tables[0], column)
     for (location, file), footer in zip(files, footers, strict=True):
         if isinstance(footer, Exception):
-            yield _unlisted(location, file, 0)
+            yield unlisted(location, file, 0)
         elif footer.schema.to_arrow_schema().get_field_index(name) < 0:
             raise ValueError(f"{file} has no column {name!r}, which the other tables have")
     good = [(*pair, footer) for pair, footer in zip(files, footers, strict=True) if not isinstance(footer, Exception)]
@@ -204,61 +149,3 @@ def read_cell(location: Location, column: str, *, row: int, max_bytes: int) -> b
     if content.size > max_bytes:
         raise BadImage("fetch", "too_large", f"{content.size} bytes, the limit is {max_bytes}")
     return content.to_pybytes()
-
-
-# WebDataset tars
-
-
-def list_tars(files: list[tuple[str, str]], skipped: Counter) -> Iterator[Item]:
-    """The pictures in tars, given as (location, relative name); `skipped` counts the other members.
-
-    Only headers are read. Raises ValueError when the only file is no tar, OSError when one cannot be read.
-    """
-    for (_, name), (items, left_out) in zip(files, map_ahead(_members, files), strict=True):
-        if len(files) == 1 and len(items) == 1 and items[0].length is None:
-            start = items[0].start
-            raise ValueError(f"{name} is not a readable tar: it is damaged from byte {start} on, or compressed")
-        skipped.update(left_out)
-        yield from items
-
-
-def _members(file: tuple[str, str]) -> tuple[list[Item], Counter]:
-    """The pictures of a tar by its headers, and what was left out. Damage ends the list with an `_unlisted` row."""
-    (location, name), items, skipped = file, [], Counter()
-    stem = posixpath.splitext(storage.as_text(name))[0]
-    filesystem, path = storage.resolve(location)
-    with filesystem.open_input_file(path) as file, io.BufferedReader(file, TAR_BUFFER) as stream:
-        archive = None
-        try:
-            archive = tarfile.TarFile(fileobj=stream)
-            for member in archive:
-                archive.members = []  # it would keep them all
-                if reason := _not_a_picture(member):
-                    skipped[reason] += 1
-                    continue
-                part = storage.as_text(member.name)
-                items.append(Item(location, f"{stem}/{part}", f"#{part}", member.offset_data, member.size))
-            stream.seek(archive.offset)  # tarfile takes a broken header in the middle for the end: is its marker there?
-            damaged = archive.offset if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE) else None
-        except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-            damaged = archive.offset if archive else 0
-            if isinstance(error, OSError) and damaged <= file.size():  # not a jump behind the end: no damage
-                raise
-    if damaged is not None:
-        items.append(_unlisted(location, name, damaged))
-    return items, skipped
-
-
-def _not_a_picture(member: tarfile.TarInfo) -> str:
-    """Why a member is left out; "" for a picture."""
-    if not member.isreg() or member.issparse():
-        return "members that are no regular files"
-    if any(part.startswith((".", "_")) for part in member.name.split("/") if part not in (".", "..")):
-        return "hidden names"
-    suffix = posixpath.splitext(member.name)[1].lower()
-    return "" if suffix in PICTURES else suffix or "members without extension"
-
-
-def _unlisted(location: Location, name: str, start: int) -> Item:
-    """The row that stands for all that a damaged file holds from byte `start` on: it becomes an error row at fetch."""
-    return Item(location, f"{posixpath.splitext(storage.as_text(name))[0]}/damaged", "#damaged", start)

@@ -1,0 +1,32 @@
+"""One image of the input as its listing finds it, before it gets an id."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import NamedTuple
+
+from raypipe import storage
+from raypipe.storage import Location
+
+# What the names of pictures end in, also of formats that are not read: those become error rows.
+PICTURES = set(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .mpo .heic .heif .avif .jxl .jp2 .j2k .dng .cr2 .cr3 "
+    ".nef .arw .orf .rw2 .raf .pef .srw .psd .svg .exr .hdr .ppm .pgm .pbm .tga .ico".split()
+)
+
+
+class Item(NamedTuple):
+    """One manifest row before it gets its id."""
+
+    location: Location
+    key: str
+    part: str = ""  # `#member` or `#row=3`: which part of the location
+    start: int | None = None  # with a length: a byte range; without: nothing could be listed from here on
+    length: int | None = None
+    row: int | None = None
+    column: str | None = None
+
+
+def unlisted(location: Location, name: str, start: int) -> Item:
+    """The row that stands for all that a damaged file holds from byte `start` on: it becomes an error row at fetch."""
+    return Item(location, f"{posixpath.splitext(storage.as_text(name))[0]}/damaged", "#damaged", start)
