@@ -79,7 +79,7 @@ def _as(value, kind):
         fits = value in get_args(kind)
     elif get_origin(kind) in (tuple, list):
         fits = isinstance(value, tuple | list)
-        value = [_as(each, get_args(kind)[0]) for each in value] if fits else value
+        value = get_origin(kind)(_as(each, get_args(kind)[0]) for each in value) if fits else value
     elif kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     elif kind is int and not isinstance(value, bool):

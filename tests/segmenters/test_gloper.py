@@ -254,6 +254,25 @@ def test_kept_aspect_pads_outside_the_foreground(stripes):
     assert segments.masks.shape == (1, 50, 120) and segments.note == ""
 
 
+def test_the_foreground_shrinks_as_the_references_cut_out_does(stripes):
+    """A bicubic resize of the alpha channel, and whatever is not quite transparent: thin parts do not vanish."""
+    whole = np.zeros((90, 120), bool)
+    whole[20:70, 30:90] = True
+    whole[70:, 41] = True  # a leg of one pixel
+    prepared = loaded()._prepared(stripes[0], whole)
+    cut_out = Image.fromarray(np.dstack([stripes[0], whole.astype(np.uint8) * 255]))
+    alpha = np.asarray(cut_out.resize((32, 32), Image.Resampling.BICUBIC))[..., 3]
+    np.testing.assert_array_equal(prepared.foreground, alpha > 0)
+    assert prepared.foreground[26:, 10:12].any(1).all()
+
+
+def test_lists_are_as_good_as_tuples(stripes):
+    assert Gloper(widths=[2, 4, 4, 8, 8]).widths == (2, 4, 4, 8, 8)
+    np.testing.assert_array_equal(
+        found(stripes[0], widths=list(WIDTHS), local_sizes=[4, 8]).masks, found(stripes[0]).masks
+    )
+
+
 def test_sizes_that_do_not_fit_are_left_out_and_said(stripes):
     narrow = found(np.ascontiguousarray(stripes[0][:20]), keep_aspect=True, size=64, local_sizes=(4, 8), per_size=True)
     assert narrow.note == "size_skipped" and list(narrow.labels) == ["consensus", "4"]
@@ -266,9 +285,7 @@ def test_nothing_to_tell_apart_gives_empty_masks_and_a_note(stripes):
     one[40:50, 30:50] = True
     flat = image.copy()
     flat[30:60, 20:60] = 90  # beyond the foreground too, since resizing mixes neighbours
-    lost = np.zeros((90, 120), bool)
-    lost[0, 0] = True  # too small to be seen at working size
-    for picture, foreground, note in ((flat, one, "no_contrast"), (image, lost, "empty_foreground")):
+    for picture, foreground, note in ((flat, one, "no_contrast"), (image, np.zeros_like(one), "empty_foreground")):
         segments = found(picture, foreground, per_size=True)
         assert segments.note == note and segments.masks.shape == (3, 90, 120) and not segments.masks.any()
 

@@ -85,6 +85,7 @@ class Gloper(PatternSegmenter):
 
     def __post_init__(self):
         fill_preset(self)
+        self.local_sizes, self.widths = tuple(self.local_sizes), tuple(self.widths)  # lists cannot be a cache's key
         super().__post_init__()
         _inside.check_size(self.name, self.size, smallest=SMALLEST)
         self._check_numbers()
@@ -150,8 +151,9 @@ class Gloper(PatternSegmenter):
         pad = ((0, -height % unit), (0, -width % unit))
         x = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
         x = np.pad(x, (*pad, (0, 0)), mode="edge").transpose(2, 0, 1)
-        small = Image.fromarray(foreground).resize((width, height), Image.Resampling.NEAREST)
-        small = np.pad(np.asarray(small), pad)
+        # As the reference shrinks its cut-out: whatever an opaque pixel reaches stays opaque, thin legs too.
+        opaque = Image.fromarray(foreground.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BICUBIC)
+        small = np.pad(np.asarray(opaque) > 0, pad)
         note = ""
         if not small.any():
             note = "empty_foreground"
