@@ -9,7 +9,7 @@ import errno
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -185,20 +185,34 @@ def batches(images: Sequence[np.ndarray], device: str) -> Iterator[Sequence[np.n
         yield images[first : first + step]
 
 
-def pixels(images: Sequence[np.ndarray], size: int, *, device: str, normalize: bool):
-    """Images as a network sees them: a float32 tensor (B, 3, size, size) on the device.
+def squeeze(image: np.ndarray, size: int) -> np.ndarray:
+    """RGB uint8 (size, size, 3) of an image (H, W, 3), bilinear over all that a pixel covers, as Pillow rounds it."""
+    from PIL import Image
 
-    images: RGB uint8 (H, W, 3), each squeezed to a square by an antialiased bilinear resize in 8 bits, as Pillow and
-    torchvision do it. Values are in [0, 1], or with `normalize` ImageNet's mean 0 and deviation 1.
-    """
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def squeeze_as_torchvision(image: np.ndarray, size: int) -> np.ndarray:
+    """The same as torchvision rounds it, and with it the image processors of transformers: at most one level apart."""
     import torch
     from torch.nn.functional import interpolate
 
-    squares = []
-    for image in images:
-        planes = torch.tensor(image).permute(2, 0, 1)[None]  # a copy: images from Ray cannot be written to
-        squares.append(interpolate(planes, size=(size, size), mode="bilinear", antialias=True))
-    batch = torch.cat(squares).to(device).float() / 255  # (B, 3, size, size)
+    planes = torch.tensor(image).permute(2, 0, 1)[None]  # a copy: images from Ray cannot be written to
+    found = interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+    return found[0].permute(1, 2, 0).numpy()
+
+
+def pixels(images: Sequence[np.ndarray], size: int, *, device: str, normalize: bool, resize: Callable = squeeze):
+    """Images as a network sees them: a float32 tensor (B, 3, size, size) on the device.
+
+    images: RGB uint8 (H, W, 3), each squeezed to a square by `resize`: `squeeze`, or `squeeze_as_torchvision` for
+    networks whose published numbers come from there. Values are in [0, 1], or with `normalize` ImageNet's mean 0 and
+    deviation 1.
+    """
+    import torch
+
+    squares = torch.from_numpy(np.stack([resize(image, size) for image in images]))  # (B, size, size, 3)
+    batch = squares.permute(0, 3, 1, 2).to(device).float() / 255
     if not normalize:
         return batch
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))

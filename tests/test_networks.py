@@ -15,6 +15,7 @@ from skimage import data
 from support.hub import COMMIT, Repository, hub
 from support.tiny.dino_pca import write_model
 from support.two_networks import TwoNetworks, write_backbone, write_models
+from torchvision.transforms.v2 import InterpolationMode, Resize
 
 from raypipe import networks
 from raypipe.segmenters.clipseg import Clipseg
@@ -278,16 +279,18 @@ def test_a_gpu_takes_all_images_at_once_and_the_cpu_each_alone():
 
 
 @pytest.mark.parametrize("size", [16, 100, 700])
-def test_pixels_are_pillows_to_one_level(size):
+def test_pixels_are_pillows_and_on_request_torchvisions(size):
     images = [data.chelsea(), data.astronaut()[:7], np.zeros((1, 1, 3), np.uint8)]
     for image in images:
         image.setflags(write=False)  # as they come from Ray
     found = networks.pixels(images, size, device="cpu", normalize=False)
-    assert found.shape == (3, 3, size, size) and found.dtype == torch.float32
-    for image, planes in zip(images, found, strict=True):
-        expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)) / 255
-        differences = np.abs(planes.permute(1, 2, 0).numpy() - expected)
-        assert differences.max() < 1.01 / 255 and (differences > 1e-6).mean() < 0.01
+    other = networks.pixels(images, size, device="cpu", normalize=False, resize=networks.squeeze_as_torchvision)
+    assert found.shape == other.shape == (3, 3, size, size) and found.dtype == other.dtype == torch.float32
+    resize = Resize((size, size), InterpolationMode.BILINEAR, antialias=True)
+    for image, planes, others in zip(images, found, other, strict=True):
+        pillows = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
+        np.testing.assert_array_equal(planes.permute(1, 2, 0), pillows)
+        torch.testing.assert_close(others, resize(torch.tensor(image).permute(2, 0, 1)).float() / 255, rtol=0, atol=0)
 
 
 def test_normalised_pixels_have_imagenets_mean_at_zero():

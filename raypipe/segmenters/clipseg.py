@@ -69,7 +69,8 @@ class Clipseg(PatternSegmenter):
     def _probabilities(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """The network's answer to each image: float32 (size, size) in [0, 1]."""
         for batch in networks.batches(images, self._device):
-            pixels = networks.pixels(batch, self.size, device=self._device, normalize=True)
+            options = {"normalize": True, "resize": networks.squeeze_as_torchvision}  # as CLIPSegProcessor does
+            pixels = networks.pixels(batch, self.size, device=self._device, **options)
             yield from self.logits(pixels).sigmoid().cpu().numpy()
 
     def logits(self, pixels):
