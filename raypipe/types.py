@@ -55,6 +55,7 @@ class Segmenter(ABC):
     source: ClassVar[str] = ""  # the paper or library that defines the method
     licence: ClassVar[str] = ""  # of the weights, or of the algorithm's code when it has none
     needs: ClassVar[str] = ""  # weights to get before the first run; "" means nothing
+    ends: ClassVar[tuple[str, str]] = ("", "")  # what an image's first and last masks are, where they have an order
     networks: ClassVar[tuple[str, ...]] = ()  # fields that name a network, by id or folder: `weights` and any others
     licences: ClassVar[Mapping[str, str]] = {}  # of the default of each of these fields, from its model card
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
@@ -72,6 +73,12 @@ class Segmenter(ABC):
     def name(self) -> str:
         """The method's name: that of the file it lives in."""
         return name_of(type(self))
+
+    @classmethod
+    def finds(cls) -> str:
+        """What its masks are, in a sentence: the first line of its documentation; "" without one."""
+        line = (cls.__doc__ or "").strip().partition("\n")[0]
+        return "" if line.startswith(f"{cls.__name__}(") else line  # what a dataclass writes for want of one
 
     def load(self, device: str) -> None:  # noqa: B027 - most CPU methods have nothing to load
         """Read weights. Runs once per actor, never on the driver. device: "cpu" or "cuda"."""

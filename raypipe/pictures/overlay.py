@@ -10,31 +10,26 @@ import numpy as np
 
 # Okabe & Ito's palette, readable by colour-blind people (https://jfly.uni-koeln.de/color/), vermilion first.
 COLOURS = np.array(
-    [(213, 94, 0), (0, 114, 178), (240, 228, 66), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0)],
+    [(213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178), (230, 159, 0)],
     np.uint8,
 )
 OUTSIDE, HALO = len(COLOURS) + 1, len(COLOURS) + 2  # palette entries after 0 = transparent and the masks' colours
 
 
 def overlay(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None = None) -> np.ndarray:
-    """An image with its masks in colour and what lies outside the foreground darkened.
+    """An image in grey with its masks in colour and what lies outside the foreground darkened.
 
-    image: RGB uint8 (H, W, 3). found: bool (N, H, W). foreground: bool (H, W). Returns RGB uint8 (H, W, 3).
+    image: RGB uint8 (H, W, 3). found: bool (N, H, W). foreground: bool (H, W). Returns RGB uint8 (H, W, 3). Grey, so
+    that an orange mask shows on an orange animal.
     """
     import cv2
 
-    picture = image.astype(np.float32)
+    picture = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None].repeat(3, 2).astype(np.float32)
     if foreground is not None:
         picture[~foreground] *= 0.35
-    outlines = []
     for i in draw_order([mask.sum() for mask in found]):
-        colour = COLOURS[i % len(COLOURS)]
-        picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * colour
-        outlines.append((cv2.findContours(found[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], colour))
-    picture = np.ascontiguousarray(picture.round().astype(np.uint8))
-    for contours, colour in outlines:
-        cv2.drawContours(picture, contours, -1, [int(c) for c in colour], 1)
-    return picture
+        picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * COLOURS[i % len(COLOURS)]
+    return picture.round().astype(np.uint8)
 
 
 def scaled(size: tuple[int, int], side: float) -> tuple[int, int]:

@@ -1,10 +1,12 @@
-"""The picture sheet: a sample of a run's originals beside their masks, as one PNG."""
+"""The picture sheet: a sample of a run's originals beside their masks, as one PNG that explains itself."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import logging
+from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,66 +14,144 @@ import pyarrow.compute as pc
 
 from raypipe import images, masks
 from raypipe.inputs.manifest import fetch
-from raypipe.pictures.overlay import overlay, resized, scaled
+from raypipe.pictures import legend, text
+from raypipe.pictures.overlay import COLOURS, overlay, resized, scaled
 from raypipe.run import Run, rows
-from raypipe.types import BadImage
+from raypipe.runtime.progress import count_of_images
+from raypipe.types import BadImage, Segmenter
 
 log = logging.getLogger("raypipe")
 SAMPLE = 12  # images on a sheet
 COLUMNS = 3
-TILE = 260  # pixels a side of one picture
-CAPTION = 22  # pixels of text below
-GAP = 10
+TILE = 260  # pixels across of one picture
+SHAPES = (0.6, 1.25)  # least and largest height of a tile over its width
+CAPTION = 26  # pixels of text below
+GAP = 24  # between pairs, and around all
+SLIT = 4  # between an original and its masks
+MAT = (236, 236, 233)  # behind pictures of another shape
+SETTING_LINES = 2
+SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft"}  # settings that are no method's own
 
 
-def write_sheet(run: Run, manifest: pa.Table, *, max_bytes: int, max_pixels: int) -> str | None:
+class Tile(NamedTuple):
+    """One image of the sheet. The pictures are RGB uint8 of one size, which fits the sheet's tiles."""
+
+    original: np.ndarray
+    overlay: np.ndarray
+    name: str
+
+
+class Heading(NamedTuple):
+    """What stands above the pictures."""
+
+    title: str
+    lines: list[str]
+    colours: list[str]  # what each stands for, in the order of COLOURS
+    is_dark_outside: bool  # outside the foreground
+
+
+def write_sheet(
+    run: Run, manifest: pa.Table, segmenter: type[Segmenter], *, max_bytes: int, max_pixels: int
+) -> str | None:
     """Write sheet.png into a run's folder: up to 12 good rows, the same ones each time. Returns its location.
 
-    manifest: the input's listing, which tells where the originals are. None when there is no good row.
+    manifest: the input's listing, which tells where the originals are. segmenter: what found the masks. None when there
+    is no good row.
     """
     from PIL import Image
 
     commits, listed = run.commits(), manifest["image_id"].combine_chunks()
-    good = pc.and_(pc.equal(commits["error"], ""), pc.is_in(commits["image_id"], value_set=listed))
+    good = commits.filter(pc.and_(pc.equal(commits["error"], ""), pc.is_in(commits["image_id"], value_set=listed)))
     # ids are hashes: those with the smallest ones are a random sample
-    chosen = commits.filter(good).sort_by("image_id")["image_id"].slice(0, SAMPLE).to_pylist()
+    chosen = good.sort_by("image_id")["image_id"].slice(0, SAMPLE).to_pylist()
     sample = {row["image_id"]: row for row in rows.take(run, chosen)}
     entries = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
+    shape = median([row["height"] / row["width"] for row in sample.values()] or [1])
+    box = (round(TILE * min(max(shape, SHAPES[0]), SHAPES[1])), TILE)
     tiles = []
     for entry, content in zip(entries, fetch(entries, max_bytes=max_bytes), strict=True):
         try:
-            tiles.append(_tile(content, sample[entry["image_id"]], max_pixels))
+            tiles.append(_tile(content, sample[entry["image_id"]], box, max_pixels))
         except BadImage as error:  # it was readable when it was labelled
             log.warning("sheet: %s is left out: %s", entry["key"], error)
     if not tiles:
         return None
+    heading = _heading(run, segmenter, [*sample.values()], shown=len(tiles), good=len(good), all_=len(commits))
     buffer = io.BytesIO()
-    Image.fromarray(draw_sheet(tiles)).save(buffer, "PNG", optimize=True)
+    Image.fromarray(draw_sheet(heading, tiles, box)).save(buffer, "PNG", optimize=True)
     run.folder.write(buffer.getvalue(), "sheet.png")
     return run.folder.location("sheet.png")
 
 
-def draw_sheet(tiles: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
-    """Pairs (original, overlay, caption) in a grid: RGB uint8. The pictures have at most TILE pixels a side."""
-    from PIL import Image, ImageDraw, ImageFont
-
+def draw_sheet(heading: Heading, tiles: list[Tile], box: tuple[int, int]) -> np.ndarray:
+    """Pairs of pictures in even rows below what explains them: RGB uint8. box: (height, width) of a tile."""
     columns = min(COLUMNS, len(tiles))
-    lines = -(-len(tiles) // columns)
-    cell = (2 * TILE + GAP // 2 + 2 * GAP, TILE + CAPTION + GAP)
-    sheet = Image.new("RGB", (columns * cell[0], lines * cell[1] + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for i, (original, drawn, caption) in enumerate(tiles):
-        x, y = (i % columns) * cell[0] + GAP, (i // columns) * cell[1] + GAP
-        for j, picture in enumerate((original, drawn)):
-            height, width = picture.shape[:2]
-            left = x + j * (TILE + GAP // 2) + (TILE - width) // 2
-            sheet.paste(Image.fromarray(picture), (left, y + TILE - height))
-        draw.text((x, y + TILE + 2), _shortened(caption, draw, font, 2 * TILE), fill=(70, 70, 70), font=font)
-    return np.asarray(sheet)
+    pair, line = 2 * box[1] + SLIT, box[0] + CAPTION
+    width = columns * (pair + GAP) + GAP
+    head = _draw_heading(heading, width)
+    sheet = np.full((-(-len(tiles) // columns) * (line + GAP), width, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        x, y = GAP + (i % columns) * (pair + GAP), (i // columns) * (line + GAP)
+        for j, picture in enumerate((tile.original, tile.overlay)):
+            place = sheet[y : y + box[0], x + j * (box[1] + SLIT) :][:, : box[1]]
+            place[:] = MAT
+            height, across = picture.shape[:2]
+            top, left = (box[0] - height) // 2, (box[1] - across) // 2
+            place[top : top + height, left : left + across] = picture
+        text.write(sheet, text.shortened(tile.name, pair, size=15), (x, y + box[0] + 19), size=15, colour=text.MUTED)
+    return np.concatenate([head, sheet])
 
 
-def _tile(content: bytes | BadImage, row: dict, max_pixels: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """One (original, overlay, caption), drawn at the size it is shown in. Raises BadImage if the original changed."""
+def _draw_heading(heading: Heading, width: int) -> np.ndarray:
+    """Title, lines and legend: RGB uint8 (H, width, 3)."""
+    inside, y = width - 2 * GAP, GAP + 24
+    head = np.full((400, width, 3), 255, np.uint8)
+    for line in text.wrapped(heading.title, inside, size=24):
+        text.write(head, line, (GAP, y), size=24, colour=text.INK, weight=text.BOLD)
+        y += 32
+    for each in heading.lines:
+        for line in text.wrapped(each, inside, size=16)[:SETTING_LINES]:
+            text.write(head, line, (GAP, y - 4), size=16, colour=text.MUTED)
+            y += 24
+    entries = [(tuple(map(int, colour)), name) for colour, name in zip(COLOURS, heading.colours, strict=False)]
+    if heading.is_dark_outside:
+        entries.append(((60, 60, 60), "dark: outside the foreground"))
+    x, y = GAP, y + 6
+    for colour, name in entries:
+        long = 22 + text.width(name, size=16)
+        if x > GAP and x + long > width - GAP:
+            x, y = GAP, y + 26
+        head[y - 13 : y + 2, x : x + 15] = colour
+        text.write(head, name, (x + 22, y), size=16, colour=text.INK)
+        x += long + 26
+    return head[: y + 22]
+
+
+def _heading(run: Run, segmenter: type[Segmenter], sample: list[dict], *, shown: int, good: int, all_: int) -> Heading:
+    """What a run's sheet is about. shown, good, all_: numbers of images on the sheet, without error, and of all."""
+    configuration = run.configuration()
+    settings, made = configuration["settings"], configuration["provenance"]["time"]
+    title, foreground = configuration["method"], settings.get("foreground")
+    if foreground:
+        kind, colon, place = foreground.partition(":")
+        title += " on whole images" if kind == "whole" else f" inside {kind}{colon}{_last(place)}"
+    if settings.get("refine"):
+        title += f", refined by {settings['refine']}"
+    count = f"{shown} of {good:,} images, drawn at random" if shown < good else count_of_images(good)
+    failed = f" ({all_ - good:,} more failed)" if all_ > good else ""
+    own = [f"{key} {value}" for key, value in settings.items() if key not in SHARED and value is not None]
+    lines = [f"run {_last(str(run))} of {made[:10]}: {count}{failed}", ", ".join(own), segmenter.finds()]
+    names = legend.names(segmenter, [row["segments"] for row in sample])
+    return Heading(title, lines, names, foreground not in (None, "whole"))
+
+
+def _last(place: str) -> str:
+    """The last name of a path or URI: a sheet is passed on, and the rest is nobody's business."""
+    return place.rstrip("/").rpartition("/")[2]
+
+
+def _tile(content: bytes | BadImage, row: dict, box: tuple[int, int], max_pixels: int) -> Tile:
+    """One image and its masks, drawn at the size it is shown in. Raises BadImage if the original changed."""
     import cv2
 
     if isinstance(content, BadImage):
@@ -79,7 +159,8 @@ def _tile(content: bytes | BadImage, row: dict, max_pixels: int) -> tuple[np.nda
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
         raise BadImage("fetch", "changed", "the file is another one than when it was labelled")
     image = images.decode(content, max_pixels=max_pixels)
-    size = scaled(image.shape[:2], TILE)
+    height, width = image.shape[:2]
+    size = scaled((height, width), max(height, width) * min(box[0] / height, box[1] / width))
 
     def small(rle: dict) -> np.ndarray:
         mask = masks.decode_rle(rle).astype(np.uint8)
@@ -87,14 +168,4 @@ def _tile(content: bytes | BadImage, row: dict, max_pixels: int) -> tuple[np.nda
 
     found = np.array([small(segment) for segment in row["segments"]], bool).reshape(-1, *size)
     picture, foreground = resized(image, size), row["foreground"] and small(row["foreground"])
-    return picture, overlay(picture, found, foreground), row["key"]
-
-
-def _shortened(text: str, draw, font, width: int) -> str:
-    """The end of a long name, which tells files apart better than its beginning; control characters made visible."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while draw.textlength("..." + text, font=font) > width:
-        text = text[1:]
-    return "..." + text
+    return Tile(picture, overlay(picture, found, foreground), row["key"])

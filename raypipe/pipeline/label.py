@@ -78,7 +78,7 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
         from raypipe.pictures.sheet import write_sheet
 
         with held(run.folder, summary.attempt):
-            sheet = write_sheet(run, images, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
+            sheet = write_sheet(run, images, type(segmenter), max_bytes=job.max_bytes, max_pixels=job.max_pixels)
         summary = replace(summary, sheet=sheet)
     return summary
 

@@ -33,6 +33,7 @@ class Kmeans(PatternSegmenter):
 
     source = "MacQueen 1967, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "none needed: own code, no weights"
+    ends = ("darkest", "lightest")
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,14 +1,19 @@
 """The picture sheet shows what the rows say."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
 from support.faulty import GOOD, Faulty, write_images
 
-from raypipe.pictures import sheet
+from raypipe.pictures import legend, sheet, text
 from raypipe.pictures.overlay import COLOURS, overlay
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
+from raypipe.run import Run
+from raypipe.run.rows import load
+from raypipe.segmenters.kmeans import Kmeans
 
 
 @pytest.fixture
@@ -39,13 +44,84 @@ def test_a_small_mask_is_drawn_over_a_large_one():
     np.testing.assert_allclose(drawn[9:11, 9:11], np.broadcast_to(over, (2, 2, 3)), atol=1)
 
 
-def test_a_sheet_is_written_with_a_tile_per_image(job):
+def test_an_orange_mask_shows_on_an_orange_animal():
+    image = np.full((20, 20, 3), COLOURS[0], np.uint8)
+    left = np.zeros((1, 20, 20), bool)
+    left[0, :, :10] = True
+    drawn = overlay(image, left).astype(int)
+    assert np.abs(drawn[10, 5] - drawn[10, 15]).max() > 60
+
+
+def test_a_sheet_is_written_with_an_even_tile_per_image(job):
     summary = label(Label(**job), Faulty())
     pixels = np.asarray(Image.open(summary.sheet))
-    row, column = sheet.TILE + sheet.CAPTION + sheet.GAP, 2 * sheet.TILE + sheet.GAP // 2 + 2 * sheet.GAP
-    assert pixels.shape == (2 * row + sheet.GAP, 3 * column, 3)
-    tiles = [pixels[y * row : y * row + row, x * column : x * column + column] for y in range(2) for x in range(3)]
-    assert [bool((tile != 255).any()) for tile in tiles] == [True] * 5 + [False]
+    tile, line = round(sheet.TILE * 120 / 160), round(sheet.TILE * 120 / 160) + sheet.CAPTION + sheet.GAP
+    column = 2 * sheet.TILE + sheet.SLIT + sheet.GAP
+    assert pixels.shape[1] == 3 * column + sheet.GAP
+    below = pixels[-2 * line :, sheet.GAP :]
+    places = [below[y * line :, x * column :][:tile, : 2 * sheet.TILE + sheet.SLIT] for y in (0, 1) for x in (0, 1, 2)]
+    assert [bool((place != 255).any()) for place in places] == [True] * 5 + [False]
+    assert all((place[:, sheet.TILE : sheet.TILE + sheet.SLIT] == 255).all() for place in places)
+
+
+def test_pictures_of_any_shape_stand_in_the_middle_of_equal_tiles():
+    box = (100, sheet.TILE)
+    wide, narrow = (np.zeros((*size, 3), np.uint8) for size in ((40, 260), (100, 30)))
+    tiles = [sheet.Tile(picture, picture, "a.png") for picture in (wide, narrow)]
+    pixels = sheet.draw_sheet(sheet.Heading("kmeans", [], [], False), tiles, box)
+    line = pixels[-(100 + sheet.CAPTION + sheet.GAP) :][:100]
+    for i, (height, width) in enumerate(((40, 260), (100, 30))):
+        place = line[:, sheet.GAP + i * (2 * sheet.TILE + sheet.SLIT + sheet.GAP) :][:, : sheet.TILE]
+        black = np.argwhere((place == 0).all(2))
+        top, left = (100 - height) // 2, (260 - width) // 2
+        assert black.min(0).tolist() == [top, left] and black.max(0).tolist() == [99 - top, 259 - left]
+        assert ((place == 0) | (place == sheet.MAT)).all()
+
+
+def test_a_sheet_says_what_it_shows_and_which_colour_is_what(tmp_path):
+    write_images(tmp_path / "photos", [GOOD] * 14, size=(60, 80))
+    job = Label(input=str(tmp_path / "photos"), output=str(tmp_path / "coats"), local=True, sheet=True)
+    label(job, Kmeans(foreground="whole", k=3))
+    rows = load(Run(job.output)).to_pylist()
+    heading = sheet._heading(Run(job.output), Kmeans, rows, shown=12, good=14, all_=15)
+    assert heading.title == "kmeans on whole images"
+    date = Run(job.output).configuration()["provenance"]["time"][:10]
+    assert heading.lines[0] == f"run coats of {date}: 12 of 14 images, drawn at random (1 more failed)"
+    assert heading.lines[1].startswith("k 3, ") and "dark to light" in heading.lines[2]
+    assert heading.colours == ["mask 1: darkest", "mask 2", "mask 3: lightest"]
+    pixels = np.asarray(Image.open(tmp_path / "coats/sheet.png"))
+    head = pixels[: -4 * (sheet.CAPTION + sheet.GAP + round(sheet.TILE * 60 / 80))]
+    assert [bool((head == colour).all(2).any()) for colour in COLOURS] == [True] * 3 + [False] * 4
+
+
+def test_colours_are_named_by_labels_where_all_images_have_the_same():
+    named = [{"label": "eye"}, {"label": "shell"}]
+    assert legend.names(None, [named, named]) == ["eye", "shell"]
+    assert legend.names(None, [named, named[::-1]]) == ["mask 1", "mask 2"]
+    assert legend.names(None, [[{"label": None}], []]) == ["mask"]
+    assert legend.names(Kmeans, [named]) == ["eye: darkest", "shell: lightest"]
+    assert legend.names(None, []) == [] and len(legend.names(None, [[{}] * 40])) == len(COLOURS)
+
+
+@pytest.mark.parametrize("name", ["Süd Łódź ñ", "жираф", "Ελλάδα", "斑马 シマウマ 얼룩말", "זברה حمار", "Su\u0308d"])
+def test_names_of_most_scripts_are_written_as_they_are(name):
+    assert text.visible(name) == unicodedata.normalize("NFC", name)
+    drawn, boxes = (np.full((40, 400, 3), 255, np.uint8) for _ in range(2))
+    text.write(drawn, name, (10, 25), size=15)
+    text.write(boxes, "?" * len(name), (10, 25), size=15)
+    assert (drawn != 255).any() and (drawn != boxes).any()
+
+
+def test_what_has_no_glyph_is_written_as_an_escape_and_not_as_a_box():
+    assert text.visible("बाघ\n\udcff?.png") == r"\u092c\u093e\u0918\n\udcff?.png"
+    assert text.visible("Screenshot 9.41\u202fAM.png") == "Screenshot 9.41 AM.png"
+
+
+def test_long_texts_are_shortened_or_wrapped_to_the_room_that_there_is():
+    short = text.shortened("folder/" * 30 + "cat_1.jpg", 300, size=15)
+    assert short.startswith("…") and short.endswith("cat_1.jpg") and text.width(short, size=15) <= 300
+    lines = text.wrapped("attempts 20, max_iter 100, " * 8 + "x" * 200, 300, size=15)
+    assert len(lines) > 2 and all(text.width(line, size=15) <= 300 for line in lines)
 
 
 def test_a_changed_or_lost_original_is_left_out_with_a_warning(job, tmp_path, caplog):

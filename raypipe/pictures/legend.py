@@ -1,0 +1,30 @@
+"""What the colours of a picture stand for, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from raypipe.pictures.overlay import COLOURS
+from raypipe.types import Segmenter
+
+
+def names(segmenter: type[Segmenter] | None, found: Iterable[list[dict]]) -> list[str]:
+    """What each mask of an image is called, by its index, as far as there are colours.
+
+    segmenter: what found the masks; None where that is not known. found: the `segments` of some rows. A label counts
+    where all images have the same one at an index.
+    """
+    labels: list[set] = []
+    for segments in found:
+        labels += [set() for _ in segments[len(labels) :]]
+        for here, segment in zip(labels, segments, strict=False):
+            here.add(segment.get("label"))
+    ends = segmenter.ends if segmenter else ("", "")
+    return [_name(i, len(labels), here, ends) for i, here in enumerate(labels)][: len(COLOURS)]
+
+
+def _name(i: int, count: int, labels: set, ends: tuple[str, str]) -> str:
+    label = next(iter(labels)) if len(labels) == 1 else None
+    name = label or ("mask" if count == 1 else f"mask {i + 1}")
+    end = ends[0] if i == 0 else ends[1] if i == count - 1 else ""
+    return f"{name}: {end}" if end and count > 1 else name
