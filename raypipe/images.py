@@ -107,6 +107,19 @@ def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
     converted; colour profiles are not applied. max_pixels: limit on H * W, checked on the header before decoding.
     Raises BadImage("decode", kind, message): empty, truncated, corrupt, too_large, unsupported, not_an_image.
     """
+    with opened(data, max_pixels=max_pixels) as image:
+        pixels = _to_rgb(image, data)
+        if image.format in ("JPEG", "MPO"):
+            _check_last_row(pixels, data)
+        return upright(pixels, image)
+
+
+@contextmanager
+def opened(data: bytes, *, max_pixels: int) -> Iterator[Image.Image]:
+    """The first picture of an encoded image as it is stored, loaded and not yet upright, to make an array of.
+
+    Whatever goes wrong, here or in the block, becomes the BadImage that `decode` speaks of.
+    """
     name = _identify(data)
     if name not in READERS:
         raise BadImage("decode", "unsupported", _way_out(name))
@@ -119,14 +132,16 @@ def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
             raise BadImage("decode", "truncated", "JPEG without an end marker: the file was cut")
         with _without_pillow_limit(image.size):
             image.load()
-        pixels = _to_rgb(image, data)
-        if name == "JPEG":
-            _check_last_row(pixels, data)
-        return np.ascontiguousarray(UPRIGHT.get(_orientation(image), UPRIGHT[1])(pixels))
+        yield image
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow raises a dozen types on damaged files
         raise _bad(error, name, data) from error
+
+
+def upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """An array (H, W, ...) of a picture turned as its EXIF says, contiguous."""
+    return np.ascontiguousarray(UPRIGHT.get(_orientation(image), UPRIGHT[1])(pixels))
 
 
 def _identify(data: bytes) -> str:
