@@ -106,7 +106,8 @@ def _run(verb: str, argv: list[str]) -> int:
     if not (command.terminal.json and plain is result):  # a list or a dict has only one of the two forms
         print(result.text())
     if getattr(result, "failed", 0) and not getattr(command.options, "retry_errors", True):
-        print(f"to try the failed images again: {_typed(verb, argv)} --retry-errors")
+        when = "to try the failed images again" if result.retryable else "once they have another file or setting"
+        print(f"{when}: {_typed(verb, argv)} --retry-errors")
     if command.terminal.json:
         print(json.dumps(plain))
     return getattr(result, "exit_code", 0)

@@ -35,7 +35,7 @@ class Label:
     timeout: float | None = None  # seconds for one image before it becomes an error row; None = the method's own
     max_pixels: int = 100_000_000  # images with more pixels become error rows, before they are decoded
     max_bytes: int = 500_000_000  # files with more bytes become error rows, before they are read
-    max_bad_fraction: float = 0.05  # end with exit code 3 if more than this share of the run's rows are errors
+    max_bad_fraction: float = 0.05  # end with exit code 3 if more than this share of the images labelled now fail
     limit: int | None = None  # label at most this many of the pending images now; the next run goes on
     retry_errors: bool = False  # label the images again that ended in an error row
     local: bool = False  # a plain loop in this process, without Ray: for a handful of images and for debugging

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,48 +16,14 @@ from raypipe.pipeline.dry_run import Estimate, estimate
 from raypipe.pipeline.graph import label_here, label_on_ray
 from raypipe.pipeline.job import Label, check_job, list_images, open_run, plan_work
 from raypipe.pipeline.stages import Work
+from raypipe.pipeline.summary import Summary, named, too_many
 from raypipe.run import Run, new_attempt, provenance
 from raypipe.runtime.interruption import held
-from raypipe.runtime.progress import count_of_images, speed
+from raypipe.runtime.progress import count_of_images
 from raypipe.storage import Folder, Location
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a call of `label` ended."""
-
-    output: str
-    attempt: str
-    images: int  # in the input
-    labelled: int  # rows of this attempt, error rows included
-    pending: int  # left for another attempt
-    errors: dict[str, int]  # error rows of this attempt, by `stage: kind`
-    failed: int  # error rows of the whole run
-    seconds: float
-    exit_code: int  # 0, or 3 when the share of error rows is above max_bad_fraction
-    sheet: str | None = None  # where the picture sheet is
-
-    def text(self) -> str:
-        """What was labelled, what failed, what is left, and where the masks are."""
-        failed = sum(self.errors.values())
-        time = f"in {self.seconds:.1f} s ({speed(self.labelled / self.seconds)})"
-        images, counts = count_of_images(self.images), f"{self.labelled - failed:,} labelled, {failed:,} failed"
-        lines = [f"{self.labelled:,} of {images} " + (f"done {time}: {counts}" if failed else f"labelled {time}")]
-        if not self.labelled:
-            lines = [f"nothing to do: all of {images} were done before"]
-        if self.pending:
-            verb = "is" if self.pending == 1 else "are"
-            lines.append(f"{count_of_images(self.pending)} {verb} left; the same command goes on")
-        if self.failed:
-            lines.append(f"{count_of_images(self.failed)} failed in this run so far, see {self.output}/errors.parquet")
-            lines += [f"  {count:>7,}  {reason}" for reason, count in sorted(self.errors.items(), key=lambda e: -e[1])]
-        if self.sheet:
-            lines.append(f"picture sheet: {self.sheet}")
-        lines.append(f"masks: {self.output}/masks/**/*.parquet, or raypipe.load({self.output!r}) in Python")
-        return "\n".join(lines)
 
 
 def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> Summary | Estimate:
@@ -73,14 +39,7 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
     start, (run, settings) = time.monotonic(), open_run(job, segmenter, refiner)
     work = plan_work(job, segmenter, refiner)
     images = list_images(job, work)
-    summary = attempt(job, work, run, images, settings=settings, start=start)
-    if job.sheet:
-        from raypipe.pictures.sheet import write_sheet
-
-        with held(run.folder, summary.attempt):
-            sheet = write_sheet(run, images, type(segmenter), max_bytes=job.max_bytes, max_pixels=job.max_pixels)
-        summary = replace(summary, sheet=sheet)
-    return summary
+    return attempt(job, work, run, images, settings=settings, start=start)
 
 
 def has_begun(job: Label) -> bool:
@@ -112,9 +71,9 @@ def attempt(
     with held(run.folder, work.attempt):
         run.clean()
         pending = run.plan(images if among is None else among, retry_errors=job.retry_errors, limit=job.limit)
-        log.info("%s of %s images to label", f"{len(pending):,}", f"{len(images):,}")
+        log.info("%s of %s to label", f"{len(pending):,}", count_of_images(len(images)))
         if not len(pending) and run.is_complete():
-            return _summary(job, work.attempt, images, run.commits(), Counter(), 0, start)
+            return _ended(job, work, run, images, pending, run.commits(), Counter(), start)
         options = asdict(job) | {"input": Location(job.input), "output": Location(job.output)}  # without credentials
         begun = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}
         with _recorded(run, work.attempt, begun) as facts:
@@ -123,27 +82,45 @@ def attempt(
             if len(pending):
                 errors, of_ray = execute(job, work, run, pending, settings)
                 facts |= of_ray
-            summary = _summary(job, work.attempt, images, run.finish(work.attempt), errors, len(pending), start)
+            commits = run.finish(work.attempt)
+            summary = _ended(job, work, run, images, pending, commits, errors, start)
             facts |= asdict(summary)
-            if not summary.pending:
-                run.mark_complete(asdict(summary))
     return summary
 
 
-def _summary(job: Label, attempt: str, images, commits, errors: Counter, labelled: int, start: float) -> Summary:
-    committed = pc.is_in(images["image_id"], value_set=commits["image_id"].combine_chunks())
+def _ended(job: Label, work: Work, run: Run, images, pending, commits, errors: Counter, start: float) -> Summary:
+    """The summary of an attempt, with the picture sheet drawn if asked for, and a note if nothing is pending."""
+    committed, listed = pc.is_in(images["image_id"], value_set=commits["image_id"].combine_chunks()), run.errors()
     failed = pc.sum(pc.not_equal(commits["error"], "")).as_py() or 0
-    return Summary(
+    # what this start did counts: one that finds nothing new is fine, and one that tries again stands for the whole run
+    bad, of = (failed, len(commits)) if job.retry_errors and len(pending) else (errors.total(), len(pending))
+    reason = too_many(bad, of, allowed=job.max_bad_fraction)
+    summary = Summary(
         output=str(Folder(job.output)),
-        attempt=attempt,
+        attempt=work.attempt,
         images=len(images),
-        labelled=labelled,
+        labelled=len(pending),
         pending=len(images) - (pc.sum(committed).as_py() or 0),
         errors=dict(errors),
         failed=failed,
         seconds=round(time.monotonic() - start, 3),
-        exit_code=3 if failed > job.max_bad_fraction * len(commits) else 0,
+        exit_code=3 if reason else 0,
+        reason=reason,
+        retryable=pc.sum(listed["retryable"]).as_py() or 0,
+        failures=named(listed, pending["image_id"]),
     )
+    if job.sheet:
+        from raypipe.pictures.sheet import write_sheet
+
+        limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
+        sheet = write_sheet(run, images, type(work.segmenter), **limits)
+        summary = replace(summary, sheet=sheet)
+    if not summary.pending:
+        sheet = run.folder.location("sheet.png") if "sheet.png" in run.folder.files() else None
+        kinds = Counter(f"{row['stage']}: {row['kind']}" for row in listed.to_pylist())
+        of_run = {"labelled": len(commits) - failed, "errors": dict(kinds), "sheet": sheet}
+        run.mark_complete(asdict(summary) | of_run)
+    return summary
 
 
 @contextlib.contextmanager

@@ -170,6 +170,14 @@ class Run:
         self.folder.write_table(self._errors(commits), "errors.parquet")
         return commits
 
+    def errors(self) -> pa.Table:
+        """The failed images as `finish` listed them last (schema ERRORS); empty where that list cannot be read."""
+        try:
+            with self.folder.open("errors.parquet") as file:
+                return pq.read_table(file).cast(schema.ERRORS)
+        except (ValueError, KeyError, OSError):  # `verify` tells
+            return schema.ERRORS.empty_table()
+
     def is_complete(self) -> bool:
         """Whether the run ended with nothing pending and has not been started on new images since."""
         return self.folder.read(*COMPLETE_NOTE) is not None

@@ -1,0 +1,84 @@
+"""How a call of `label` ended, in numbers and in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe.runtime.progress import count_of_images, speed
+
+NAMED = 10  # failed images that the terminal names
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `label` ended."""
+
+    output: str
+    attempt: str
+    images: int  # in the input
+    labelled: int  # rows of this attempt, error rows included
+    pending: int  # left for another attempt
+    errors: dict[str, int]  # error rows of this attempt, by `stage: kind`
+    failed: int  # error rows of the whole run
+    seconds: float
+    exit_code: int  # 0, or 3 when too many images failed: see `too_many`
+    sheet: str | None = None  # where the picture sheet is
+    reason: str = ""  # why the exit code is 3
+    retryable: int = 0  # of the failed ones: how many may succeed another time as they are
+    failures: dict[str, str] = field(default_factory=dict)  # up to ten failed images, new ones first: key -> sentence
+
+    def text(self) -> str:
+        """What was labelled, what failed and why, what is left, and where the masks are."""
+        lines, before = [self._done()], self.images - self.labelled - self.pending
+        if self.labelled and before > 0:
+            lines.append(f"{count_of_images(before)} {'was' if before == 1 else 'were'} done before")
+        if self.pending:
+            verb = "is" if self.pending == 1 else "are"
+            lines.append(f"{count_of_images(self.pending)} {verb} left; the same command goes on")
+        if self.failed:
+            lines += self._failed()
+        if self.exit_code:
+            lines.append(f"exit code {self.exit_code}: {self.reason}")
+        if self.sheet:
+            lines.append(f"picture sheet: {self.sheet}")
+        lines.append(f"masks: {self.output}/masks/**/*.parquet, or raypipe.load({self.output!r}) in Python")
+        return "\n".join(lines)
+
+    def _done(self) -> str:
+        images, failed = count_of_images(self.images), sum(self.errors.values())
+        if not self.labelled:
+            return f"nothing to do: all of {images} were done before" if not self.pending else "nothing was labelled"
+        verb = f"done in {self.seconds:.1f} s ({speed(self.labelled / self.seconds)})"
+        verb = f"{verb}: {self.labelled - failed:,} labelled, {failed:,} failed" if failed else f"labelled{verb[4:]}"
+        return f"{self.labelled:,} of {images} {verb}"
+
+    def _failed(self) -> list[str]:
+        """The failed images by name, why they failed, and what helps."""
+        lines = [f"{count_of_images(self.failed)} failed in this run so far, see {self.output}/errors.parquet"]
+        lines += [f"  {key}: {sentence}" for key, sentence in self.failures.items()]
+        if self.failed > len(self.failures):
+            lines.append(f"  and {self.failed - len(self.failures):,} more in errors.parquet")
+            lines += [f"  {count:>7,}  {reason}" for reason, count in sorted(self.errors.items(), key=lambda e: -e[1])]
+        return lines
+
+
+def too_many(failed: int, images: int, *, allowed: float) -> str:
+    """Why so many failed images are too many; "" if they are not. allowed: the largest share that is fine."""
+    if failed <= allowed * images:
+        return ""
+    share = f"{failed:,} of {count_of_images(images)} failed ({failed / images:.0%})"
+    return f"{share}, more than --max-bad-fraction {allowed:g} allows; the others are done"
+
+
+def named(errors: pa.Table, first: pa.ChunkedArray) -> dict[str, str]:
+    """Key -> sentence of up to ten failed images. errors: schema ERRORS. first: the image ids that come first."""
+    is_new = pc.is_in(errors["image_id"], value_set=first.combine_chunks())
+    sorted_rows = [errors.filter(each).sort_by("key").slice(0, NAMED) for each in (is_new, pc.invert(is_new))]
+    sentences = {}
+    for row in pa.concat_tables(sorted_rows).slice(0, NAMED).to_pylist():
+        kind = f"{row['stage']}: {row['kind']}"
+        sentences[row["key"]] = f"{row['message']} ({kind})" if row["message"] else kind
+    return sentences
