@@ -61,6 +61,7 @@ class Segmenter(ABC):
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16
+    parts: ClassVar[Sequence[str]] = ()  # what segments 0, 1, ... without label are called; () = the index says nothing
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # by the value of `preset`: see `fill_preset`
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 

@@ -22,21 +22,29 @@ class About:
     where: str | None
     labels: tuple[str, ...]  # those of the run's segments, sorted; of the whole run, so that numbers do not change
     most: int  # segments of the image that has the most of them
-    category: str  # name of segments without a label
+    parts: tuple[str, ...]  # names of segments without a label, by index; () where the index says nothing
+    category: str  # name of segments without a label and without a part's name
     unlabelled: bool  # there are segments without a label
 
     @cached_property
     def categories(self) -> list[str]:
         """Names of what segments show; the number of a category is its place from 1."""
-        return [*self.labels, *([self.category] if self.unlabelled and self.category not in self.labels else [])]
+        return list(dict.fromkeys([*self.labels, *((self.parts or (self.category,)) if self.unlabelled else ())]))
 
     def name(self, segment: dict) -> str:
         """The category's name of a segment."""
-        return self.category if segment["label"] is None else segment["label"]
+        if segment["label"] is not None:
+            return segment["label"]
+        return self.parts[segment["segment"]] if self.parts else self.category
 
     def number(self, segment: dict) -> int:
         """The category's number of a segment, from 1."""
         return self.categories.index(self.name(segment)) + 1
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the categories tell the segments of an image apart."""
+        return bool(self.labels or self.parts) or self.most <= 1
 
     def text(self) -> str:
         """One sentence on where the masks come from."""

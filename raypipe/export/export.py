@@ -24,6 +24,9 @@ from raypipe.storage import Location, normalise
 from raypipe.types import BadImage, PatternSegmenter
 
 LEFT_OUT = "_left_out.csv"
+ADVICE = dict.fromkeys(
+    ("original missing", "original permission"), ": give the --input (and --column) that was labelled"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Export:
     output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
     where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
     join: str | None = None  # Parquet table of one row per image (key or image_id) with more columns for --where
-    category: str | None = None  # name of segments without a label; None = pattern, or else the method's name
+    category: str | None = None  # name of segments without a label; None = cluster 0, ..., pattern or the method's name
     input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
     column: str | None = None  # as for `label`: the column of --input that holds URIs or images
     overwrite: bool = False  # replace an earlier export in the output
@@ -60,7 +63,7 @@ class Result:
         lines += [f"{count:>9,}  {remark}" for remark, count in self.remarks.items()]
         if self.left_out:
             lines.append(f"{sum(self.left_out.values()):,} images left out, see {self.output}/{LEFT_OUT}")
-            lines += [f"{count:>9,}  {reason}" for reason, count in self.left_out.items()]
+            lines += [f"{count:>9,}  {reason}{ADVICE.get(reason, '')}" for reason, count in self.left_out.items()]
         return "\n".join(lines)
 
 
@@ -129,6 +132,7 @@ def describe(run: Run, options: Export) -> About:
         most, unlabelled = max(most, lengths or 0), unlabelled or found.null_count > 0
         labels.update(label for label in pc.unique(found).to_pylist() if label is not None)
     kind = segmenters.find(method) if method in segmenters.names() else None  # it need not be installed here
+    parts = () if kind is None or options.category or most > len(kind.parts) else tuple(kind.parts[:most])
     return About(
         method=method,
         settings=configuration["settings"],
@@ -137,6 +141,7 @@ def describe(run: Run, options: Export) -> About:
         where=options.where,
         labels=tuple(sorted(labels)),
         most=most,
+        parts=parts,
         category=options.category or ("pattern" if kind and issubclass(kind, PatternSegmenter) else method),
         unlabelled=unlabelled or not labels,
     )
@@ -151,14 +156,18 @@ def _leave_out(file: BinaryIO, counts: Counter, row: dict, reason: str, text: st
 def _exportable(
     images: Iterator[dict], form: ModuleType, originals: Originals | None, leave_out: Callable, counts: Counter
 ) -> Iterator[dict]:
-    """The rows that the format can write, counted; with originals their `content`. All others are listed."""
+    """The rows that the format can write, counted; with originals their `picture`. All others are listed."""
     kept = images if getattr(form, "FAILED", False) else _labelled(images, leave_out)
     for row, content in originals.fetch(kept) if originals else zip(kept, repeat(None)):
-        if isinstance(content, BadImage):
-            leave_out(row, f"original {content.kind}", str(content))
+        try:
+            if isinstance(content, BadImage):
+                raise content
+            picture = {"picture": form.ORIGINALS(row, content)} if originals else {}
+        except BadImage as error:
+            leave_out(row, f"original {error.kind}", str(error))
             continue
         counts.update(images=1, segments=len(row["segments"]))
-        yield row if content is None else row | {"content": content}
+        yield row | picture
 
 
 def _labelled(images: Iterator[dict], leave_out: Callable) -> Iterator[dict]:

@@ -7,7 +7,7 @@ import posixpath
 import re
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -58,15 +58,16 @@ class Target:
             raise ValueError(f"{self.folder} holds an export; choose another --output, or replace it with --overwrite")
         self.folder.fs.delete_dir_contents(path)
 
-    def name(self, row: dict, suffix: str, *, folder: str = "") -> str:
+    def name(self, row: dict, suffix: str, *, folder: str = "", twin: Callable[[str], str] | None = None) -> str:
         """A relative path inside `folder` for an image's file, which no other file has: its key with another suffix.
 
         row: with `key` and `image_id`. Where two keys differ only in extension or case, the second gets its id behind.
+        twin: from this path to that of a second file that goes with it, which no other file has either.
         """
         stem, short = safe_stem(row["key"], row["image_id"]), row["image_id"][:8]
         for i, path in enumerate((stem + suffix, f"{stem}-{short}{suffix}", f"{row['image_id']}{suffix}")):
             path = posixpath.join(folder, path)
-            if self._claim(path):
+            if self._claim([path] if twin is None else [path, twin(path)]):
                 self.renamed += i > 0
                 return path
         raise AssertionError(f"{row['image_id']} has a file with the suffix {suffix!r} already")
@@ -108,16 +109,16 @@ class Target:
         with self.folder.fs.open_output_stream(path, compression=None) as file:
             file.write(content)
 
-    def _claim(self, path: str) -> bool:
-        """Take a path unless a file or a folder has it, or a file stands where it needs a folder. Case is ignored."""
-        if len(path.encode()) > PATH_BYTES:
+    def _claim(self, paths: list[str]) -> bool:
+        """Take paths unless a file or a folder has one, or a file stands where one needs a folder. Case is ignored."""
+        if any(len(path.encode()) > PATH_BYTES for path in paths):
             return False
-        names = path.casefold().split("/")
-        parents = {hash("/".join(names[:i])) for i in range(1, len(names))}
-        whole = hash("/".join(names))
-        if whole in self._files or whole in self._folders or parents & self._files:
+        parts = [path.casefold().split("/") for path in paths]
+        wholes = {hash("/".join(names)) for names in parts}
+        parents = {hash("/".join(names[:i])) for names in parts for i in range(1, len(names))}
+        if wholes & self._files or wholes & self._folders or parents & self._files:
             return False
-        self._files.add(whole)
+        self._files |= wholes
         self._folders |= parents
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -17,8 +18,9 @@ from raypipe.types import BadImage
 
 MAX_BYTES = 1 << 34  # of one file; `label` had its own limit, which the file passed
 ROWS_AT_ONCE = 64
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-ORIENTATION = 274  # the EXIF tag
+UPRIGHT = (0, 1)  # orientations that mean: as it is stored; 0 is what some cameras write
+PNG_METADATA = re.compile(rb"eXIf|XML:com\.adobe\.xmp|Raw profile type")  # where a PNG can store an orientation
+XMP_TURN = re.compile(rb"tiff:Orientation\W{1,4}[2-8]")  # as an attribute or as an element
 
 
 class Originals:
@@ -74,20 +76,37 @@ class Originals:
 
 
 def decode(row: dict, content: bytes) -> np.ndarray:
-    """The original of a row as upright RGB uint8 (H, W, 3), at the size of its masks."""
-    return images.decode(content, max_pixels=row["height"] * row["width"])
+    """The original of a row as upright RGB uint8 (H, W, 3), at its masks' size. Raises BadImage when it has another."""
+    image = images.decode(content, max_pixels=row["height"] * row["width"])
+    if image.shape[:2] != (size := (row["height"], row["width"])):
+        text = f"{row['uri']} has the size {image.shape[:2]}, its masks have {size}; label it again"
+        raise BadImage("decode", "wrong_size", text)
+    return image
 
 
 def portable(row: dict, content: bytes) -> tuple[bytes, str]:
     """The original as a file that every reader shows upright: (content, ".jpg" or ".png").
 
-    JPEG and PNG without a rotation in EXIF stay as they are. All else becomes an RGB PNG, since many readers ignore
-    EXIF, and masks fit the upright picture.
+    JPEG and PNG without a stored orientation stay as they are. All else becomes an RGB PNG: some readers apply an
+    orientation and others do not, and masks fit the upright picture. Raises BadImage as `decode` does.
     """
-    if content.startswith(JPEG):
-        orientation = images.READERS["JPEG"](io.BytesIO(content)).getexif().get(ORIENTATION, 1)
-        if orientation not in range(2, 9):
-            return content, ".jpg"
-    if content.startswith(PNG) and b"exif" not in content.lower():
-        return content, ".png"
+    for start, name, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG\r\n\x1a\n", "PNG", ".png")):
+        if content.startswith(start) and _fits(row, content, name):
+            return content, suffix
     return images.encode_png(decode(row, content)), ".png"
+
+
+def _fits(row: dict, content: bytes, name: str) -> bool:
+    """Whether a row's masks fit the stored picture, and nothing tells a reader to turn it. name: JPEG or PNG."""
+    try:
+        image = images.READERS[name](io.BytesIO(content))
+        if image.size != (row["width"], row["height"]):
+            return False
+        if name == "PNG" and not PNG_METADATA.search(content):
+            return True
+        if image.getexif().get(images.ORIENTATION, 1) not in UPRIGHT or b"Raw profile type xmp" in content:
+            return False
+        texts = [value if isinstance(value, bytes) else str(value).encode() for value in image.info.values()]
+        return not any(map(XMP_TURN.search, texts))
+    except Exception:  # metadata in ruins, of which each reader makes something else
+        return False

@@ -16,6 +16,7 @@ from raypipe.types import PatternSegmenter, Segments
 
 COLOURS = 1 << 24
 COARSE_BITS = 5  # per channel of the warm-up histogram: 32768 bins, of which a photograph fills a few thousand
+MOST = 255  # clusters: their numbers fit into a byte
 FEW = 4096  # distinct colours up to here need no histogram; the 256 of a grey photograph would shrink to 32
 MORE = 16  # times more starts at most, where few colours or bins make them cheap: grey photographs have close optima
 FINISH = 0.2  # of eps: 20 attempts stop here and there and the best counts; one finish has to go further to match it
@@ -34,11 +35,12 @@ class Kmeans(PatternSegmenter):
     source = "MacQueen 1967, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "none needed: own code, no weights"
     ends = ("darkest", "lightest")
+    parts = tuple(f"cluster {i}" for i in range(MOST))  # dark to light
 
     def __post_init__(self):
         super().__post_init__()
-        if not 2 <= self.k <= 255:
-            raise ValueError(f"kmeans: k must be between 2 and 255, got {self.k!r}")
+        if not 2 <= self.k <= MOST:
+            raise ValueError(f"kmeans: k must be between 2 and {MOST}, got {self.k!r}")
         if self.attempts < 1:
             raise ValueError(f"kmeans: attempts must be at least 1, got {self.attempts!r}")
         if self.max_iter < 2:

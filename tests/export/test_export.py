@@ -96,14 +96,18 @@ def test_coco_is_read_by_pycocotools_with_the_same_masks(made, tmp_path):
     assert (result.images, result.segments) == (len(HOSTILE), 2 * len(HOSTILE) - 2) and result.exit_code == 0
     assert result.left_out == {"labelling failed: decode: truncated": 1}
     assert len(coco.anns) == result.segments and all(isinstance(i, int) and i > 0 for i in coco.anns)
-    assert coco.dataset["info"]["method"] == "kmeans" and coco.cats[1]["name"] == "pattern"
+    assert coco.dataset["info"]["method"] == "kmeans" and [each["name"] for each in coco.cats.values()] == [
+        "cluster 0",
+        "cluster 1",
+    ]
     for image in coco.dataset["images"]:
         found = good(by_key)[image["file_name"]]
         annotations = coco.loadAnns(coco.getAnnIds(image["id"]))
         assert len(annotations) == len(found)
         for annotation, mask in zip(annotations, found, strict=True):
             np.testing.assert_array_equal(coco.annToMask(annotation), mask)
-            assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 1
+            assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
+            assert coco.cats[annotation["category_id"]]["name"] == f"cluster {annotation['segment']}"
 
 
 def test_a_label_map_is_read_by_pillow_and_never_leaves_the_folder(made, tmp_path):
@@ -176,7 +180,7 @@ def test_yolo_polygons_give_the_masks_with_their_holes_filled(made, tmp_path):
 
     run, by_key = made
     result = export(Export(run, "yolo", output=str(tmp_path / "out"), where="segment = 0"))
-    assert yaml.safe_load((tmp_path / "out/data.yaml").read_text())["names"] == {0: "pattern"}
+    assert yaml.safe_load((tmp_path / "out/data.yaml").read_text())["names"] == {0: "cluster 0", 1: "cluster 1"}
     pictures = {np.asarray(Image.open(row["uri"])).tobytes(): key for key, row in by_key.items() if not row["error"]}
     read = 0
     for image in map(tmp_path.joinpath, [name for name in files(tmp_path) if name.startswith("out/images/")]):
@@ -280,15 +284,20 @@ def test_a_spreadsheet_gets_one_line_per_image_and_no_formula(made):
     content = open(f"{run}/export/csv/images.csv", "rb").read()
     assert content.startswith("\ufeff".encode())
     lines = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    assert [line["key"].removeprefix("'") for line in lines] == list(by_key)
+    assert [line["key"].removeprefix("'") for line in lines] == sorted(by_key)
     assert not any(cell.startswith(("=", "+", "-", "@")) for line in lines for cell in line.values())
-    for line in lines[:-1]:
+    failed = next(line for line in lines if line["key"] == "broken.png")
+    assert failed["error"].startswith("decode") and failed["area"] == failed["segments"] == failed["area_0"] == ""
+    for line in lines:
+        if line is failed:
+            continue
         found = good(by_key)[line["key"].removeprefix("'")]
         assert int(line["area"]) == found.any(0).sum() and int(line["segments"]) == len(found)
-        assert line["areas"] == " ".join(str(mask.sum()) for mask in found)
+        for i, mask in enumerate(found):
+            assert int(line[f"area_{i}"]) == mask.sum()
+            assert float(line[f"share_{i}"]) == pytest.approx(mask.mean(), abs=1e-6)
         share = found.any(0).mean() if len(found) else 0
         assert float(line["share_of_image"]) == float(line["share_of_foreground"]) == pytest.approx(share, abs=1e-6)
-    assert lines[-1]["error"].startswith("decode") and lines[-1]["area"] == lines[-1]["segments"] == ""
 
 
 def test_originals_that_are_gone_or_changed_are_listed(made, tmp_path, capsys):
@@ -296,7 +305,7 @@ def test_originals_that_are_gone_or_changed_are_listed(made, tmp_path, capsys):
     (tmp_path / "originals/0.png").unlink()
     Image.new("RGB", (9, 17)).save(tmp_path / "originals/1.png")
     assert main(["export", run, "--format", "cutout", "--output", str(tmp_path / "out")]) == 3
-    assert "1  original missing" in capsys.readouterr().out
+    assert "1  original missing: give the --input" in capsys.readouterr().out
     lines = list(csv.DictReader(open(tmp_path / "out/_left_out.csv", newline="")))
     reasons = {line["key"]: line["reason"] for line in lines}
     assert reasons.keys() == {"plain.jpg", "plain.png", "broken.png"}

@@ -1,13 +1,14 @@
 """One file per format; its name is the format's name. Looking one up imports that format only.
 
-A format is a module with ORIGINALS (it needs the pictures: each row's `content`), CATEGORIES (it names what a segment
-shows), where it lists failed images too FAILED, and `write(images, target, about)`, which streams rows of the masks
-table into a folder and returns what the user should know: sentences with how often. It never imports Ray or `pipeline`.
+A format is a module with ORIGINALS (what makes of an original the row's `picture`: `originals.portable`,
+`originals.decode`; None = it needs no pictures), CATEGORIES (it names what a segment shows), where it lists failed
+images too FAILED, and `write(images, target, about)`, which streams rows of the masks table into a folder and returns
+what the user should know: sentences with how often. It never imports Ray or `pipeline`.
 
 A whole format, which would be the file `export/formats/counts.py`:
 
 >>> from collections import Counter
->>> ORIGINALS, CATEGORIES = False, False
+>>> ORIGINALS, CATEGORIES = None, False
 >>> def write(images, target, about):
 ...     '''Write counts.txt: how many segments each image has.'''
 ...     remarks = Counter()

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from raypipe.export.about import About
 from raypipe.export.target import Target
 
-ORIGINALS, CATEGORIES = False, True
+ORIGINALS, CATEGORIES = None, True
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write one JSON file, streamed: annotations at once, the shorter image entries by way of a temporary file.
 
-    `iscrowd` is 1, as COCO has it for masks in run lengths, which are exact where polygons are not. `file_name` is the
-    image's key; `segment` the index of the segment in its row. Areas and boxes are those of the masks.
+    Masks are run lengths, which are exact where polygons are not. `iscrowd` is 0 all the same: trainers leave crowds
+    out. `file_name` is the image's key; `segment` the index of the segment in its row. Areas and boxes are the masks'.
     """
     annotation_id, info = 0, {"description": about.text(), "date_created": about.provenance["time"]}
     info |= {name: getattr(about, name) for name in ("method", "settings", "provenance", "licence", "where")}
@@ -49,7 +49,7 @@ def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) 
         "segmentation": {"size": segment["size"], "counts": segment["counts"]},
         "area": segment["area"],
         "bbox": segment["bbox"],
-        "iscrowd": 1,
+        "iscrowd": 0,
         "segment": segment["segment"],
     } | scored
 

@@ -13,16 +13,15 @@ from raypipe.export.target import Target
 from raypipe.images import encode_png
 from raypipe.inputs.originals import decode
 
-ORIGINALS, CATEGORIES = True, False
+ORIGINALS, CATEGORIES = decode, False
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write KEY.png, or KEY_0.png, KEY_1.png, ... in a run where an image has several segments."""
     for row in images:
-        image = decode(row, row["content"])
         for segment in row["segments"]:
             mask = masks.decode_rle(segment)[..., None]
-            picture = np.concatenate([image * mask, mask * np.uint8(255)], 2)  # (H, W, 4); 0 compresses best
+            picture = np.concatenate([row["picture"] * mask, mask * np.uint8(255)], 2)  # (H, W, 4); 0 compresses best
             suffix = f"_{segment['segment']}.png" if about.most > 1 else ".png"
             target.put(encode_png(picture), target.name(row, suffix))
     return Counter()

@@ -17,7 +17,7 @@ from raypipe.images import encode_png
 from raypipe.inputs.originals import portable
 from raypipe.schema import MASKS
 
-ORIGINALS, CATEGORIES = True, True
+ORIGINALS, CATEGORIES = portable, True
 GROUP_ROWS, GROUP_BYTES = 100, 64_000_000  # of a row group: what a reader with random access has to fetch
 SHARD_BYTES = 500_000_000  # a file is closed once it has this size
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -61,7 +61,7 @@ def _groups(rows: Iterator[dict]) -> Iterator[list[dict]]:
 def _cells(row: dict, about: About, remarks: Counter) -> dict:
     values, hidden = label_map(row, about)
     remarks[OVERLAP] += hidden > 0
-    content, suffix = portable(row, row["content"])
+    content, suffix = row["picture"]
     name = row["key"].rpartition("/")[2] + ("" if row["key"].endswith(suffix) else suffix)
     return row | {
         "image": {"bytes": content, "path": name},

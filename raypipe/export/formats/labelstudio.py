@@ -1,4 +1,4 @@
-"""Label Studio: `tasks.json` with brush masks as predictions, and `config.xml`, the labelling interface for them."""
+"""Label Studio: `tasks.json` with brush masks as predictions, their pictures, and the interface, `config.xml`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,27 @@ import numpy as np
 from raypipe import masks
 from raypipe.export.about import About
 from raypipe.export.target import Target
+from raypipe.inputs.originals import portable
 
-ORIGINALS, CATEGORIES = False, True
+ORIGINALS, CATEGORIES = portable, True
 RUN_BITS = (8, 16)  # the two sizes of a run's length that are written
 LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of LOCAL_FILES_DOCUMENT_ROOT
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
-    """Write the tasks, streamed. Local images are named by key: the document root is then the input's folder."""
+    """Write images/KEY.jpg or .png and the tasks, streamed, which name them: as local files or by their remote URI.
+
+    The document root is the export's folder. So the pictures are there wherever the originals were (in tars, tables,
+    on other machines), browsers can show them, and the masks fit.
+    """
     with target.stream("tasks.json") as file:
         file.write(b"[")
         for i, row in enumerate(images):
-            file.write((b",\n" if i else b"\n") + json.dumps(_task(row, about)).encode())
+            content, suffix = row["picture"]
+            image = target.name(row, suffix, folder="images")
+            target.put(content, image)
+            where = LOCAL_FILES + quote(image) if target.folder.is_local else str(target.folder.location(image))
+            file.write((b",\n" if i else b"\n") + json.dumps(_task(row, where, about)).encode())
         file.write(b"\n]\n")
     target.put(_config(about).encode(), "config.xml")
     return Counter()
@@ -55,8 +64,7 @@ def brush(mask: np.ndarray) -> list[int]:
     return np.packbits(np.concatenate([*head_bits, kept])).tolist()
 
 
-def _task(row: dict, about: About) -> dict:
-    where = row["uri"] if "://" in row["uri"] else LOCAL_FILES + quote(row["key"])
+def _task(row: dict, where: str, about: About) -> dict:
     scores = [segment["score"] for segment in row["segments"] if segment["score"] is not None]
     scored = {"score": sum(scores) / len(scores)} if scores else {}
     regions = [_region(row, segment, about) for segment in row["segments"]]

@@ -16,7 +16,7 @@ from raypipe.export.target import Target
 from raypipe.images import encode_png
 from raypipe.inputs.originals import portable
 
-ORIGINALS, CATEGORIES = True, True
+ORIGINALS, CATEGORIES = portable, True
 SHARD_BYTES = 500_000_000  # a shard is closed once it has this size
 
 
@@ -35,7 +35,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
                 shard, size = shard + 1, 0
             values, hidden = label_map(row, about)
             remarks[OVERLAP] += hidden > 0
-            content, suffix = portable(row, row["content"])
+            content, suffix = row["picture"]
             stem = posixpath.splitext(row["key"])[0].replace(".", "_")
             key = target.name(row | {"key": f"{stem}.x"}, "")  # no other sample's
             members = {suffix: content, ".mask.png": encode_png(values), ".json": _json(row, about)}

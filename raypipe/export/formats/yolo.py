@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,18 +13,18 @@ from raypipe.export.about import About
 from raypipe.export.target import Target
 from raypipe.inputs.originals import portable
 
-ORIGINALS, CATEGORIES = True, True
+ORIGINALS, CATEGORIES = portable, True
 POINTS = 3  # a line with fewer is read as a box
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
-    """Write images/KEY.jpg or .png, labels/KEY.txt with one line per connected part of a mask, and data.yaml."""
+    """Write images/KEY.jpg or .png, its `label_path` with a line per connected part of a mask, and data.yaml."""
     import yaml
 
     remarks = Counter()
     for row in images:
-        content, suffix = portable(row, row["content"])
-        image = target.name(row, suffix, folder="images")
+        content, suffix = row["picture"]
+        image = target.name(row, suffix, folder="images", twin=label_path)
         target.put(content, image)
         lines = []
         for segment in row["segments"]:
@@ -33,11 +34,16 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
                 lines.append(f"{about.number(segment) - 1} {values}\n")
             remarks["masks have holes, which polygons fill"] += holes > 0
             remarks["masks have several parts: each is a line of its own"] += len(parts) > 1
-        label = image.replace("images/", "labels/", 1).removesuffix(suffix) + ".txt"
-        target.put("".join(lines).encode(), label)
+        target.put("".join(lines).encode(), label_path(image))
     data = {"train": "images", "val": "images", "names": dict(enumerate(about.categories))}
     target.put(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode(), "data.yaml")
     return remarks
+
+
+def label_path(image: str) -> str:
+    """Where Ultralytics looks for the labels of a picture: the last folder `images` of its path becomes `labels`."""
+    above, _, name = f"/{image}".rpartition("/images/")
+    return posixpath.splitext(f"{above}/labels/{name}"[1:])[0] + ".txt"
 
 
 def polygons(mask: np.ndarray) -> tuple[list[np.ndarray], int]:
