@@ -24,13 +24,14 @@ from raypipe.types import BadImage
 log = logging.getLogger("raypipe")
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
+SHOWN = 20  # reasons for leaving files out, in one line
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
 SIDECARS = set(
     ".txt .csv .tsv .json .jsonl .ndjson .geojson .xml .yaml .yml .toml .md .rst .html .htm .css .js .xmp .aae .ini "
     ".cfg .db .sqlite .log .py .ipynb .sh .zip .gz .tgz .bz2 .xz .zst .7z .rar .npy .npz .pkl .pickle .pt .pth "
     ".safetensors .mat .h5 .hdf5 .arrow .feather .tfrecord .lst .idx .rec .sha256 .md5 .sig .part .tmp .lock .bak .doc "
-    ".docx .xls .xlsx".split()
+    ".docx .xls .xlsx .gpx .kml .srt .wav .ctg .mrk .pp3 .dop .vrd .arp .lrcat .lnk .url .crdownload .partial".split()
 )
 SIDECAR_NAMES = {"license", "licence", "copying", "notice", "readme", "authors", "changelog", "makefile"}
 
@@ -40,8 +41,9 @@ def list_inputs(source: str, *, column: str | None = None) -> pa.Table:
 
     source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl),
     a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column: the column
-    of a list or table with URIs or images; None finds it. Rows come in the order of the names, or of the list. An
-    image has the same key however the rest of the source changes; one that is listed twice has one row.
+    of a list or table with URIs or images, or the ending of the pictures in tars; None finds it. Rows come in the order
+    of the names, or of the list. An image has the same key however the rest of the source changes; one that is listed
+    twice has one row.
     Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError.
     """
     source, skipped = Location(source), Counter()
@@ -94,23 +96,32 @@ def _unique(key: str, image_id: str, keys: set[int]) -> str:
 
 
 def _count(skipped: Counter) -> str:
-    return ", ".join(f"{number:,} {reason}" for reason, number in skipped.most_common())
+    """What was left out in words; of more than 20 reasons the most frequent."""
+    reasons = skipped.most_common()
+    words = [f"{number:,} {reason.replace('{s}', '' if number == 1 else 's')}" for reason, number in reasons[:SHOWN]]
+    if rest := reasons[SHOWN:]:
+        words.append(f"{sum(number for _, number in rest):,} for {len(rest):,} other reasons")
+    return ", ".join(words)
 
 
 def _items(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
-    kind = folders.kind(source)
-    if kind == "file":
+    kind, parts, sidecars = folders.kind(source), storage.split(source), set()
+    path = parts.key if parts else source.uri
+    has_braces, is_web = folders.BRACES.search(path), parts is not None and parts.is_web
+    if kind == "file" and not (is_web and has_braces):  # a web address is a file without asking
         return _of_file(source, column, skipped)
     if kind == "other":
         raise ValueError(f"{source} is neither a file nor a folder")
-    parts = storage.split(source)
     if kind == "folder":
         folder, names, sidecars = source, folders.walk(source, skipped), SIDECARS
-    elif folders.WILDCARD.search(parts.key if parts else source.uri):
-        (folder, names), sidecars = folders.glob(source.uri, skipped), set()
+    elif has_braces or folders.WILDCARD.search(path):
+        folder, names = folders.glob(source.uri, skipped)
+    elif other := folders.in_other_form(source):
+        return _items(other, column, skipped)
     else:
         raise FileNotFoundError(source)
-    return _of_files(((storage.join(folder, name), name) for name in names), column, skipped, sidecars=sidecars)
+    files = ((storage.join(folder, name), name.partition("?")[0] if is_web else name) for name in names)  # no secrets
+    return _of_files(files, column, skipped, sidecars=sidecars)
 
 
 def _of_file(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
@@ -141,7 +152,7 @@ def _of_files(
             break
     tars, tables = ([file for file in seen if _suffix(file[1]) == suffix] for suffix in (".tar", ".parquet"))
     packed = bool(tars or tables) and _suffix(seen[-1][1]) not in PICTURES
-    if column is not None and not (packed and tables):
+    if column is not None and not packed:
         raise ValueError(f"--column {column!r} has no effect: the input has no columns")
     if not packed:
         for location, name in itertools.chain(seen, files):
@@ -155,14 +166,14 @@ def _of_files(
     beside = ".parquet" if tables else ".tar"
     strays = (_suffix(name) or "without extension" for _, name in seen if _suffix(name) not in (".tar", ".parquet"))
     skipped.update(f"{stray} (beside {beside})" for stray in strays)
-    yield from list_tables(tables, column) if tables else list_tars(tars, skipped)
+    yield from list_tables(tables, column) if tables else list_tars(tars, column, skipped)
 
 
 def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
     suffix, base = _suffix(name), posixpath.basename(name)
     is_sidecar = suffix in sidecars or (bool(sidecars) and base.lower() in SIDECAR_NAMES)
     if is_sidecar:
-        skipped[suffix or base] += 1
+        skipped["compressed tar{s} (unpack to .tar first)" if PACKED_TAR.search(base) else suffix or base] += 1
     return is_sidecar
 
 

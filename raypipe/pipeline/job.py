@@ -26,7 +26,7 @@ class Label:
 
     input: str  # folder, glob, image, list (.txt .csv .jsonl), Parquet or tar: a path or a URI (s3://...)
     output: str  # the run's folder, made or resumed: a path or a URI
-    column: str | None = None  # column of a list or table that holds URIs or images; None finds it
+    column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     keep_soft: bool = False  # also store the probabilities that were thresholded (16-bit PNG)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run

@@ -47,7 +47,7 @@ class Sweep:
     goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
     group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
-    column: str | None = None  # column of a list or table that holds URIs or images; None finds it
+    column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
     actors: int | None = None  # trials at a time; None = one per core, or as many as the GPUs hold
 
