@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from raypipe.benchmark import processes
 from raypipe.benchmark.figures import FAILED, Figure, Sizes
 from raypipe.benchmark.processes import Sample
 from raypipe.benchmark.turns import ratios, timed
+from raypipe.storage import open_table
 
 SHORT, LONG = 0.005, 0.02  # seconds per image of the sleeping methods
 HEIGHT, WIDTH = 120, 160  # px of the small images
@@ -190,7 +190,7 @@ def bare_loop(spec: Spec, photos: str, worker: int) -> tuple[float, float]:
 def commit_times(output: str) -> tuple[tuple[float, int], ...]:
     """When each part of a run was committed, and its rows."""
     files = sorted(Path(output, "_commits").glob("part-*.parquet"), key=lambda file: file.stat().st_mtime_ns)
-    return tuple((file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in files)
+    return tuple((file.stat().st_mtime, open_table(file.read_bytes()).metadata.num_rows) for file in files)
 
 
 def steady_rate(commits: Sequence[tuple[float, int]], workers: int) -> float:

@@ -22,13 +22,12 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tyro
 
 from raypipe.evaluation.task import WRITTEN_ROWS, written
 from raypipe.run import Run, rows
 from raypipe.schema import VERSION
-from raypipe.storage import Folder, Location
+from raypipe.storage import Folder, Location, open_table
 
 TERMINAL_IMAGES = 10  # the least agreed on, by name
 BUCKET_ROWS = 20_000  # masks in memory at a time
@@ -124,7 +123,7 @@ def agree(options: Agree) -> Agreement:
 
 def summary(names: list[str], content: bytes, table: str) -> Agreement:
     """What the terminal shows of a table of AGREEMENT. content: the Parquet file. table: where it is."""
-    every = pq.read_table(pa.BufferReader(content), columns=["key", "agreement", "nearest", "status"])
+    every = open_table(content).read(columns=["key", "agreement", "nearest", "status"])
     compared = every.filter(pc.equal(every["status"], "ok"))
     left_out, nearest = (
         {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}

@@ -59,7 +59,8 @@ def _footer_or_error(location: Location) -> pq.FileMetaData | Exception:
 @storage.patiently
 def _footer(location: Location) -> pq.FileMetaData:
     filesystem, path = storage.resolve(location)
-    return pq.read_metadata(path, filesystem=filesystem)
+    with filesystem.open_input_file(path) as file:
+        return storage.read_footer(file)
 
 
 def _holds(kind: pa.DataType) -> str:
@@ -90,7 +91,7 @@ def _image_column(table: pa.Schema, column: str | None) -> str:
 
 def _column_of_uris(location: Location, name: str) -> Iterator[str]:
     filesystem, path = storage.resolve(location)
-    with pq.ParquetFile(path, filesystem=filesystem) as table:
+    with filesystem.open_input_file(path) as file, storage.open_table(file, _footer(location)) as table:
         for batch in table.iter_batches(BATCH_ROWS, columns=[name]):
             yield from filter(None, batch.column(0).to_pylist())
 
@@ -117,7 +118,7 @@ def _cells_of(location: Location, stem: str, footer: pq.FileMetaData, name: str)
 def _column(location: Location, dotted: str, group: int) -> pa.ChunkedArray:
     """One column, or one field of a struct, of one row group."""
     filesystem, path = storage.resolve(location)
-    with pq.ParquetFile(path, filesystem=filesystem) as table:
+    with filesystem.open_input_file(path) as file, storage.open_table(file, _footer(location)) as table:
         values = table.read_row_group(group, columns=[dotted]).column(0)
     return pc.struct_field(values, dotted.rpartition(".")[2]) if pa.types.is_struct(values.type) else values
 

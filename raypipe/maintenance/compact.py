@@ -12,7 +12,6 @@ where this takes 198 s and 1.1 GB. On 60,000 rows it would be four times faster.
 from __future__ import annotations
 
 import hashlib
-import io
 import tempfile
 import time
 from collections import defaultdict
@@ -34,7 +33,7 @@ from raypipe import schema
 from raypipe.maintenance.integrity import Damage, read_record
 from raypipe.run import Run, new_attempt, superseded
 from raypipe.runtime.interruption import held
-from raypipe.storage import GROUP_ROWS, fence, map_ahead, parquet_bytes, without_secrets
+from raypipe.storage import GROUP_ROWS, fence, map_ahead, open_table, parquet_bytes, without_secrets
 
 MEGABYTE = 1_000_000
 CHUNK_BYTES = 256 << 20  # of decoded rows sorted at a time
@@ -152,7 +151,7 @@ def _read_part(run: Run, name: str) -> bytes:
         record, expected = read_record(run.folder.read("_commits", name) or b"")
         if hashlib.sha256(content).hexdigest() != expected["sha256"]:
             raise Damage("altered", "it is not what was committed")
-        if not pq.read_table(io.BytesIO(content), columns=schema.COMMIT.names).equals(record):
+        if not open_table(content).read(columns=schema.COMMIT.names).equals(record):
             raise Damage("ids", "it does not hold the images of its record")
     except Damage as damage:
         text = f"part {name} is damaged ({damage.text}); first: raypipe verify {run} --repair"
@@ -162,7 +161,7 @@ def _read_part(run: Run, name: str) -> bytes:
 
 def _rows(content: bytes, lost: list[str]) -> Iterator[pa.Table]:
     """A part's row groups, without the superseded ids."""
-    file = pq.ParquetFile(io.BytesIO(content))
+    file = open_table(content)
     for i in range(file.num_row_groups):
         rows = file.read_row_group(i).cast(schema.MASKS)
         yield rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=pa.array(lost, pa.string()))))

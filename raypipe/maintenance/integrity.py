@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.lookup import one_line
 from raypipe.run import Run, is_sealed
+from raypipe.storage import open_table
 
 HASHED_BYTES = 8 << 20  # at a time: few requests to an object store
 DEEP_ROWS = 64  # rows decoded at a time
@@ -87,7 +87,7 @@ def read_record(content: bytes) -> tuple[pa.Table, dict]:
     if is_sealed(content) is False:
         raise Damage("record", "the commit record's own checksum is wrong")
     try:
-        record = pq.read_table(io.BytesIO(content))
+        record = open_table(content).read()
         expected = json.loads(record.schema.metadata[b"raypipe.part"])
         if not record.schema.equals(schema.COMMIT) or len(record) != expected["rows"]:
             raise ValueError("it has other columns or another number of rows than it should")
@@ -110,7 +110,7 @@ def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: boo
             raise Damage("altered", "the bytes are not those that were committed (sha256)")
         file.seek(0)
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = open_table(file)
         except pa.ArrowInvalid as error:
             raise Damage("schema", f"not a Parquet file: {one_line(error)}") from error
         _check_columns(parquet.schema_arrow)
@@ -148,7 +148,7 @@ def _check_rows(ids: pa.Table, record: pa.Table) -> None:
         raise Damage("ids", "the errors or the order differ from the record's")
 
 
-def _check_masks(parquet: pq.ParquetFile) -> None:
+def _check_masks(parquet: pq.ParquetFile) -> None:  # noqa: TID251
     """Raise Damage("mask", ...) with the number of rows whose masks do not decode to what the row says."""
     wrong, first = 0, ""
     for batch in parquet.iter_batches(DEEP_ROWS, columns=["key", "height", "width", "segments", "foreground"]):

@@ -16,7 +16,6 @@ from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tyro
 
 from raypipe import schema
@@ -25,7 +24,7 @@ from raypipe.maintenance.integrity import Part, Problem, check_part
 from raypipe.run import OURS, Run, new_attempt, superseded
 from raypipe.run.attempts import newest_by_input, read_record
 from raypipe.runtime.interruption import held
-from raypipe.storage import live_attempt, without_secrets
+from raypipe.storage import live_attempt, open_table, without_secrets
 
 PARTS_AHEAD = 16  # read at a time
 
@@ -239,7 +238,7 @@ def _listed_errors(run: Run) -> set[str] | None:
     """The image ids in errors.parquet; None when it cannot be read."""
     try:
         with run.folder.open("errors.parquet") as file:
-            return set(pq.read_table(file)["image_id"].to_pylist())
+            return set(open_table(file).read()["image_id"].to_pylist())
     except (ValueError, KeyError, OSError):
         return None
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe.evaluation import tasks
 from raypipe.run import Run, rows
+from raypipe.storage import open_table
 
 # The leaves of the masks table that figures need: run lengths are 99 % of a part and stay on the disk.
 LEAVES = [
@@ -213,7 +213,7 @@ def _with_measured(figures: pa.Table, run: Run, name: str, figure: Figure) -> pa
     files = sorted((f for f in run.folder.files(figure.folder) if f.endswith(".parquet")), reverse=True)
     tables = []
     for file in files:
-        with run.folder.open(figure.folder, file) as opened, pq.ParquetFile(opened) as content:
+        with run.folder.open(figure.folder, file) as opened, open_table(opened) as content:
             if {"key", figure.column} <= set(content.schema_arrow.names):
                 table = content.read(columns=["key", figure.column]).drop_null()
                 values = table[figure.column].cast("float64")

@@ -15,12 +15,11 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from raypipe import schema
 from raypipe.run.run import Run, superseded
-from raypipe.storage import Location, map_ahead, resolve
+from raypipe.storage import Location, map_ahead, open_table, resolve
 from raypipe.types import BadImage
 
 BATCH_ROWS = 250  # images handed on at once; an image of a hundred masks may take a megabyte
@@ -56,7 +55,7 @@ def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
     lost = _lost(run)
 
     def read(name: str) -> pa.Table:
-        with run.open(name) as file, pq.ParquetFile(file) as part:
+        with run.open(name) as file, open_table(file) as part:
             table = _without(part.read(columns=["image_id", *names]), lost[name])
         return table if "image_id" in names else table.drop_columns("image_id")
 
@@ -70,7 +69,7 @@ def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.T
     """
     lost = _lost(run)
     for name in run.parts():
-        with run.open(name) as file, pq.ParquetFile(file) as part:
+        with run.open(name) as file, open_table(file) as part:
             for batch in part.iter_batches(BATCH_ROWS, columns=_paths(leaves)):
                 table = _without(pa.table(batch), lost[name])
                 yield table.append_column("method", pa.repeat(pa.scalar(run.method), len(table)))
@@ -90,7 +89,7 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
             where[row["part"]].append(row["image_id"])
     rows = {}
     for name, its in where.items():
-        with run.open(name) as file, pq.ParquetFile(file) as part:
+        with run.open(name) as file, open_table(file) as part:
             for group in range(part.num_row_groups):
                 stored = part.read_row_group(group, columns=["image_id"])["image_id"]
                 here = pc.is_in(stored, value_set=pa.array(its, pa.string()))
@@ -105,7 +104,7 @@ def good_rows(run: Run) -> dict[str, tuple[Location, int]]:
     good, lost = {}, _lost(run)
     for name in run.parts():
         with run.open(name) as file:
-            table = pq.read_table(file, columns=["image_id", "key", "error"])
+            table = open_table(file).read(columns=["image_id", "key", "error"])
         for i, row in enumerate(table.to_pylist()):
             if not row["error"] and row["image_id"] not in lost[name]:
                 good[row["key"]] = (run.folder.location(run.masks, name), i)
@@ -217,7 +216,10 @@ def read_joined(uri: str) -> pa.Table:
     """
     location, (filesystem, path) = Location(uri), resolve(uri)
     try:
-        table = pq.read_table(path, filesystem=filesystem, partitioning=None)
+        with filesystem.open_input_file(path) as file:
+            table = open_table(file).read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{location} does not exist") from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"{location} is no Parquet table: {error}") from None
     if _key(table) is None:
@@ -261,7 +263,8 @@ def _segments(location: str) -> pa.ChunkedArray:
     """The segments of a part. Neighbours in an input mostly lie in one part, so the last one is kept."""
     filesystem, path = resolve(location)
     try:
-        return pq.read_table(path, filesystem=filesystem, columns=["segments"], partitioning=None)["segments"]
+        with filesystem.open_input_file(path) as file:
+            return open_table(file).read(columns=["segments"])["segments"]
     except (OSError, pa.ArrowInvalid) as error:
         text = f"{Location(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
         raise BadImage("foreground", "io", text) from error

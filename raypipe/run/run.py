@@ -12,7 +12,6 @@ next start and done again.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import secrets
@@ -20,11 +19,10 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe import schema
-from raypipe.storage import Folder, fence, map_ahead, parquet_bytes
+from raypipe.storage import Folder, fence, map_ahead, open_table, parquet_bytes
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
@@ -202,7 +200,7 @@ class Run:
         lost = superseded(self.commits())
         for part in sorted({part for _, part in lost}):
             with self.open(part) as file:
-                rows = pq.read_table(file)
+                rows = open_table(file).read()
             ids = pa.array([image_id for image_id, name in lost if name == part], pa.string())
             kept = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=ids)))
             if len(kept):
@@ -215,7 +213,7 @@ class Run:
         rows = []
         for part in sorted(set(failed["part"].to_pylist())):
             with self.open(part) as file:
-                table = pq.read_table(file, columns=["image_id", "uri", "key", "error"])
+                table = open_table(file).read(columns=["image_id", "uri", "key", "error"])
             rows += table.filter(pc.field("error") != "").to_pylist()
         for row in rows:
             row["stage"], row["kind"], row["message"] = (row["error"].split(": ", 2) + ["", ""])[:3]
@@ -255,7 +253,7 @@ class Run:
         try:
             if is_sealed(content) is False:
                 raise ValueError("its checksum is wrong")
-            rows = pq.read_table(io.BytesIO(content)).select(schema.COMMIT.names)
+            rows = open_table(content).read().select(schema.COMMIT.names)
         except (ValueError, KeyError, OSError) as error:
             raise RuntimeError(
                 f"{self}: commit record {name} is damaged ({error}); `raypipe verify {self} --repair` removes it, and "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import uuid
@@ -12,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe.storage.files import resolve
+from raypipe.storage.parquet import parquet_bytes
 from raypipe.storage.uri import Location, join
 
 ADVICE = {
@@ -26,7 +25,6 @@ ADVICE = {
     errno.EEXIST: "a file is in the way: choose another --output",
     errno.EACCES: "no permission: change the folder's owner or mode, or choose another --output",
 }
-GROUP_ROWS = 1000  # rows of a Parquet row group: few, since they hold masks
 TEMPORARY = "_tmp."  # how the name of a file begins that is being written
 DEAD_AFTER = 3600.0  # seconds after which a temporary file belongs to no live writer
 
@@ -127,13 +125,6 @@ class Folder:
 
     def _list(self, *names: str) -> list[pafs.FileInfo]:
         return self.fs.get_file_info(pafs.FileSelector(self.path(*names), allow_not_found=True))
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as one Parquet file: zstd, row groups of 1,000 rows since they may hold masks."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
-    return buffer.getvalue()
 
 
 def put(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:

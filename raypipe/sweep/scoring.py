@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +11,6 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe import masks
 from raypipe.evaluation.labels import Labels
@@ -20,7 +18,7 @@ from raypipe.inputs.manifest import fetch
 from raypipe.pipeline import stages
 from raypipe.pipeline.job import plan_work
 from raypipe.run import Run, rows
-from raypipe.storage import Location, map_ahead
+from raypipe.storage import Location, map_ahead, open_table
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import LABEL_CHECKSUM, STORED_POST, Trial, all_posts, read_state
 from raypipe.types import BadImage, Segments
@@ -37,7 +35,7 @@ def read_scores(output: str, schema: pa.Schema) -> pa.Table:
     for name in (STORED_POST, LABEL_CHECKSUM):
         schema = schema.append(pa.field(name, pa.string()))
     content = Run(output).folder.read(SCORES_FILE)
-    scores = schema.remove_metadata().empty_table() if content is None else pq.read_table(io.BytesIO(content))
+    scores = schema.remove_metadata().empty_table() if content is None else open_table(content).read()
     return scores if scores.schema.names == schema.names else schema.remove_metadata().empty_table()  # other columns
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from raypipe import segmenters
@@ -22,7 +20,7 @@ from raypipe.pipeline.job import frozen_settings, plan_work
 from raypipe.pipeline.label import attempt
 from raypipe.runtime import cores
 from raypipe.runtime.progress import Progress, count_of_images
-from raypipe.storage import Folder, Locked
+from raypipe.storage import Folder, Locked, open_table
 from raypipe.sweep import ranking
 from raypipe.sweep.scoring import score
 from raypipe.sweep.trials import Trial, has_labelled, read_state, with_images, write_state
@@ -127,7 +125,7 @@ def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
                     if (folder.uri, name) in counts:
                         continue
                     if content := folder.read("_commits", name):
-                        errors = pq.read_table(io.BytesIO(content), columns=["error"])["error"].to_pylist()
+                        errors = open_table(content).read(columns=["error"])["error"].to_pylist()
                         counts[folder.uri, name] = len(errors), sum(map(bool, errors))
             last[0] = time.monotonic()
         return sum(rows for rows, _ in counts.values()), sum(errors for _, errors in counts.values())

@@ -3,9 +3,12 @@
 import io
 import os
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from raypipe.inputs.manifest import fetch, list_inputs
 
@@ -17,6 +20,18 @@ def write(folder, *names: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(os.fsencode(name))
+
+
+def photographs(folder, count: int, *, names: str = "{}.jpg") -> list[bytes]:
+    """JPEG files 0.jpg, 1.jpg, ... with some colours, or by another pattern of names. Returns their contents."""
+    contents = []
+    for i in range(count):
+        path = Path(folder, names.format(i))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (3, 4, 3), np.uint8)
+        Image.fromarray(pixels).resize((32, 24)).save(path, "JPEG")
+        contents.append(path.read_bytes())
+    return contents
 
 
 def listed(source, **options) -> list[dict]:
