@@ -172,7 +172,7 @@ class Run:
         """The failed images as `finish` listed them last (schema ERRORS); empty where that list cannot be read."""
         try:
             with self.folder.open("errors.parquet") as file:
-                return pq.read_table(file).cast(schema.ERRORS)
+                return open_table(file).read().cast(schema.ERRORS)
         except (ValueError, KeyError, OSError):  # `verify` tells
             return schema.ERRORS.empty_table()
 
