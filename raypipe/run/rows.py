@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -179,12 +181,26 @@ class Condition:
             self._database.register("joined", joined)
             self._query += f" LEFT JOIN joined USING ({key})"
         self._query += f" WHERE (\n{where}\n)"  # on its own line: it may end with a comment
-        try:
+        self._where, self._columns = where, columns
+        with self._explained():
             self._check_form(where)
-            self.matches(schema.MASKS.empty_table().append_column("method", pa.array([], pa.string())))
+        self.matches(schema.MASKS.empty_table().append_column("method", pa.array([], pa.string())))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What DuckDB says of the condition as a ValueError with the columns there are."""
+        import duckdb
+
+        try:
+            yield
         except (duckdb.Error, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"--where {where!r}: {reason}; the columns are {', '.join(columns)}") from None
+            unknown = re.search(r'column "(.+)" not found', reason)
+            text = unknown[1].strip("\"'“”‘’") if unknown else ""
+            if text and re.search(rf"(=|<>|\b(like|in)\b)\W*{re.escape(text)}", self._where, re.IGNORECASE):
+                reason += f" text stands in single quotes, '{text}'"
+            where, columns = f"--where {self._where!r}", ", ".join(self._columns)
+            raise ValueError(f"{where}: {reason}; the columns are {columns}") from None
 
     def _check_form(self, where: str) -> None:
         """Raise ValueError unless the text by itself is one condition that each row answers alone."""
@@ -198,9 +214,13 @@ class Condition:
             raise ValueError("a condition cannot hold a query; give a table with more columns (--join)")
 
     def matches(self, table: pa.Table) -> dict[int, list[int]]:
-        """What matches in rows of `batches`: index of the image -> indices of its segments, both ascending."""
+        """What matches in rows of `batches`: index of the image -> indices of its segments, both ascending.
+
+        Raises ValueError for a value that the condition cannot take, such as text as a number.
+        """
         self._database.register("one_batch", flatten(table))
-        pairs = self._database.execute(f"{self._query} ORDER BY row, segment").fetchall()
+        with self._explained():
+            pairs = self._database.execute(f"{self._query} ORDER BY row, segment").fetchall()
         self._database.unregister("one_batch")
         chosen: dict[int, list[int]] = {}
         for row, segment in pairs:
@@ -219,13 +239,13 @@ def read_joined(uri: str) -> pa.Table:
         with filesystem.open_input_file(path) as file:
             table = open_table(file).read()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{location} does not exist") from None
+        raise FileNotFoundError(f"--join {location} does not exist; give a Parquet table, a row per image") from None
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{location} is no Parquet table: {error}") from None
+        raise ValueError(f"--join {location} is no Parquet table: {error}") from None
     if _key(table) is None:
-        raise ValueError(f"{location}: expected a column key or image_id, got {', '.join(table.schema.names)}")
+        raise ValueError(f"--join {location}: expected a column key or image_id, got {', '.join(table.schema.names)}")
     if len(pc.unique(table[_key(table)])) < len(table):
-        raise ValueError(f"{location}: expected one row per image, but some {_key(table)} stands there twice")
+        raise ValueError(f"--join {location}: expected one row per image, but some {_key(table)} stands there twice")
     return table
 
 

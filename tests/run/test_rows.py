@@ -74,6 +74,20 @@ def test_a_condition_that_does_not_work_says_which_columns_there_are(made, capsy
     assert not Run(run).folder.folders("export")
 
 
+@pytest.mark.parametrize("where", ['label = "spot"', "label = spot", "label like “spot”", "label in (\"spot\", 'x')"])
+def test_text_without_single_quotes_is_told_apart_from_a_column(made, where):
+    with pytest.raises(ValueError, match=r"\"\W?spot\W?\" not found .*text stands in single quotes, 'spot';"):
+        list(rows.select(Run(made[0]), where=where))
+    with pytest.raises(ValueError, match='column "shar" not found') as error:
+        rows.select(Run(made[0]), where="shar > 0.01")
+    assert "single quotes" not in str(error.value)
+
+
+def test_a_value_that_a_condition_cannot_take_is_a_wrong_option(made, capsys):
+    assert main(["export", made[0], "--format", "coco", "--where", "key::int > 3"]) == 2
+    assert "--where 'key::int > 3': Conversion Error: Could not convert string" in capsys.readouterr().err
+
+
 def test_a_condition_cannot_read_files(made, tmp_path):
     (tmp_path / "secret.csv").write_text("a\n1\n")
     with pytest.raises(ValueError, match="--where"):
@@ -90,6 +104,8 @@ def test_a_table_of_one_row_per_image_adds_columns_to_the_condition(made, tmp_pa
     pq.write_table(pa.table({"key": [keys[0]] * 2}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="one row per image"):
         rows.read_joined(str(tmp_path / "b.parquet"))
+    with pytest.raises(FileNotFoundError, match="--join .*/nope.parquet does not exist; give a Parquet"):
+        rows.read_joined(str(tmp_path / "nope.parquet"))
     pq.write_table(pa.table({"iou": [1.0]}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match="expected a column key or image_id, got iou"):
         rows.read_joined(str(tmp_path / "c.parquet"))
