@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from raypipe.pictures.overlay import COLOURS
 from raypipe.types import Segmenter
@@ -19,12 +19,12 @@ def names(segmenter: type[Segmenter] | None, found: Iterable[list[dict]]) -> lis
         labels += [set() for _ in segments[len(labels) :]]
         for here, segment in zip(labels, segments, strict=False):
             here.add(segment.get("label"))
-    ends = segmenter.ends if segmenter else ("", "")
-    return [_name(i, len(labels), here, ends) for i, here in enumerate(labels)][: len(COLOURS)]
+    ends, parts = (segmenter.ends, segmenter.parts) if segmenter else (("", ""), ())
+    return [_name(i, len(labels), here, ends, parts) for i, here in enumerate(labels)][: len(COLOURS)]
 
 
-def _name(i: int, count: int, labels: set, ends: tuple[str, str]) -> str:
+def _name(i: int, count: int, labels: set, ends: tuple[str, str], parts: Sequence[str]) -> str:
     label = next(iter(labels)) if len(labels) == 1 else None
-    name = label or ("mask" if count == 1 else f"mask {i + 1}")
+    name = label or (parts[i] if i < len(parts) else "mask" if count == 1 else f"mask {i + 1}")
     end = ends[0] if i == 0 else ends[1] if i == count - 1 else ""
     return f"{name}: {end}" if end and count > 1 else name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -47,11 +49,12 @@ class Figure(NamedTuple):
     folder: str  # in the run
     column: str  # of its tables
     better: str = "high"  # or low
+    word: str = ""  # for the title in a sign
 
     @property
     def sign(self) -> str:
         """What an image is called whose value is far on the bad side."""
-        return f"{'low' if self.better == 'high' else 'high'} {self.title.lower()}"
+        return f"{'low' if self.better == 'high' else 'high'} {(self.word or self.title).lower()}"
 
 
 class Choice(NamedTuple):
@@ -70,11 +73,17 @@ class Histogram(NamedTuple):
     medians: list[float]  # per run; NaN without values
 
 
-def read(run: Run) -> pa.Table:
-    """One row of SCHEMA per image of a run, and a column per figure of `measured` that it has. Reads part by part."""
+def read(run: Run, others: Iterable[Run] = ()) -> pa.Table:
+    """One row of SCHEMA per image of a run, and a column per figure of `measured` that it has. Reads part by part.
+
+    others: runs in which an agreement with this one may lie: `agree` writes it into the first it compares.
+    """
     table = pa.concat_tables([SCHEMA.empty_table(), *map(_figures, rows.columns(run, LEAVES))])
     for name, figure in measured().items():
-        table = _with_measured(table, run, name, figure)
+        values = _measured(run, name, figure)
+        if name == "agreement" and not values:
+            values = [each for other in others for each in _measured(other, name, figure, among=str(run))]
+        table = _with_measured(table, name, values)
     return table.combine_chunks()
 
 
@@ -85,7 +94,9 @@ def measured() -> dict[str, Figure]:
         kind = tasks.find(task)
         for name in kind.PER_IMAGE:
             value = kind.SHOWN[name]
-            figures[f"{task}_{name}"] = Figure(value.title, value.unit, f"metrics/task={task}", name, value.better)
+            title = f"{value.title}, {value.unit}" if value.unit else value.title
+            folder = f"metrics/task={task}"
+            figures[f"{task}_{name}"] = Figure(title, "", folder, name, value.better, word=value.title)
     return figures
 
 
@@ -208,16 +219,22 @@ def _figures(part: pa.Table) -> pa.Table:
     return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
 
 
-def _with_measured(figures: pa.Table, run: Run, name: str, figure: Figure) -> pa.Table:
-    """Append a measured figure by key; of several files the last by name that has it counts."""
+def _measured(run: Run, name: str, figure: Figure, *, among: str | None = None) -> list[pa.Table]:
+    """Tables of `key` and a figure, the last file by name first. among: only files that compare this run too."""
     files = sorted((f for f in run.folder.files(figure.folder) if f.endswith(".parquet")), reverse=True)
     tables = []
     for file in files:
         with run.folder.open(figure.folder, file) as opened, open_table(opened) as content:
-            if {"key", figure.column} <= set(content.schema_arrow.names):
+            compared = json.loads((content.schema_arrow.metadata or {}).get(b"raypipe.runs", b"[]"))
+            if {"key", figure.column} <= set(content.schema_arrow.names) and (among is None or among in compared):
                 table = content.read(columns=["key", figure.column]).drop_null()
                 values = table[figure.column].cast("float64")
                 tables.append(pa.table({"key": table["key"].cast("string"), name: values}))
+    return tables
+
+
+def _with_measured(figures: pa.Table, name: str, tables: list[pa.Table]) -> pa.Table:
+    """Append a measured figure by key; the first table that has one counts."""
     if not tables:
         return figures
     values = pa.concat_tables(tables).combine_chunks()

@@ -14,14 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
+from raypipe import segmenters
 from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
+from raypipe.pictures import legend
 from raypipe.pictures.layers import draw
 from raypipe.pictures.overlay import COLOURS
-from raypipe.report import html, measures
+from raypipe.report import html, measures, words
 from raypipe.run import Run, attempts, provenance, rows
+from raypipe.runtime.progress import count_of_images, speed
 from raypipe.storage import Location, is_local, put, resolve
-from raypipe.types import RETRYABLE
+from raypipe.types import RETRYABLE, Segmenter
 
 PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of the 20 MB that a page may have
 MAX_IMAGES = 1000  # on a page: at a quarter of the default side they still fit
@@ -73,17 +76,23 @@ def report(options: Report) -> Result:
     """Write the page. Raises ValueError for options that cannot work and FileNotFoundError for what is no run."""
     check(options)
     start = time.monotonic()
-    names = rows.run_names(options.runs)
-    shown = [read(Run(folder), name) for folder, name in zip(options.runs, names, strict=True)]
+    names, runs = rows.run_names(options.runs), [Run(folder) for folder in options.runs]
+    shown = [
+        read(run, name, [other for other in runs if other is not run]) for run, name in zip(runs, names, strict=True)
+    ]
     cards = draw_cards(options, shown)
     panes = [pane for card in cards for pane in card["panes"] if pane]
     known = {name for pane in panes for name, value in pane["figures"].items() if value is not None}
+    views = [name for name in titles() if name in known]
+    notes = sorted({note for pane in panes for note in pane["notes"]})
     page = render(
         title=" and ".join(names),
-        runs=[overview(run) for run in shown],
+        warnings=[],
+        runs=[overview(run, [card["panes"][i] for card in cards]) for i, run in enumerate(shown)],
         cards=cards,
-        views=[name for name in titles() if name in known],
-        notes=sorted({note for pane in panes for note in pane["notes"]}),
+        views=views,
+        notes=notes,
+        words=words.glossary({n: titles()[n][0] for n in views}, {s for pane in panes for s in pane["odd"]}, notes),
         charts=charts(shown),
         errors=[errors(run) for run in shown],
         provenance=[_provenance(run) for run in shown],
@@ -108,9 +117,9 @@ def check(options: Report) -> None:
         raise ValueError("--column has no effect without --input")
 
 
-def read(run: Run, name: str) -> RunShown:
+def read(run: Run, name: str, others: list[Run]) -> RunShown:
     """All that the page needs of a run but its masks. Raises FileNotFoundError when it is no run."""
-    table = measures.read(run)
+    table = measures.read(run, others)
     return RunShown(run, name, run.configuration(), attempts.read(run, table), table, measures.good(table))
 
 
@@ -175,11 +184,11 @@ def _finite(value: float | None) -> float | None:
 # Figures
 
 
-def overview(run: RunShown) -> dict:
-    """What the page's head says of a run."""
-    settings = run.configuration["settings"]
-    medians = {
-        name: float(np.nanmedian(values))
+def overview(run: RunShown, panes: list[dict | None]) -> dict:
+    """What the page's head says of a run. panes: what its cards show."""
+    settings, method = run.configuration["settings"], _method(run.configuration["method"])
+    known = {
+        name: values[np.isfinite(values)]
         for name in ("share", "count", *measures.measured())
         if name in run.good.column_names and np.isfinite(values := measures.numbers(run.good, name)).any()
     }
@@ -189,15 +198,24 @@ def overview(run: RunShown) -> dict:
         "name": run.name,
         "folder": str(run.run),
         "method": run.configuration["method"],
+        "finds": method.finds() if method else "",
+        "colours": legend.names(method, [pane["row"]["segments"] for pane in panes if pane]),
+        "most": max((len(pane["row"]["segments"]) for pane in panes if pane), default=0),
         "foreground": settings.get("foreground"),
         "refine": settings.get("refine"),
         "images": len(run.figures),
         "failed": len(run.figures) - len(run.good),
-        "medians": medians,
+        "means": {name: float(values.mean()) for name, values in known.items()},
+        "medians": {name: float(np.median(values)) for name, values in known.items()},
         "empty": int(((smallest == 0) | (count == 0)).sum()),
-        "rate": rates[-1] if rates else None,
+        "rate": speed(rates[-1]).partition(" ") if rates else None,
         "notes": measures.notes(run.good).most_common(12),
     }
+
+
+def _method(name: str) -> type[Segmenter] | None:
+    """The method of a run; None where this version does not know it."""
+    return segmenters.find(name) if name in segmenters.names() else None
 
 
 def charts(shown: list[RunShown]) -> list[dict]:
@@ -277,8 +295,9 @@ def render(**content) -> str:
     """The page's HTML."""
     names = {name: title for name, (title, _) in titles().items()}
     colours = [f"#{bytes(colour).hex()}" for colour in COLOURS]
-    content |= {"titles": names, "metrics": [*measures.measured(), "score"], "colours": colours}
-    return html.render("report.html.j2", "report.js", number=_number, commas="{:,}".format, **content)
+    content |= {"titles": names, "metrics": [*measures.measured(), "score"], "colours": colours, "meaning": words.NOTES}
+    filters = {"number": _number, "commas": "{:,}".format, "of_images": count_of_images}
+    return html.render("report.html.j2", "report.js", **filters, **content)
 
 
 def _number(value: float | None, scale: float = 1) -> str:

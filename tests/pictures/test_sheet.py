@@ -88,7 +88,7 @@ def test_a_sheet_says_what_it_shows_and_which_colour_is_what(tmp_path):
     date = Run(job.output).configuration()["provenance"]["time"][:10]
     assert heading.lines[0] == f"run coats of {date}: 12 of 14 images, drawn at random (1 more failed)"
     assert heading.lines[1].startswith("k 3, ") and "dark to light" in heading.lines[2]
-    assert heading.colours == ["mask 1: darkest", "mask 2", "mask 3: lightest"]
+    assert heading.colours == ["cluster 0: darkest", "cluster 1", "cluster 2: lightest"]
     pixels = np.asarray(Image.open(tmp_path / "coats/sheet.png"))
     head = pixels[: -4 * (sheet.CAPTION + sheet.GAP + round(sheet.TILE * 60 / 80))]
     assert [bool((head == colour).all(2).any()) for colour in COLOURS] == [True] * 3 + [False] * 4

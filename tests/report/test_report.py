@@ -22,7 +22,7 @@ from raypipe import masks, schema
 from raypipe.cli import verbs as cli
 from raypipe.pictures.layers import draw, draw_layers
 from raypipe.pictures.overlay import COLOURS
-from raypipe.report import measures
+from raypipe.report import measures, words
 from raypipe.report.report import Report, report
 from raypipe.run import Run, new_attempt
 from raypipe.run.rows import load, run_names
@@ -113,6 +113,21 @@ def test_a_row_that_was_done_again_counts_once(tmp_path):
     run = write_run(tmp_path / "run", [row("a.png")])
     assert sorted(measures.read(run)["key"].to_pylist()) == ["a.png", "b.png"]
     assert measures.reasons(measures.read(run)) == []
+
+
+def test_an_agreement_counts_for_every_run_that_it_compares(tmp_path):
+    first, second, third = (write_run(tmp_path / name, [row("a.png"), row("b.png")]) for name in "xyz")
+    compared = {b"raypipe.runs": json.dumps([str(first), str(second)]).encode()}
+    agreement = pa.table({"key": ["a.png", "b.png"], "agreement": [0.25, 0.75]}).replace_schema_metadata(compared)
+    first.folder.write_table(agreement, "metrics", "agreement", "agreement.parquet")
+    for run, others in ((first, []), (second, [first, third])):
+        table = measures.read(run, others)
+        assert dict(zip(table["key"].to_pylist(), table["agreement"].to_pylist(), strict=True)) == {
+            "a.png": 0.25,
+            "b.png": 0.75,
+        }
+    assert "agreement" not in measures.read(third, [first, second]).column_names
+    assert "agreement" not in measures.read(second).column_names
 
 
 def test_the_oddest_come_first_and_the_rest_is_the_same_random_sample_each_time(tmp_path):
@@ -232,6 +247,15 @@ def test_wrong_options_say_what_to_do(tmp_path):
     assert cli.main(["report"]) == 2
 
 
+def test_a_run_named_after_its_method_is_not_named_twice(tmp_path):
+    runs = [str(write_run(tmp_path / name, [row("a.png")])) for name in ("kmeans", "other")]
+    report(Report(runs=tuple(runs)))
+    heads = re.findall(
+        r'<p class="what">(.*?)<span class="place">', (tmp_path / "kmeans/report.html").read_text(), re.S
+    )
+    assert [" ".join(re.sub("<[^>]+>", " ", head).split()) for head in heads] == ["kmeans", "other kmeans"]
+
+
 def test_runs_are_named_by_what_tells_them_apart():
     assert run_names(("/runs/a/coat", "/runs/b/coat/")) == ["a/coat", "b/coat"]
     assert run_names(("s3://bucket/runs/coat",)) == ["coat"]
@@ -243,6 +267,48 @@ def test_hostile_names_stay_text(page):
         assert name not in text
     assert "<b onclick" not in text and "onmouseover=alert(1) x='.png" not in text
     assert text.count("<script") == 1 and not re.search(r"(src|href)=\"?(https?:)?//", text)
+
+
+def test_the_page_explains_its_colours_and_words(labelled):
+    report(Report(runs=(str(labelled / "k3"),), output=str(labelled / "k3.html")))
+    text = plain(labelled / "k3.html")
+    assert "cluster 0: darkest cluster 1 cluster 2: lightest" in text and "ordered dark to light" in text
+    assert "kmeans on whole images" in text
+    for word in ("Overlay", "First mask", "Masks per image", "Time in the method"):
+        assert re.search(f"{word} (the|how|what) ", text), word
+
+
+def test_every_remark_of_a_method_or_refiner_is_explained():
+    rooms = (Path(raypipe.__file__).parent / name for name in ("segmenters", "refiners"))
+    lines = [line for room in rooms for path in room.rglob("*.py") for line in path.read_text().splitlines()]
+    notes = {note for line in lines if "note" in line for note in re.findall(r'"([a-z]+_[a-z]+)"', line)}
+    assert len(notes) > 5 and notes <= words.NOTES.keys()
+
+
+def test_a_measure_is_shown_with_the_mean_that_evaluate_gives_and_the_median(tmp_path):
+    run = write_run(tmp_path / "kmeans", [row(f"{i}.png") for i in range(3)])
+    dice = pa.table({"key": ["0.png", "1.png", "2.png"], "dice_best": [0.1, 0.7, 0.8]})
+    run.folder.write_table(dice, "metrics", "task=pattern", "labels.parquet")
+    report(Report(runs=(str(run),)))
+    text = plain(tmp_path / "kmeans/report.html")
+    assert "Pattern Dice, better polarity 0.533 mean, 0.7 median" in text
+    assert "the rest of the foreground" in text
+
+
+def test_one_of_anything_is_not_called_images_and_empty_columns_are_left_out(tmp_path):
+    failed = row("b.png", segments=[], height=0, width=0, error="fetch: missing: gone")
+    run = write_run(tmp_path / "run", [row("a.png"), failed])
+    run.record_attempt("20260101T000000000000Z-aaaa", {"exit_code": 0, "seconds": 4.0})
+    report(Report(runs=(str(run),)))
+    text = plain(tmp_path / "run/report.html")
+    assert "1 images" not in text and "1 image" in text and "To try it again" in text
+    assert "Images/s" in text and " How " not in text
+
+
+def plain(page: Path) -> str:
+    """The text of a page without its head, tags and script; words parted by single spaces."""
+    body = page.read_text().partition("<body>")[2].partition("<script>")[0]
+    return " ".join(unescape(re.sub("<[^>]+>", " ", body)).split())
 
 
 # In a browser
@@ -357,6 +423,30 @@ def test_the_gallery_works_by_keyboard_alone(opened):
     assert opened.evaluate("document.activeElement.id") == "search"
 
 
+def test_the_keys_work_right_after_loading(opened):
+    order = names(opened)
+    opened.keyboard.press("Enter")
+    assert opened.inner_text("#viewer-name") == order[0]
+    opened.reload()
+    for _ in range(2):
+        opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("Enter")
+    assert opened.inner_text("#viewer-name") == order[1]
+    opened.reload()
+    opened.keyboard.press("ArrowDown")
+    assert opened.evaluate("document.activeElement.closest('.card')?.dataset.name") == order[0]
+    opened.focus("#search")
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("Enter")
+    assert not opened.is_visible("#viewer")
+
+
+def test_the_words_open_where_they_are_asked_for(opened):
+    assert not opened.is_visible("#words dd")
+    opened.click("#explain")
+    assert opened.locator("#words dd").first.is_visible()
+
+
 def test_hostile_names_inject_nothing_and_are_shown_as_they_are(opened):
     shown = opened.eval_on_selector_all(".card .name", "names => names.map(name => name.textContent.trim())")
     assert set(HOSTILE) <= set(shown)
@@ -371,6 +461,8 @@ def test_hostile_names_inject_nothing_and_are_shown_as_they_are(opened):
 def test_several_runs_stand_side_by_side_over_one_original(opened):
     card = opened.locator(".card:not(:has(.gone))").first
     assert card.locator(".pane-name").all_inner_texts() == ["k2", "k3"]
+    heads = opened.locator(".what").all_inner_texts()
+    assert [head.splitlines()[0] for head in heads] == ["k2 kmeans on whole images", "k3 kmeans on whole images"]
     sources = card.locator(".original").evaluate_all("images => images.map(image => image.src)")
     assert len(sources) == 2 and sources[0] == sources[1] != ""
     assert (
@@ -384,6 +476,11 @@ def test_the_page_fits_the_screen_and_text_stands_out(browser, page, width, sche
     tab = context.new_page()
     tab.goto(page.as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.add_style_tag(content=".card { content-visibility: visible !important; }")
+    cut = """[...document.querySelectorAll(".tiles *, .name, .shares *, .chips *, .facts *, .legend *, td")]
+        .filter((element) => element.clientWidth && element.scrollWidth > element.clientWidth + 1)
+        .map((element) => element.textContent.trim())"""
+    assert tab.evaluate(cut) == []
     for text, behind in ((".lead", "body"), (".tiles dt", ".tiles div"), (".chip", ".chip"), ("nav a", "body")):
         colours = [colour(tab, text, "color"), colour(tab, behind, "backgroundColor")]
         assert contrast(*colours) >= 4.5, (text, scheme)

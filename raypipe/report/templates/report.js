@@ -10,6 +10,7 @@
       button.textContent = "Copied";
     });
   }
+  $("explain")?.addEventListener("click", () => { $("words").open = true; });
   const list = $("cards");
   if (!list) return;
 
@@ -146,8 +147,9 @@
     card.element.addEventListener("focusin", () => { if (current !== card) { current = card; rove(); } });
     card.element.addEventListener("keydown", (event) => {
       if (event.key in STEPS && !event.altKey && !event.ctrlKey && !event.metaKey) {
-        event.preventDefault();
-        move(card, STEPS[event.key](card))?.open.focus();
+        const target = move(card, STEPS[event.key](card));
+        if (target) { event.preventDefault(); target.open.focus(); }  // else the page scrolls
+        event.stopPropagation();
       } else if (event.key === "v") nextView(card);
     });
   }
@@ -200,6 +202,10 @@
     if (typing || viewer.open || event.altKey || event.ctrlKey || event.metaKey) return;
     if (VIEWS[event.key - 1]) setAllViews(VIEWS[event.key - 1]);
     if (event.key === "/") { event.preventDefault(); $("search").focus(); }
+    // Nothing has the focus, as after loading: the arrows go into the gallery, Enter opens its current image.
+    if (document.activeElement !== document.body || !visible.length) return;
+    if (["ArrowLeft", "ArrowRight", "ArrowDown"].includes(event.key)) { event.preventDefault(); current.open.focus(); }
+    if (event.key === "Enter") { event.preventDefault(); enlarge(current); }
   });
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#filters")) $("filters").open = false;

@@ -1,0 +1,51 @@
+"""What the words on a page mean, for readers who did not make the run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+VIEWS = {
+    "overlay": "the photograph in grey, the masks in their colours over it; dark: outside the foreground",
+    "contour": "the photograph with the outlines of the masks",
+    "mask": "the masks alone; black: outside the foreground",
+    "original": "the photograph",
+}
+FIGURES = {
+    "share": "the part of the image that the first mask covers; the order of the masks is the method's",
+    "count": "how many masks an image has",
+    "score": "how sure the method is of its masks, mean over those of an image; higher is surer",
+    "agreement": "how well the first masks of several runs meet in an image: 1 = the same pixels, 0 = none in common "
+    "(mean IoU of all pairs, as raypipe agree measures it)",
+    "pattern_dice_best": "how well a mask meets the label drawn by hand: 1 = the same pixels, 0 = none in common. The "
+    "masks and, beside each, the rest of the foreground are tried, and the one that meets the label best counts. So an "
+    "empty mask can have a Dice too: that of the whole foreground",
+    "seconds": "what the method took for an image, without reading, refining and writing",
+}
+SIGNS = {
+    "empty mask": "a mask without a single pixel, or no mask",
+    "mask fills the image": "a mask of more than 99 % of the image separates nothing",
+    "unusual area": "the first mask is far smaller or larger than in most images of the run",
+    "unusual count": "far fewer or more masks than in most images of the run",
+    "low score": "the method is far less sure than in most images of the run",
+}
+NOTES = {
+    "whole_image": "no object was told from the background: the whole image counts as foreground",
+    "empty_foreground": "no or too little foreground was found: there is nothing to look at",
+    "too_small": "the image or its foreground is too small for the method",
+    "few_colours": "the foreground has fewer colours than clusters: some masks are empty",
+    "no_contrast": "the foreground is of one shade: it has no pattern",
+    "no_dark_region": "nothing in the foreground is clearly darker than the rest: the mask is empty",
+    "no_variance": "the features are the same everywhere: the masks are empty",
+    "flat_map": "the network answers the same everywhere: the mask is empty",
+    "few_masks": "fewer than two masks were found inside the foreground",
+    "size_skipped": "one of the tile sizes does not fit the image and was left out",
+    "refine_rejected": "refining emptied a mask: it is kept as it was before",
+}
+
+
+def glossary(figures: dict[str, str], signs: Collection[str], notes: Collection[str]) -> dict[str, str]:
+    """Words of a page and what they mean. figures: titles by name. signs: what is odd. notes: of the images."""
+    words = {name.capitalize(): text for name, text in VIEWS.items()}
+    words |= {title: FIGURES[name] for name, title in figures.items() if name in FIGURES}
+    words |= {sign.capitalize(): text for sign, text in SIGNS.items() if sign in signs}
+    return words | {note: NOTES[note] for note in notes if note in NOTES}
