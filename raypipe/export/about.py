@@ -25,6 +25,7 @@ class About:
     parts: tuple[str, ...]  # names of segments without a label, by index; () where the index says nothing
     category: str  # name of segments without a label and without a part's name
     unlabelled: bool  # there are segments without a label
+    instances: bool  # label maps hold the segments' own numbers: no name tells those of an image apart
 
     @cached_property
     def categories(self) -> list[str]:
@@ -40,11 +41,6 @@ class About:
     def number(self, segment: dict) -> int:
         """The category's number of a segment, from 1."""
         return self.categories.index(self.name(segment)) + 1
-
-    @property
-    def tells_apart(self) -> bool:
-        """Whether the categories tell the segments of an image apart."""
-        return bool(self.labels or self.parts) or self.most <= 1
 
     def text(self) -> str:
         """One sentence on where the masks come from."""

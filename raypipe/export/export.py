@@ -144,6 +144,7 @@ def describe(run: Run, options: Export) -> About:
         parts=parts,
         category=options.category or ("pattern" if kind and issubclass(kind, PatternSegmenter) else method),
         unlabelled=unlabelled or not labels,
+        instances=most > 1 and not (labels or parts or options.category),
     )
 
 

@@ -122,6 +122,52 @@ def test_a_label_map_is_read_by_pillow_and_never_leaves_the_folder(made, tmp_pat
     assert result.remarks["files have their image's id in the name: another image has that name"] == 1
 
 
+def test_a_label_map_has_colours_to_look_at_and_keeps_its_values(made, tmp_path):
+    run, by_key = made
+    export(Export(run, "png", output=str(tmp_path / "out")))
+    picture, found = Image.open(tmp_path / "out/plain.png"), expected_map(good(by_key)["plain.jpg"])
+    assert picture.mode == "P" and picture.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
+    np.testing.assert_array_equal(np.asarray(picture), found)
+    colours = np.array(picture.getpalette()).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) == 256
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colours[found])
+    assert (tmp_path / "out/values.csv").read_text().split("\n")[1:3] == ["0,background", "1,cluster 0"]
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "options", "expected"),
+    [
+        ("kmeans", 3, {}, ["cluster 0", "cluster 1", "cluster 2"]),
+        ("kmeans", 3, {"category": "stripe"}, ["stripe"]),
+        ("dino_pca", 2, {}, ["bright", "dark"]),
+        ("watershed", 1, {}, ["pattern"]),
+        ("grabcut", 1, {}, ["grabcut"]),
+        ("sam", 3, {}, ["pattern"]),  # its library has no order
+        ("of_another_version", 3, {}, ["of_another_version"]),
+    ],
+)
+def test_segments_have_one_name_in_all_formats(tmp_path, method, count, options, expected):
+    found = np.eye(count, dtype=bool)[:, None]
+    Image.new("RGB", (count, 1)).save(tmp_path / "a.png")
+    sha256 = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    write_run(
+        str(tmp_path / "run"), [masks_row("a.png", found, uri=str(tmp_path / "a.png"), sha256=sha256)], method=method
+    )
+    for form in ("coco", "yolo", "labelstudio", "png", "hf"):
+        export(Export(str(tmp_path / "run"), form, **options))
+    out = tmp_path / "run/export"
+    coco = json.loads((out / "coco/annotations.json").read_text())
+    assert [each["name"] for each in coco["categories"]] == expected
+    assert list(yaml.safe_load((out / "yolo/data.yaml").read_text())["names"].values()) == expected
+    labels = ElementTree.parse(out / "labelstudio/config.xml").findall(".//Label")
+    assert [label.get("value") for label in labels] == expected
+    values = list(csv.reader((out / "png/values.csv").read_text().splitlines()))[2:]
+    instances = [f"segment {i}" for i in range(count)]  # a map of one value would not tell them apart
+    is_library = method in ("sam", "of_another_version")
+    assert [name for _, name in values] == (instances if is_library else expected)
+    assert f"| {len(values)} | {values[-1][1]} |" in (out / "hf/README.md").read_text()
+
+
 def test_many_segments_need_16_bits_and_255_stays_free(tmp_path):
     found = np.eye(300, dtype=bool)[:, None]  # (300, 1, 300)
     many, few = masks_row("a.jpg", found[:200]), masks_row("b.jpg", found[:1])
@@ -300,6 +346,21 @@ def test_a_spreadsheet_gets_one_line_per_image_and_no_formula(made):
         assert float(line["share_of_image"]) == float(line["share_of_foreground"]) == pytest.approx(share, abs=1e-6)
 
 
+def test_a_table_has_columns_for_each_segment_whatever_the_condition(tmp_path):
+    found = np.zeros((102, 1, 200), bool)
+    found[0, 0, :30], found[1, 0, 30:40] = True, True
+    many, few, bare = (masks_row(key, found[:count]) for key, count in (("c.jpg", 102), ("a.jpg", 2), ("b.jpg", 2)))
+    few["foreground"], bare["foreground"] = masks.encode_rle(found[:2].any(0)), None
+    write_run(str(tmp_path / "run"), [many, few, bare])
+    result = export(Export(str(tmp_path / "run"), "csv", where="segment <> 1"))
+    assert result.remarks == {"images have more than 100 segments: the others have no columns": 1}
+    a, b, c = csv.DictReader(open(tmp_path / "run/export/csv/images.csv", newline="", encoding="utf-8-sig"))
+    assert [a["key"], b["key"], c["key"]] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert (a["area_0"], a["share_0"], a["area_1"], a["share_1"]) == ("30", "0.75", "", "")  # of the foreground
+    assert (b["share_0"], b["share_of_foreground"]) == ("0.15", "")  # of the image
+    assert "area_99" in c and "area_100" not in c and c["area_99"] == "0"
+
+
 def test_originals_that_are_gone_or_changed_are_listed(made, tmp_path, capsys):
     run, by_key = made
     (tmp_path / "originals/0.png").unlink()
@@ -328,6 +389,33 @@ def test_originals_in_a_tar_or_moved_are_found_by_the_input(tmp_path, rng):
     (tmp_path / "elsewhere.tar").rename(tmp_path / "b/photos.tar")  # another id, the same key
     result = export(Export(str(tmp_path / "run"), "yolo", input=str(tmp_path / "b/photos.tar"), overwrite=True))
     assert result.images == 1 and result.exit_code == 0
+    export(Export(str(tmp_path / "run"), "labelstudio", input=str(tmp_path / "b/photos.tar")))
+    (task,) = json.loads((tmp_path / "run/export/labelstudio/tasks.json").read_text())
+    assert task["data"]["image"] == "/data/local-files/?d=images/photos/x.png"
+    assert (tmp_path / "run/export/labelstudio/images/photos/x.png").read_bytes() == (tmp_path / "x.png").read_bytes()
+
+
+@pytest.mark.parametrize("form", [form for form in names() if find(form).ORIGINALS])
+def test_whoever_needs_pictures_is_told_how_to_find_them(tmp_path, capsys, form):
+    row = masks_row("a.png", np.ones((1, 2, 2), bool), uri=str(tmp_path / "photos.tar#a.png"), sha256="0")
+    write_run(str(tmp_path / "run"), [row])
+    assert main(["export", str(tmp_path / "run"), "--format", form]) == 3
+    assert "1  original missing: give the --input (and --column) that was labelled\n" in capsys.readouterr().out
+
+
+def test_a_picture_of_another_size_than_its_masks_is_left_out(tmp_path):
+    for key, kind in (("a.jpg", "JPEG"), ("b.png", "PNG"), ("c.bmp", "BMP")):
+        Image.new("RGB", (3, 2)).save(tmp_path / key, kind)
+    rows = [
+        masks_row(
+            path.name, np.ones((1, 3, 2), bool), uri=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+        for path in sorted(tmp_path.glob("?.*"))
+    ]
+    write_run(str(tmp_path / "run"), rows)
+    for form in ("yolo", "cutout"):
+        result = export(Export(str(tmp_path / "run"), form))
+        assert (result.images, result.left_out, result.exit_code) == (0, {"original wrong_size": 3}, 3)
 
 
 def test_a_rotated_photograph_is_exported_upright(tmp_path, rng):

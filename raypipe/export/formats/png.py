@@ -44,15 +44,15 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
 def label_map(row: dict, about: About) -> tuple[np.ndarray, int]:
     """A row's masks as (H, W) uint8, or uint16 if the run needs values above 254, and how many pixels are hidden.
 
-    0 is background. The value is the number of the category; where several segments of an image are of one category
-    (SAM's library), that of the segment: its index in the row + 1. 255 is left out. Where masks of different values
+    0 is background. The value is the number of the category; where nothing but their index tells the segments of an
+    image apart (SAM's library), that of the segment: its index + 1. 255 is left out. Where masks of different values
     overlap, the smaller mask lies on top.
     """
     values = np.zeros((row["height"], row["width"]), np.uint16 if len(value_names(about)) >= IGNORE else np.uint8)
     hidden = np.zeros(values.shape, bool)
     for segment in sorted(row["segments"], key=lambda segment: (-segment["area"], segment["segment"])):
         mask = masks.decode_rle(segment)
-        value = _value(about.number(segment) if about.tells_apart else segment["segment"] + 1)
+        value = _value(segment["segment"] + 1 if about.instances else about.number(segment))
         hidden |= mask & (values != 0) & (values != value)
         values[mask] = value
     return values, int(hidden.sum())
@@ -60,7 +60,7 @@ def label_map(row: dict, about: About) -> tuple[np.ndarray, int]:
 
 def value_names(about: About) -> list[str]:
     """What the values 1, 2, ... stand for (255 is skipped). Raises ValueError for more than 16 bits can hold."""
-    found = about.categories if about.tells_apart else [f"segment {i}" for i in range(about.most)]
+    found = [f"segment {i}" for i in range(about.most)] if about.instances else about.categories
     if len(found) > 65534:
         raise ValueError(f"a PNG label map holds 65,534 values, the run needs {len(found):,}; choose --format coco")
     return found
