@@ -71,17 +71,22 @@ def _manifest(items: Iterator[Item]) -> tuple[pa.Table, int]:
     while batch := list(itertools.islice(items, CHUNK_ROWS)):
         rows = []
         for item in batch:
-            digest = blake2b((storage.normalise(item.location) + item.part).encode(), digest_size=16)
-            if digest.digest() in ids:
+            digest = hashed(storage.normalise(item.location) + item.part)
+            if digest in ids:
                 again += 1
                 continue
-            ids.add(digest.digest())
-            image_id, location = digest.hexdigest(), item.location
+            ids.add(digest)
+            image_id, location = digest.hex(), item.location
             key = _unique(item.key, image_id, keys)
             rows.append((image_id, location + item.part, key, location.uri, *item[3:]))
         columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
         chunks.append(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
     return pa.concat_tables(chunks), again
+
+
+def hashed(place: str) -> bytes:
+    """The id of an image, as bytes. place: its normalised location, and which part of it."""
+    return blake2b(place.encode(), digest_size=16).digest()
 
 
 def _unique(key: str, image_id: str, keys: set[int]) -> str:

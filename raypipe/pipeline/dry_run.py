@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from raypipe.pipeline import stages
 from raypipe.pipeline.job import Label, list_images, open_run, plan_work
+from raypipe.pipeline.moved import refuse_moved
 from raypipe.pipeline.stages import Work
 from raypipe.runtime import cores
 from raypipe.runtime.progress import count_of_images, duration
@@ -49,6 +50,8 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
     work = plan_work(job, segmenter, refiner)
     images = list_images(job, work)
     pending = run.plan(images, retry_errors=job.retry_errors, limit=job.limit)
+    if len(pending) or job.moved_from:
+        refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
     device = cores.device_here(job.device, gpus=work.gpus)
     actors = _actors(job, work, device)
     result = Estimate(

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raypipe import refiners
 from raypipe.inputs.manifest import list_inputs
-from raypipe.pipeline import foregrounds
+from raypipe.pipeline import foregrounds, moved
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run
 from raypipe.runtime import cores
@@ -38,6 +38,7 @@ class Label:
     max_bad_fraction: float = 0.05  # end with exit code 3 if more than this share of the images labelled now fail
     limit: int | None = None  # label at most this many of the pending images now; the next run goes on
     retry_errors: bool = False  # label the images again that ended in an error row
+    moved_from: str | None = None  # where the input was when the run labelled it; its images keep their rows
     local: bool = False  # a plain loop in this process, without Ray: for a handful of images and for debugging
     sheet: bool = False  # write sheet.png into the output: a sample of originals with their masks
     dry_run: bool = False  # only tell what would be done: images, workers, memory, time, size
@@ -139,6 +140,8 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
 def list_images(job: Label, work: Work) -> pa.Table:
     """The manifest of the whole input, with where the masks of given foregrounds are."""
     manifest = list_inputs(job.input, column=job.column)
+    if job.moved_from:
+        manifest = moved.as_before(manifest, job.input, job.moved_from)
     if work.foreground and work.foreground.is_read:
         return foregrounds.attach(manifest, work.foreground)
     return manifest

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from raypipe.pipeline.dry_run import Estimate, estimate
 from raypipe.pipeline.graph import label_here, label_on_ray
 from raypipe.pipeline.job import Label, check_job, list_images, open_run, plan_work
+from raypipe.pipeline.moved import refuse_moved
 from raypipe.pipeline.stages import Work
 from raypipe.pipeline.summary import Summary, named, too_many
 from raypipe.run import Run, new_attempt, provenance
@@ -24,6 +25,7 @@ from raypipe.storage import Folder, Location
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
+PLACES = ("input", "moved_from", "output")  # options that are paths or URIs
 
 
 def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> Summary | Estimate:
@@ -71,10 +73,13 @@ def attempt(
     with held(run.folder, work.attempt):
         run.clean()
         pending = run.plan(images if among is None else among, retry_errors=job.retry_errors, limit=job.limit)
+        if len(pending) or job.moved_from:
+            refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
         log.info("%s of %s to label", f"{len(pending):,}", count_of_images(len(images)))
         if not len(pending) and run.is_complete():
             return _ended(job, work, run, images, pending, run.commits(), Counter(), start)
-        options = asdict(job) | {"input": Location(job.input), "output": Location(job.output)}  # without credentials
+        places = {name: value and Location(value) for name, value in asdict(job).items() if name in PLACES}
+        options = asdict(job) | places  # without credentials
         begun = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}
         with _recorded(run, work.attempt, begun) as facts:
             run.mark_complete(None)

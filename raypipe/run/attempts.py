@@ -94,6 +94,8 @@ def newest_by_input(run: Run) -> list[InputAttempt]:
         # the record has no credentials and no endpoint; an input on the run's own store takes over the run's
         uris = {"input": locate(run.folder.uri, options["input"]).uri, "output": run.folder.uri}
         labelled = record["images"] - record["pending"] if "labelled" in record else None
+        if old := options.get("moved_from"):  # what was labelled there is found at this input now
+            newest = {key: each for key, each in newest.items() if not f"{key[0]}/".startswith(f"{old.rstrip('/')}/")}
         newest.pop((uris["input"], options["column"]), None)
         newest[uris["input"], options["column"]] = InputAttempt(
             name.removesuffix(".json"), options | record["settings"] | uris, labelled

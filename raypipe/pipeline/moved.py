@@ -1,0 +1,178 @@
+"""Images that a run labelled at another place: their folder was moved, renamed, copied or is mounted elsewhere now.
+
+An image's id is the hash of its absolute location, so after a move all of them seem to be new. That they are not shows
+in their keys and contents. Then the job is refused, unless it says where they were: with that, they get the ids that
+they had, now and in every later start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe.inputs.folders import WILDCARD
+from raypipe.inputs.manifest import fetch, hashed
+from raypipe.run import Run
+from raypipe.run.attempts import newest_by_input
+from raypipe.runtime.progress import count_of_images
+from raypipe.storage import Location, map_ahead, normalise, open_table
+
+log = logging.getLogger("raypipe")
+COMPARED = 24  # images whose bytes are read and compared
+PARTS = 256  # of a run's parts that are looked into
+TAILS = (None, "(?P<tail>[^/]*/[^/]*)$", "(?P<tail>[^/]*)$")  # the whole key; its last two names; its last
+
+
+def as_before(images: pa.Table, source: str, old: str) -> pa.Table:
+    """A listing whose images have the ids that they had while what is at `source` now was at `old`.
+
+    images: rows of schema.MANIFEST. source: what they were listed from. Images that do not lie below it keep theirs.
+    """
+    base, old = _base(source, images), normalise(old).rstrip("/")
+    if base != normalise(source).rstrip("/"):
+        old = _before_wildcard(old)
+    places = map(_place, images.select(["location", "uri"]).to_pylist())
+    ids = [hashed(old + place.removeprefix(base) if place.startswith(base) else place).hex() for place in places]
+    return images.set_column(images.schema.get_field_index("image_id"), "image_id", pa.array(ids))
+
+
+def refuse_moved(run: Run, images: pa.Table, source: str, old: str | None, *, max_bytes: int) -> None:
+    """Raise ValueError when new images are the same as some that the run has from another place; warn if few are.
+
+    images: rows of schema.MANIFEST, by the ids of `as_before` where old, the place that the user says they were at, is
+    not None; then raise also when they are not those that were labelled there. Compares the bytes of a few images.
+    """
+    commits = run.commits()
+    is_done = pc.is_in(images["image_id"], value_set=commits["image_id"].combine_chunks())
+    new, done = images.filter(pc.invert(is_done)), images.filter(is_done)
+    is_listed = pc.is_in(commits["image_id"], value_set=images["image_id"].combine_chunks())
+    if len(new) and len(others := commits.filter(pc.invert(is_listed))):
+        _refuse_doubles(run, _rows(run, others), new, source, (_base(source, images), old), max_bytes)
+    if old is None:
+        return
+    if not len(done):
+        raise ValueError(
+            f"--moved-from {Location(old)}: no image of {Location(source)} was labelled at its place there"
+        )
+    rows = _rows(run, commits.filter(is_listed))
+    found = pc.index_in(rows["image_id"], value_set=done["image_id"].combine_chunks())
+    same, compared = _compare(_sample(rows, done, found), max_bytes)
+    if 2 * len(same) < compared:
+        text = f"{compared - len(same)} of {count_of_images(compared)} compared are not those that were labelled there"
+        raise ValueError(f"--moved-from {Location(old)}: {text}; leave the option out to label all as new ones")
+    if len(same) < compared:
+        text = "%s of %s compared: changed since the run labelled them, and their rows stay"
+        log.warning(text, compared - len(same), count_of_images(compared))
+
+
+def _refuse_doubles(run: Run, rows: pa.Table, new: pa.Table, source: str, homes: tuple, max_bytes: int) -> None:
+    """Hold new images against the run's rows of images that are not listed, by name and then by content.
+
+    homes: where the input is, and where it was as the user says, or None.
+    """
+    namesakes = None
+    for tail in TAILS:
+        names, there = (_tails(each["key"], tail) for each in (new, rows))
+        pairs = _sample(rows, new, pc.index_in(there, value_set=names.combine_chunks()))
+        namesakes = pairs if namesakes is None else namesakes
+        same, compared = _compare(pairs, max_bytes)
+        if same:
+            break
+    if not same:
+        if namesakes:
+            text = (
+                "the run has images of the same names with other contents, such as %s: these are labelled as new ones"
+            )
+            log.warning(text, namesakes[0][0]["uri"])
+        return
+    row, image = same[0]
+    inside = tuple(f"{normalise(home).rstrip('/')}/" for home in homes if home)
+    is_inside = row["uri"].startswith(inside)  # renamed within the input: no other option would put that right
+    if 2 * len(same) < compared or is_inside:
+        text = "%s of %s compared: in the run already under another name, now with a second row: %s is %s there"
+        log.warning(text, len(same), count_of_images(compared), image["key"], row["uri"])
+        return
+    where = f"{Location(source)} holds images that {run} has already: {image['key']} is {row['uri']} there"
+    equal = f"byte for byte ({len(same)} of {count_of_images(compared)} compared)"
+    advice = f"if they were moved or are reached another way, {_way(run, same, homes[0])}"
+    raise ValueError(f"{where}, {equal}; {advice}; to label them once more, choose another --output")
+
+
+def _tails(keys: pa.ChunkedArray, tail: str | None) -> pa.ChunkedArray:
+    return pc.struct_field(pc.extract_regex(keys, tail), "tail") if tail else keys
+
+
+def _way(run: Run, same: list[tuple[dict, dict]], base: str) -> str:
+    """The options that give the images the ids of their rows."""
+    before = [each.values["moved_from"] for each in newest_by_input(run) if each.values.get("moved_from")]
+    ways = Counter()
+    for row, image in same:
+        place, uri = _place(image), row["uri"]
+        equal = os.path.commonprefix([place[::-1], uri[::-1]])[::-1]
+        for root in dict.fromkeys([base, place.removesuffix(equal[equal.find("/") :])]):
+            rest = place.removeprefix(root)
+            for old in dict.fromkeys([uri.removesuffix(rest), *before]):
+                if hashed(old + rest).hex() == row["image_id"]:
+                    ways[root, old] += 1
+    if not ways:
+        return "say with --moved-from where they were"
+    (root, old), _ = max(ways.items(), key=lambda way: (way[0][0] == base, way[1]))
+    return f"add --moved-from {shlex.quote(old)}" + ("" if root == base else f" and --input {shlex.quote(root)}")
+
+
+def _rows(run: Run, commits: pa.Table) -> pa.Table:
+    """image_id, uri, key, sha256 of committed rows; of a run of very many parts, those of parts all over it."""
+    parts = pc.unique(commits["part"]).to_pylist()
+    ids = commits["image_id"].combine_chunks()
+
+    def read(part: str) -> pa.Table:
+        with run.open(part) as file:
+            rows = open_table(file).read(columns=["image_id", "uri", "key", "sha256"])
+        return rows.filter(pc.is_in(rows["image_id"], value_set=ids)).replace_schema_metadata()
+
+    return pa.concat_tables(map_ahead(read, parts[:: -(-len(parts) // PARTS)]))
+
+
+def _sample(rows: pa.Table, images: pa.Table, found: pa.Array) -> list[tuple[dict, dict]]:
+    """Up to 24 pairs (row, image), from all over. found: for each row the index of its image, or null."""
+    found = pa.chunked_array(found) if isinstance(found, pa.ChunkedArray) else found
+    known = pc.and_(pc.is_valid(found), pc.not_equal(rows["sha256"], ""))  # "": it could not be read then
+    rows, found = rows.filter(known), found.filter(known)
+    step = max(1, -(-len(rows) // COMPARED))
+    chosen = pa.array(range(0, len(rows), step), pa.int64())
+    return list(zip(rows.take(chosen).to_pylist(), images.take(found.take(chosen)).to_pylist(), strict=True))
+
+
+def _compare(pairs: list[tuple[dict, dict]], max_bytes: int) -> tuple[list[tuple[dict, dict]], int]:
+    """The pairs whose image has the very bytes that were labelled, and of how many pairs the image could be read."""
+    contents = list(fetch([image for _, image in pairs], max_bytes=max_bytes))
+    read = [(pair, content) for pair, content in zip(pairs, contents, strict=True) if isinstance(content, bytes)]
+    return [pair for pair, content in read if hashlib.sha256(content).hexdigest() == pair[0]["sha256"]], len(read)
+
+
+def _place(image: dict) -> str:
+    """The text whose hash is an image's id where nothing was moved."""
+    location, uri = image["location"], image["uri"]
+    return uri if uri == location else normalise(location) + uri.removeprefix(Location(location))
+
+
+def _base(source: str, images: pa.Table) -> str:
+    """Where all images of an input lie: the folder or file itself, of a glob what is before its wildcards, of a list
+    or table of locations the folder that they have in common."""
+    whole, place = normalise(source).rstrip("/"), _place(images.slice(0, 1).to_pylist()[0])
+    for base in (whole, _before_wildcard(whole)):
+        if place == base or place.startswith((f"{base}/", f"{base}#")):
+            return base
+    ends = pc.min_max(images["uri"]).as_py()
+    return os.path.commonprefix(list(ends.values())).rpartition("/")[0]
+
+
+def _before_wildcard(place: str) -> str:
+    wildcard = WILDCARD.search(place)
+    return place[: wildcard.start()].rpartition("/")[0] if wildcard else place
