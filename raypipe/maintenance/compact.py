@@ -32,8 +32,9 @@ import tyro
 from raypipe import schema
 from raypipe.maintenance.integrity import Damage, read_record
 from raypipe.run import Run, new_attempt, superseded
+from raypipe.run.rows import complete_commits
 from raypipe.runtime.interruption import held
-from raypipe.storage import GROUP_ROWS, fence, map_ahead, open_table, parquet_bytes, without_secrets
+from raypipe.storage import GROUP_ROWS, fence, map_ahead, open_table, parquet_bytes, parquet_options, without_secrets
 
 MEGABYTE = 1_000_000
 CHUNK_BYTES = 256 << 20  # of decoded rows sorted at a time
@@ -81,13 +82,13 @@ def compact(options: Compact) -> Compacted:
     if options.megabytes <= 0:
         raise ValueError(f"--megabytes must be positive, got {options.megabytes}")
     start, run, attempt = time.monotonic(), Run(options.run), new_attempt()
-    run.parts()  # raises when it is no run, before the lock makes a folder
+    complete_commits(run)  # raises when it is no run or lacks rows, before anything is changed
     with held(run.folder, attempt):
         run.clean()
-        before = _sizes(run)
+        before = run.sizes()
         if not _is_compact(before, options.megabytes):
             _replace(run, attempt, before, _rewrite(run, attempt, options.megabytes))
-        after, rows = _sizes(run), len(run.commits())
+        after, rows = run.sizes(), len(run.commits())
     seconds = round(time.monotonic() - start, 3)
     return Compacted(
         without_secrets(options.run), rows, len(before), len(after), sum(before.values()), sum(after.values()), seconds
@@ -100,15 +101,9 @@ def _is_compact(parts: Iterable[str], megabytes: int) -> bool:
     return not begins or (len(begins) == 1 and begins.pop().endswith(f"-compact{megabytes}"))
 
 
-def _sizes(run: Run) -> dict[str, int]:
-    """Bytes of each part that counts, by name, oldest first."""
-    files = run.folder.files(run.masks)
-    return {name: files[name].size for name in run.parts()}
-
-
 def _rewrite(run: Run, attempt: str, megabytes: int) -> dict[str, pa.Table]:
     """Write the new data files; returns their commit records by name."""
-    commits, sizes = run.commits(), _sizes(run)
+    commits, sizes = complete_commits(run), run.sizes()
     lost = defaultdict(list)
     for image_id, part in superseded(commits):
         lost[part].append(image_id)
@@ -209,7 +204,7 @@ def _write(run: Run, attempt: str, megabytes: int, groups: Iterator[pa.Table]) -
     for i, groups_of_file in groupby(_files(groups, megabytes * MEGABYTE), key=itemgetter(0)):
         name, ids, sink = f"part-{attempt}-compact{megabytes}_{i:05d}.parquet", [], pa.BufferOutputStream()
         columns = schema.MASKS.with_metadata(run.part_metadata())
-        with pq.ParquetWriter(sink, columns, compression="zstd") as writer:
+        with pq.ParquetWriter(sink, columns, **parquet_options(columns)) as writer:
             for _, group in groups_of_file:
                 writer.write_table(group.replace_schema_metadata(run.part_metadata()), row_group_size=GROUP_ROWS)
                 ids.append(group.select(schema.COMMIT.names))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +22,7 @@ import tyro
 from raypipe import schema
 from raypipe.maintenance import redo
 from raypipe.maintenance.integrity import Part, Problem, check_part
-from raypipe.run import OURS, Run, new_attempt, superseded
+from raypipe.run import OURS, DamagedRun, Run, new_attempt, superseded
 from raypipe.run.attempts import newest_by_input, read_record
 from raypipe.runtime.interruption import held
 from raypipe.storage import live_attempt, open_table, without_secrets
@@ -154,8 +155,8 @@ def mend(run: Run, *, deep: bool = False) -> Findings:
         elif _configuration(run) is None:
             raise RuntimeError(f"{run}: run.json is lost and no good part repeats it; label into another --output")
         run.clean()  # orphans, leftovers
-        if any(part.is_condemned for part in found.parts):
-            run.mark_complete(None)
+        if any(part.is_condemned for part in found.parts) or any(p.kind == "unlabelled" for p in found.problems):
+            run.mark_complete(None)  # what is left can be read
         for part in found.parts:
             if part.is_condemned:
                 run.drop(part.name)
@@ -175,17 +176,19 @@ def _open(uri: str) -> Run:
         raise ValueError(f"{Run(uri)}: made by a newer raypipe (schema {found['schema']}, known is {schema.VERSION})")
     if found:
         return Run(uri, found["method"])
-    methods = [name for name in Run(uri).folder.folders("masks") if name.startswith("method=")]
-    if len(methods) != 1:
-        raise FileNotFoundError(f"{Run(uri)}: no run.json and no masks of one method in it, so it is not a raypipe run")
-    return Run(uri, methods[0].removeprefix("method="))
+    methods = Run(uri).methods()
+    if len(methods) > 1:
+        raise FileNotFoundError(
+            f"{Run(uri)}: no run.json and masks of {len(methods)} methods, so it is not a raypipe run"
+        )
+    return Run(uri, methods[0] if methods else Run(uri).method)
 
 
 def _configuration(run: Run) -> dict | None:
     """The content of run.json; None when it is missing or unreadable."""
     try:
         return run.configuration()
-    except ValueError:
+    except DamagedRun:
         return None
 
 
@@ -248,12 +251,13 @@ def _listed_errors(run: Run) -> set[str] | None:
 
 def _unlabelled(run: Run, rows: int) -> list[Problem]:
     """Images that an ended attempt had rows for and that have none now. rows: how many have one."""
-    ended = [each for each in newest_by_input(run) if each.labelled is not None]
-    worst = max(ended, key=lambda each: each.labelled, default=None)
-    if worst is None or worst.labelled <= rows:
+    labelled = {f"_runs/{each.attempt}.json": each.labelled or 0 for each in newest_by_input(run)}
+    labelled["_runs/manifest.json"] = (run.completed() or {}).get("images", 0)
+    file, count = max(labelled.items(), key=itemgetter(1))
+    if count <= rows:
         return []
-    text = f"{worst.labelled - rows:,} images have no row any more: {worst.labelled:,} had one when this attempt ended"
-    return [Problem(f"_runs/{worst.attempt}.json", "unlabelled", text)]
+    text = f"{count - rows:,} images have no row any more: {count:,} had one when this was written"
+    return [Problem(file, "unlabelled", text)]
 
 
 def _left(run: Run, found: Findings, removed: list[Part]) -> list[Problem]:

@@ -4,4 +4,14 @@ Knows the commit protocol, and nothing of what a method, an input or a job is. N
 method or Ray.
 """
 
-from raypipe.run.run import OURS, OtherConfiguration, Run, is_sealed, new_attempt, refuse_other, seal, superseded
+from raypipe.run.run import (
+    OURS,
+    DamagedRun,
+    OtherConfiguration,
+    Run,
+    is_sealed,
+    new_attempt,
+    refuse_other,
+    seal,
+    superseded,
+)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from raypipe import schema
-from raypipe.run.run import Run, superseded
+from raypipe.run.run import DamagedRun, Run, superseded
 from raypipe.storage import Location, map_ahead, open_table, resolve
 from raypipe.types import BadImage
 
@@ -57,7 +57,7 @@ def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
     lost = _lost(run)
 
     def read(name: str) -> pa.Table:
-        with run.open(name) as file, open_table(file) as part:
+        with run.part(name) as part:
             table = _without(part.read(columns=["image_id", *names]), lost[name])
         return table if "image_id" in names else table.drop_columns("image_id")
 
@@ -71,7 +71,7 @@ def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.T
     """
     lost = _lost(run)
     for name in run.parts():
-        with run.open(name) as file, open_table(file) as part:
+        with run.part(name) as part:
             for batch in part.iter_batches(BATCH_ROWS, columns=_paths(leaves)):
                 table = _without(pa.table(batch), lost[name])
                 yield table.append_column("method", pa.repeat(pa.scalar(run.method), len(table)))
@@ -82,7 +82,7 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
 
     leaves: as in `batches`. Reads only the parts and row groups that hold them.
     """
-    commits = run.commits()
+    commits = complete_commits(run)
     lost = superseded(commits)
     commits = commits.filter(pc.is_in(commits["image_id"], value_set=pa.array(ids, pa.string())))
     where = defaultdict(list)
@@ -91,7 +91,7 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
             where[row["part"]].append(row["image_id"])
     rows = {}
     for name, its in where.items():
-        with run.open(name) as file, open_table(file) as part:
+        with run.part(name) as part:
             for group in range(part.num_row_groups):
                 stored = part.read_row_group(group, columns=["image_id"])["image_id"]
                 here = pc.is_in(stored, value_set=pa.array(its, pa.string()))
@@ -101,12 +101,24 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
     return [rows[image_id] for image_id in ids if image_id in rows]
 
 
+def complete_commits(run: Run) -> pa.Table:
+    """`Run.commits`, but raises DamagedRun also when a finished run has fewer images than it ended with.
+
+    A run that repair took damaged parts from is not finished: what is left of it can be read.
+    """
+    images = (run.completed() or {}).get("images", 0)  # first: a job at work adds to the commits
+    commits = run.commits()
+    if (count := pc.count_distinct(commits["image_id"]).as_py()) < images:
+        raise DamagedRun(run, f"{images - count:,} of {images:,} images have no row any more")
+    return commits
+
+
 def good_rows(run: Run) -> dict[str, tuple[Location, int]]:
     """By key, where each image's row without error lies: the part's location, and the index of the row in it."""
     good, lost = {}, _lost(run)
     for name in run.parts():
-        with run.open(name) as file:
-            table = open_table(file).read(columns=["image_id", "key", "error"])
+        with run.part(name) as part:
+            table = part.read(columns=["image_id", "key", "error"])
         for i, row in enumerate(table.to_pylist()):
             if not row["error"] and row["image_id"] not in lost[name]:
                 good[row["key"]] = (run.folder.location(run.masks, name), i)
@@ -269,7 +281,7 @@ def _paths(leaves: tuple[str, ...] | None) -> list[str]:
 def _lost(run: Run) -> dict[str, list[str]]:
     """By part, the ids whose row in it does not count."""
     lost = defaultdict(list)
-    for image_id, part in superseded(run.commits()):
+    for image_id, part in superseded(complete_commits(run)):
         lost[part].append(image_id)
     return lost
 

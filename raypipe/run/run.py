@@ -15,13 +15,17 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypipe import schema
+from raypipe.lookup import one_line
 from raypipe.storage import Folder, fence, map_ahead, open_table, parquet_bytes
 from raypipe.types import RETRYABLE
 
@@ -33,6 +37,14 @@ SEAL = b"raypipe:"  # stands before a commit record's own checksum
 
 class OtherConfiguration(RuntimeError):
     """The output holds masks of another method or of other parameters."""
+
+
+class DamagedRun(RuntimeError):
+    """Something that was committed is missing or not readable. Every reader raises it rather than read less."""
+
+    def __init__(self, run: Run, what: str, *, surely: bool = True):
+        verb = "is" if surely else "may be"
+        super().__init__(f"{run} {verb} damaged: {what}; raypipe verify {run} lists what is wrong, --repair mends it")
 
 
 def new_attempt() -> str:
@@ -54,21 +66,27 @@ class Run:
     # Configuration
 
     def configuration(self) -> dict | None:
-        """The content of run.json: `method`, `settings` (frozen) and `provenance`; None for a new run."""
+        """The content of run.json: `method`, `settings` (frozen) and `provenance`; None for a new run.
+
+        Raises DamagedRun when it is not what it was.
+        """
         try:
             content, names = self.folder.read_json("run.json"), ("schema", "method", "settings", "provenance")
             return None if content is None else {name: content[name] for name in names}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self}/run.json is damaged ({error!r}); restore it or use another --output") from error
+            raise DamagedRun(self, f"its run.json cannot be read ({error!r})") from error
 
     def check_configuration(self, settings: dict, *, defaults: dict) -> None:
         """Raise OtherConfiguration with a diff when the folder holds a run of another configuration.
 
+        Raises DamagedRun when it holds masks without a configuration.
         defaults: those of all settings, which hold for a setting that the run's version of raypipe did not have.
         """
         if frozen := self.configuration():
             old = {"method": frozen["method"], **defaults, **frozen["settings"]}
             refuse_other(f"{self} holds a run of another configuration", old, {"method": self._method, **settings})
+        elif self.methods():
+            raise DamagedRun(self, "it has masks but no run.json")
 
     def freeze(self, settings: dict, provenance: dict) -> None:
         """Write run.json once. A run that has one keeps it; other weights (`provenance["weights"]`) are refused."""
@@ -102,9 +120,12 @@ class Run:
             self.folder.delete_folder("_runs", name)  # work lists of ended attempts
 
     def commits(self) -> pa.Table:
-        """All committed ids: `image_id`, `error`, `part` (file name). An id may stand twice after a retry."""
+        """All committed ids: `image_id`, `error`, `part` (file name). An id may stand twice after a retry.
+
+        Raises DamagedRun when a record is not readable or a data file has not the recorded size.
+        """
         columns = schema.COMMIT.append(pa.field("part", pa.string()))
-        return pa.concat_tables([columns.empty_table(), *map_ahead(self._read_commit, self.parts())])
+        return pa.concat_tables([columns.empty_table(), *map_ahead(self._read_commit, self.sizes().items())])
 
     def plan(self, manifest: pa.Table, *, retry_errors: bool = False, limit: int | None = None) -> pa.Table:
         """The rows of the manifest that are not committed yet, at most `limit`. With retry_errors, failed ones too."""
@@ -178,7 +199,15 @@ class Run:
 
     def is_complete(self) -> bool:
         """Whether the run ended with nothing pending and has not been started on new images since."""
-        return self.folder.read(*COMPLETE_NOTE) is not None
+        return self.completed() is not None
+
+    def completed(self) -> dict | None:
+        """The summary that `mark_complete` noted, {} when it is not readable; None when the run is not complete."""
+        try:
+            note = self.folder.read_json(*COMPLETE_NOTE)
+        except ValueError:
+            return {}
+        return note if note is None or isinstance(note, dict) else {}
 
     def mark_complete(self, summary: dict | None) -> None:
         """Note, as the last step, that nothing is pending; None takes the note back before new work."""
@@ -199,8 +228,8 @@ class Run:
         """
         lost = superseded(self.commits())
         for part in sorted({part for _, part in lost}):
-            with self.open(part) as file:
-                rows = open_table(file).read()
+            with self.part(part) as file:
+                rows = file.read()
             ids = pa.array([image_id for image_id, name in lost if name == part], pa.string())
             kept = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=ids)))
             if len(kept):
@@ -212,8 +241,8 @@ class Run:
         failed = commits.filter(pc.not_equal(commits["error"], ""))
         rows = []
         for part in sorted(set(failed["part"].to_pylist())):
-            with self.open(part) as file:
-                table = open_table(file).read(columns=["image_id", "uri", "key", "error"])
+            with self.part(part) as file:
+                table = file.read(columns=["image_id", "uri", "key", "error"])
             rows += table.filter(pc.field("error") != "").to_pylist()
         for row in rows:
             row["stage"], row["kind"], row["message"] = (row["error"].split(": ", 2) + ["", ""])[:3]
@@ -222,13 +251,24 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method that made the run. Raises FileNotFoundError when the folder is no run."""
+        """The method that made the run. Raises FileNotFoundError when the folder is no run, DamagedRun as below."""
         if self._method is None:
             frozen = self.configuration()
+            if frozen is None and self.methods():
+                raise DamagedRun(self, "it has masks but no run.json")
             if frozen is None:
-                raise FileNotFoundError(f"{self}: no run.json in it, so it is not a raypipe run")
+                raise FileNotFoundError(f"{self}: {self._why_none()}, so it is not a raypipe run")
             self._method = frozen["method"]
         return self._method
+
+    def methods(self) -> list[str]:
+        """The methods whose masks are in the folder, whatever run.json says."""
+        return [name.removeprefix("method=") for name in self.folder.folders("masks") if name.startswith("method=")]
+
+    def _why_none(self) -> str:
+        kind = self.folder.fs.get_file_info(self.folder.path()).type
+        why = {pafs.FileType.NotFound: "it does not exist", pafs.FileType.File: "it is a file"}
+        return why.get(kind, "no run.json in it")
 
     @property
     def masks(self) -> str:
@@ -243,22 +283,59 @@ class Run:
         """A part's data file. Raises FileNotFoundError when another process has replaced it."""
         return self.folder.open(self.masks, part)
 
-    def parts(self) -> list[str]:
-        """Names of the parts that have a commit record and a data file."""
-        names = self.folder.files("_commits").keys() & self.folder.files(self.masks).keys()
-        return sorted(names)
+    @contextmanager
+    def part(self, name: str) -> Iterator[pq.ParquetFile]:  # noqa: TID251
+        """A part to read. Raises FileNotFoundError as `open` does, and DamagedRun when it cannot be read."""
+        try:
+            with self.open(name) as file, open_table(file, checked=True) as part:
+                known = list(part.schema_arrow)[: len(schema.MASKS)]  # an older version may lack some, a newer has more
+                if known != list(schema.MASKS)[: len(known)]:
+                    raise ValueError("it has other columns")
+                yield part
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            what = f"its part {self.masks}/{name} cannot be read ({one_line(error)})"
+            raise DamagedRun(self, what, surely=not isinstance(error, OSError)) from error
 
-    def _read_commit(self, name: str) -> pa.Table:
-        content = self.folder.read("_commits", name) or b""
+    def parts(self) -> list[str]:
+        """Names of the parts, oldest first. Raises DamagedRun as `sizes` does."""
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part's data file by name, oldest first.
+
+        Raises DamagedRun when data files are gone whose commit records are there, or all records of a finished run.
+        """
+        while True:  # again when another process has dropped parts since the records were listed
+            records, files = self.folder.files("_commits").keys(), self.folder.files(self.masks)
+            lost = sorted(filter(OURS.fullmatch, records - files.keys()))
+            if not lost:
+                break
+            lost = [name for name in lost if self.folder.read("_commits", name) is not None]
+            if lost:
+                text = f"{len(lost):,} of {len(records):,} parts are gone, such as {self.masks}/{lost[0]}"
+                raise DamagedRun(self, text)
+        if files and not records and self.is_complete():
+            raise DamagedRun(self, "the records of its parts are gone (folder _commits)")
+        return {name: files[name].size for name in sorted(records & files.keys())}
+
+    def _read_commit(self, part: tuple[str, int]) -> pa.Table:
+        """The record of a part. part: its name and the bytes of its data file."""
+        name, size = part
+        content = self.folder.read("_commits", name)
+        if content is None:
+            raise FileNotFoundError(f"{self}: another process has replaced the part {name}")
         try:
             if is_sealed(content) is False:
                 raise ValueError("its checksum is wrong")
-            rows = open_table(content).read().select(schema.COMMIT.names)
-        except (ValueError, KeyError, OSError) as error:
-            raise RuntimeError(
-                f"{self}: commit record {name} is damaged ({error}); `raypipe verify {self} --repair` removes it, and "
-                "the next run does its images again"
-            ) from error
+            rows = open_table(content).read()
+            recorded = json.loads(rows.schema.metadata[b"raypipe.part"])["bytes"]
+            rows = rows.select(schema.COMMIT.names).replace_schema_metadata()
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DamagedRun(self, f"its commit record {name} cannot be read ({one_line(error)})") from error
+        if size != recorded:
+            raise DamagedRun(self, f"its part {self.masks}/{name} has {size:,} of {recorded:,} bytes")
         return rows.append_column("part", pa.repeat(name, len(rows)))
 
 

@@ -16,14 +16,18 @@ SCHEMA, HIDDEN_SCHEMA = b"ARROW:schema", b"ARROW-schema"  # the key of Arrow's o
 EXTENSION = b"ARROW:extension:"  # begins the keys that make a field one of an extension type
 
 
-def open_table(file: pa.NativeFile | bytes, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+def open_table(
+    file: pa.NativeFile | bytes, footer: pq.FileMetaData | None = None, *, checked: bool = False
+) -> pq.ParquetFile:
     """A Parquet file, without any of Arrow's extension types: their columns have the types that they are stored as.
 
     Some extension types, such as Ray's for Python objects, run code from the file when they are read. footer: what
-    `read_footer` gave for the file, to read it once only. Raises pa.ArrowInvalid for what is no Parquet, and OSError.
+    `read_footer` gave for the file, to read it once only. checked: compare pages with their checksums, where they have
+    any. Raises pa.ArrowInvalid for what is no Parquet, and OSError.
     """
     file = pa.BufferReader(file) if isinstance(file, bytes) else file
-    return pq.ParquetFile(file, metadata=footer or read_footer(file), arrow_extensions_enabled=False)
+    options = {"arrow_extensions_enabled": False, "page_checksum_verification": checked}
+    return pq.ParquetFile(file, metadata=footer or read_footer(file), **options)
 
 
 def read_footer(file: pa.NativeFile) -> pq.FileMetaData:
@@ -52,7 +56,13 @@ def _is_harmless(stored: bytes) -> bool:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as one Parquet file: zstd, row groups of 1,000 rows since they may hold masks."""
+    """A table as one Parquet file: row groups of 1,000 rows, since they may hold masks; see `parquet_options`."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
+    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, **parquet_options(table.schema))
     return buffer.getvalue()
+
+
+def parquet_options(schema: pa.Schema) -> dict:
+    """How Parquet files are written: pages with checksums; no statistics of masks, which would hold two in full."""
+    plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    return {"compression": "zstd", "write_page_checksum": True, "write_statistics": plain or False}

@@ -19,7 +19,7 @@ from raypipe import masks, schema
 from raypipe.cli.verbs import main
 from raypipe.maintenance.integrity import check_masks, run_lengths
 from raypipe.maintenance.verify import Verify, verify
-from raypipe.run import Run, is_sealed, new_attempt, seal
+from raypipe.run import DamagedRun, Run, is_sealed, new_attempt, seal
 from raypipe.storage import Locked, hold, parquet_bytes
 
 MASKS = "masks/method=kmeans"
@@ -149,7 +149,7 @@ def test_files_without_their_other_half_are_named(run):
 
 def test_a_label_run_stops_at_a_damaged_record_and_says_what_to_do(run):
     change(run, f"_commits/{run.parts()[0]}", lambda content: flipped(content, 60))
-    with pytest.raises(RuntimeError, match="verify .* --repair"):
+    with pytest.raises(DamagedRun, match="its commit record .*verify .* --repair"):
         run.commits()
 
 

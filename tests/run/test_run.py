@@ -17,7 +17,7 @@ from support.faulty import GOOD, RAISES, Faulty, write_images
 from raypipe import schema
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
-from raypipe.run import OtherConfiguration, Run, new_attempt, superseded
+from raypipe.run import DamagedRun, OtherConfiguration, Run, new_attempt, superseded
 from raypipe.run.rows import load
 from raypipe.storage import Folder, Locked, hold
 
@@ -229,7 +229,7 @@ def test_settings_are_compared_as_run_json_holds_them(tmp_path):
 @pytest.mark.parametrize("content", [b'{"schema": 1, "meth', b"{}", b"[]"])
 def test_a_damaged_configuration_is_named(run, content):
     run.folder.write(content, "run.json")
-    with pytest.raises(ValueError, match="run/run.json is damaged"):
+    with pytest.raises(DamagedRun, match="its run.json cannot be read .*verify .* --repair"):
         run.check_configuration({"k": 2}, defaults={})
 
 
