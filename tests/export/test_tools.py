@@ -34,10 +34,16 @@ def stored(kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def with_exif(kind: str, orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[274] = orientation
-    return stored(kind, exif=exif)
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[274] = orientation
+    return tags.tobytes()
+
+
+def profile(orientation: int) -> bytes:
+    """EXIF as ImageMagick writes it into a PNG's text."""
+    content = exif(orientation)
+    return b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n%8d\n%s\n" % (len(content), content.hex().encode()))
 
 
 def with_chunk(kind: bytes, content: bytes) -> bytes:
@@ -48,15 +54,18 @@ def with_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 TURNED = {
-    "jpeg exif.jpg": with_exif("JPEG", 6),
-    "jpeg mirrored.jpg": with_exif("JPEG", 2),
+    "jpeg exif.jpg": stored("JPEG", exif=exif(6)),
+    "jpeg mirrored.jpg": stored("JPEG", exif=exif(2)),
     "jpeg xmp.jpg": stored("JPEG", xmp=XMP % 6),
-    "png exif.png": with_exif("PNG", 8),
+    "png exif.png": stored("PNG", exif=exif(8)),
     "png xmp.png": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP % 6),
     "png packed xmp.png": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP % 3)),
-    "webp exif.webp": with_exif("WebP", 6),
+    "png profile.png": with_chunk(b"zTXt", profile(6)),
+    "both, at odds.jpg": stored("JPEG", exif=exif(1), xmp=XMP % 6),
+    "ruined exif.jpg": stored("JPEG", exif=b"Exif\0\0MM\0*\xff\xff"),
+    "webp exif.webp": stored("WebP", exif=exif(6)),
     "webp xmp.webp": stored("WebP", xmp=XMP % 5),
-    "tiff.tif": with_exif("TIFF", 6),
+    "tiff.tif": stored("TIFF", exif=exif(6)),
 }
 AS_STORED = {
     "top.jpg": stored("JPEG"),
@@ -67,8 +76,8 @@ AS_STORED = {
     "images/x/images/0.jpg": stored("JPEG"),
     "images/images/labels/a.jpg": stored("JPEG"),  # both have the label labels/labels/a.txt
     "images/labels/images/a.jpg": stored("JPEG"),
-    "Süd Afrika/Tüpfel #1 100%.jpeg": with_exif("JPEG", 1),
-    "v1.2/zero orientation.jpg": with_exif("JPEG", 0),
+    "Süd Afrika/Tüpfel #1 100%.jpeg": stored("JPEG", exif=exif(1)),
+    "v1.2/zero orientation.jpg": stored("JPEG", exif=exif(0)),
     "v1.2/photo.final.PNG": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP % 1),
     "deep.png": with_chunk(b"tEXt", b"Comment\0Orientation 6"),
 }

@@ -12,15 +12,17 @@ from raypipe.export.about import About
 from raypipe.export.target import Target
 
 ORIGINALS, CATEGORIES = None, True
+EMPTY = "masks have no pixels and are left out"
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write one JSON file, streamed: annotations at once, the shorter image entries by way of a temporary file.
 
     Masks are run lengths, which are exact where polygons are not. `iscrowd` is 0 all the same: trainers leave crowds
-    out. `file_name` is the image's key; `segment` the index of the segment in its row. Areas and boxes are the masks'.
+    out, and stumble over masks without pixels, so these are not there. `file_name` is the image's key; `segment` the
+    index of the segment in its row. Areas and boxes are the masks'.
     """
-    annotation_id, info = 0, {"description": about.text(), "date_created": about.provenance["time"]}
+    remarks, annotation_id, info = Counter(), 0, {"description": about.text(), "date_created": about.provenance["time"]}
     info |= {name: getattr(about, name) for name in ("method", "settings", "provenance", "licence", "where")}
     with target.stream("annotations.json") as file, tempfile.TemporaryFile() as entries:
         file.write(b'{"info": ' + _json(info) + b',\n"licenses": [],\n"categories": ')
@@ -30,6 +32,9 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
             entry = {"id": image_id, "file_name": row["key"], "width": row["width"], "height": row["height"]}
             entries.write((b",\n" if image_id > 1 else b"\n") + _json(entry))
             for segment in row["segments"]:
+                if not segment["area"]:
+                    remarks[EMPTY] += 1
+                    continue
                 annotation_id += 1
                 annotation = _annotation(segment, annotation_id, image_id, about)
                 file.write((b",\n" if annotation_id > 1 else b"\n") + _json(annotation))
@@ -37,7 +42,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
         entries.seek(0)
         shutil.copyfileobj(entries, file)
         file.write(b"\n]}\n")
-    return Counter()
+    return remarks
 
 
 def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) -> dict:

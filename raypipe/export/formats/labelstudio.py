@@ -13,6 +13,7 @@ import numpy as np
 
 from raypipe import masks
 from raypipe.export.about import About
+from raypipe.export.formats.coco import EMPTY
 from raypipe.export.target import Target
 from raypipe.inputs.originals import portable
 
@@ -27,6 +28,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     The document root is the export's folder. So the pictures are there wherever the originals were (in tars, tables,
     on other machines), browsers can show them, and the masks fit.
     """
+    remarks = Counter()
     with target.stream("tasks.json") as file:
         file.write(b"[")
         for i, row in enumerate(images):
@@ -35,9 +37,10 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
             target.put(content, image)
             where = LOCAL_FILES + quote(image) if target.folder.is_local else str(target.folder.location(image))
             file.write((b",\n" if i else b"\n") + json.dumps(_task(row, where, about)).encode())
+            remarks[EMPTY] += sum(not segment["area"] for segment in row["segments"])
         file.write(b"\n]\n")
     target.put(_config(about).encode(), "config.xml")
-    return Counter()
+    return remarks
 
 
 def brush(mask: np.ndarray) -> list[int]:
@@ -67,7 +70,7 @@ def brush(mask: np.ndarray) -> list[int]:
 def _task(row: dict, where: str, about: About) -> dict:
     scores = [segment["score"] for segment in row["segments"] if segment["score"] is not None]
     scored = {"score": sum(scores) / len(scores)} if scores else {}
-    regions = [_region(row, segment, about) for segment in row["segments"]]
+    regions = [_region(row, segment, about) for segment in row["segments"] if segment["area"]]
     prediction = {"model_version": about.method, "result": regions} | scored
     return {"data": {"image": where, "image_id": row["image_id"], "key": row["key"]}, "predictions": [prediction]}
 
