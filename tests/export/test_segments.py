@@ -60,7 +60,7 @@ def test_many_segments_need_16_bits_and_255_stays_free(tmp_path):
     assert Image.open(tmp_path / "run/export/png/b.png").mode.startswith("I")  # the whole export has one depth
 
 
-def test_labels_become_categories_whose_numbers_a_condition_does_not_change(tmp_path, rng):
+def test_labels_become_categories_whose_numbers_a_condition_does_not_change(tmp_path):
     found = np.zeros((3, 4, 5), bool)
     found[0, 0], found[1, 1], found[2, 2] = True, True, True
     write_run(str(tmp_path / "run"), [masks_row("a.jpg", found, labels=["zebra", "cat", "zebra"])])
