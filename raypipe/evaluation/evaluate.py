@@ -15,13 +15,15 @@ import numpy as np
 import tyro
 
 from raypipe.evaluation import tasks
-from raypipe.evaluation.labels import WHY, Labels, match
+from raypipe.evaluation.labels import WHY, Labels, match, nothing
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, written
+from raypipe.inputs.maskkinds import chosen
 from raypipe.run import Run, rows
 from raypipe.storage import Location, map_ahead, normalise
 
 TERMINAL_GROUPS = 40
+TERMINAL_VALUES = 4  # side by side
 EXAMPLES = 10  # images of one status that are named; the table has all
 
 
@@ -30,9 +32,14 @@ class Evaluate:
     """Measure runs' masks against labels; several runs are compared."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]  # folders of runs: paths or URIs
-    labels: str  # folder of label images, matched by relative path, then by a stem that is unique; 128 and above is set
+    labels: str  # folder of label images, matched by relative path, then by a name that is unique
     task: str = "pattern"  # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
+    label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = (
+        None  # what is set in labels: light on dark (128 and
+    )
+    # above), dark ink on white or transparent, what is opaque in cut-outs, any value but 0; None finds it
+    label_value: str | None = None  # 1 or 1,2: the values that are set, as stored, in labels of classes
     max_pixels: int = 100_000_000  # labels with more pixels are listed as unreadable
     max_bytes: int = 500_000_000  # label files with more bytes are listed as unreadable
 
@@ -43,28 +50,32 @@ class Evaluation:
 
     run: str
     labels: str
+    label_kind: str | None  # how the labels were read: a kind or values; None where they are no mask files
     table: str  # where the rows per image are
     images: int  # in the run
     counts: dict[str, int]  # images by status: ok, failed, no_label, other_size, bad_label
     unused_labels: int  # label files that belong to no image
     means: dict[str, float | None]  # the task's values over the images
     group_means: dict[str, float | None]  # the means of the groups' values
+    titles: dict[str, str]  # the values in words
     groups: dict[str, dict[str, float | None]]  # per group: images, failed, and the values
     lacking: dict[str, int] = field(default_factory=dict)  # measured images that lack a column of the task, by column
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
 
     def text(self) -> str:
         """The table of means and what was left out."""
-        names, groups = list(self.means), list(self.groups.items())
+        groups, lines = list(self.groups.items()), []
         width = max([len("mean over images"), *map(len, self.groups)])
-        lines = [f"{'':<{width}}  images  failed  " + "  ".join(f"{name.replace('_', ' '):>10}" for name in names)]
+        total = {"images": self.counts["ok"], "failed": self.counts["failed"]} | self.means
+        names = list(self.means)[:TERMINAL_VALUES]
+        lines.append(f"{'':<{width}}  images  failed  " + "  ".join(f"{name.replace('_', ' '):>10}" for name in names))
         if len(groups) > 1:
             lines += [_line(group, values, names, width) for group, values in groups[:TERMINAL_GROUPS]]
             more = len(groups) - TERMINAL_GROUPS
             lines += [f"... and {more:,} more groups"] if more > 0 else []
             lines.append(_line("mean over groups", self.group_means, names, width))
-        total = {"images": self.counts["ok"], "failed": self.counts["failed"]} | self.means
-        lines.append(_line("mean over images", total, names, width))
+        lines += [_line("mean over images", total, names, width), ""]
+        lines += [f"{_cell(self.means[name], 9)}  {name}: {title}" for name, title in self.titles.items()]
         return "\n".join([*lines, *self.remarks(), f"per image: {self.table}"])
 
     def remarks(self) -> list[str]:
@@ -96,12 +107,12 @@ class Comparison:
             values_of = [(group, [each.groups.get(group, {}) for each in runs]) for group in groups[:TERMINAL_GROUPS]]
             values_of.append(("mean over groups", [each.group_means for each in runs]))
         values_of.append(("mean over images", [each.means for each in runs]))
-        for measure in next(iter(self.runs.values())).means:
+        for i, (measure, title) in enumerate(next(iter(self.runs.values())).titles.items()):
             heads = "  ".join(f"{name:>{size}}" for name, size in zip(names, columns, strict=True))
-            lines.append(f"{measure.replace('_', ' '):<{width}}  {heads}")
-            for title, line in values_of:
+            lines += [title, f"{measure.replace('_', ' '):<{width}}  {heads}"]
+            for group, line in values_of if i < TERMINAL_VALUES else values_of[-1:]:
                 cells = (_cell(values.get(measure), size) for values, size in zip(line, columns, strict=True))
-                lines.append(f"{title:<{width}}  {'  '.join(cells)}")
+                lines.append(f"{group:<{width}}  {'  '.join(cells)}")
             lines.append("")
         for name, each in self.runs.items():
             lines += [f"{name}: {remark}" for remark in each.remarks()]
@@ -113,7 +124,7 @@ def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Compar
 
     task: with its options; None = the one that is named, with its defaults. Reads a run part by part; its table is held
     compressed, about 100 MB for a million images. Raises ValueError or FileNotFoundError for an unknown task, a folder
-    that is no run, and labels of which none belongs to an image.
+    that is no run, labels of which none belongs to an image or can be measured against, and labels of several kinds.
     """
     names = rows.run_names(options.runs)
     if not names:
@@ -130,11 +141,18 @@ def evaluate_run(folder: str, options: Evaluate, task: Task) -> Evaluation:
         raise ValueError(f"{run} has no rows")
     keys = (key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist())
     limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
-    labels = match(task, options.labels, keys, of=f"an image of {run}", **limits)
+    kind = chosen(options.label_kind, options.label_value)
+    labels = match(task, options.labels, keys, of=f"an image of {run}", kind=kind, **limits)
     tally, target = Tally(task), (f"metrics/task={task.name}", _file_name(options.labels, task))
-    run.folder.write(written(map(tally.counted, _measured(run, labels, options)), task.schema()), *target)
-    table = str(run.folder.location(*target))
-    return Evaluation(str(run), str(Location(options.labels)), table, **tally.summary(len(labels.unused)))
+    kind, schema = labels.kind and str(labels.kind), task.schema()
+    if kind:
+        schema = schema.with_metadata(schema.metadata | {b"raypipe.label_kind": kind.encode()})
+    content = written(map(tally.counted, _measured(run, labels, options)), schema)
+    found = tally.summary(len(labels.unused))
+    if not found["counts"]["ok"]:
+        raise nothing(options.labels, found["counts"], found["examples"])
+    run.folder.write(content, *target)
+    return Evaluation(str(run), str(Location(options.labels)), kind, str(run.folder.location(*target)), **found)
 
 
 class Tally:
@@ -171,6 +189,9 @@ class Tally:
             "unused_labels": unused_labels,
             "means": self._task.values(self._sums),
             "group_means": {name: _mean(values[name] for values in groups.values()) for name in self._task.SHOWN},
+            "titles": {
+                name: each.title + f" ({each.unit})" * bool(each.unit) for name, each in self._task.SHOWN.items()
+            },
             "groups": groups,
             "lacking": {name: count for name, count in self._sums.lacking.items() if count},
             "examples": {status: self._examples[status] for status in WHY if status in self._examples},

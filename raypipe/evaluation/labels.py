@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypipe.evaluation.task import Task
+from raypipe.inputs import maskfiles
+from raypipe.inputs.maskkinds import KINDS, Kind
 from raypipe.storage import Location
 from raypipe.types import BadImage
 
@@ -17,6 +19,7 @@ WHY = {  # what is said about images without a measure, by their status
     "other_size": "labels have another size than their image",
     "bad_label": "labels cannot be read",
 }
+HOW = f"--label-kind {'|'.join(KINDS)} or --label-value N[,N]"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Labels:
     max_bytes: int  # larger files and
     max_pixels: int  # larger labels cannot be read
     unused: Sequence[str] = ()  # names of the labels that no image has
+    kind: Kind | None = None  # of mask files; None where the labels are no such files
 
     def read(self, row: dict) -> tuple[Any, str]:
         """A row's label and "ok", or None and one of WHY."""
@@ -35,24 +39,45 @@ class Labels:
             return None, "failed"
         if row["key"] not in self.location:
             return None, "no_label"
+        options = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels} | (
+            {"kind": self.kind} if self.kind else {}
+        )
         try:
-            label = self.task.read(self.location[row["key"]], max_bytes=self.max_bytes, max_pixels=self.max_pixels)
+            label = self.task.read(self.location[row["key"]], **options)
         except BadImage:
             return None, "bad_label"
         return (label, "ok") if self.task.fits(row, label) else (None, "other_size")
 
 
 def match(
-    task: Task, folder: str, keys: Iterable[str], *, of: str = "an image", max_bytes: int, max_pixels: int
+    task: Task,
+    folder: str,
+    keys: Iterable[str],
+    *,
+    of: str = "an image",
+    kind: Kind | None = None,
+    max_bytes: int,
+    max_pixels: int,
 ) -> Labels:
     """The labels of some images. keys: those of all; one may stand twice. of: the images, for the message.
 
-    Raises ValueError when no label belongs to an image, besides what the task raises for the folder.
+    kind: of mask files; None = recognised, and said. Raises ValueError when no label belongs to an image or their kind
+    is not evident, besides what the task raises for the folder.
     """
-    keys = iter(keys)
+    keys, limits = iter(keys), {"max_bytes": max_bytes, "max_pixels": max_pixels}
     first = next(keys, None)
     matches = task.match(folder, itertools.chain([first] if first is not None else [], keys))
     if not matches.location:
-        names = f"; images are named as {first!r}, labels as {matches.unused[0]!r}" if first and matches.unused else ""
+        names = maskfiles.difference(first, matches.unused, what="labels") if first else ""
         raise ValueError(f"no label in {Location(folder)} has the path or the stem of {of}{names}")
-    return Labels(task, matches.location, max_bytes, max_pixels, matches.unused)
+    if matches.files:
+        kind = kind or maskfiles.kind(matches, what="labels", option=HOW, **limits)
+    elif kind:
+        raise ValueError(f"--label-kind and --label-value have no effect: {task.name} labels are no mask files")
+    return Labels(task, matches.location, **limits, unused=matches.unused, kind=kind)
+
+
+def nothing(labels: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> ValueError:
+    """The error for labels by which nothing can be measured. counts, examples: of images by status, and their keys."""
+    reasons = "; ".join(f"{counts[status]:,} {WHY[status]}, such as {keys[0]!r}" for status, keys in examples.items())
+    return ValueError(f"nothing can be measured against {Location(labels)}: {reasons}")

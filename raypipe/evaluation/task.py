@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from raypipe import masks, storage
 from raypipe.evaluation.sums import Sums, is_measure
 from raypipe.inputs import maskfiles
+from raypipe.inputs.maskkinds import LIGHT, Kind
 from raypipe.schema import VERSION
 from raypipe.types import BadImage
 
@@ -82,14 +83,17 @@ class Task(ABC):
     def match(self, folder: str, keys: Iterable[str]) -> maskfiles.Matches:
         """Which label belongs to which image. folder: where the labels are. keys: of all images; one may stand twice.
 
-        Here a folder of files, matched by path and then by stem. Raises ValueError or FileNotFoundError for a folder
-        that holds no labels.
+        Here a folder of mask files, matched by their names. Raises ValueError or FileNotFoundError for a folder that
+        holds no labels.
         """
         return maskfiles.match(folder, keys)
 
-    def read(self, location: str, *, max_bytes: int, max_pixels: int) -> Any:
-        """The label at a location of `match`; here bool (H, W). Raises BadImage when it cannot be read."""
-        return maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
+    def read(self, location: str, *, max_bytes: int, max_pixels: int, kind: Kind = LIGHT) -> Any:
+        """The label at a location of `match`; here bool (H, W). Raises BadImage when it cannot be read.
+
+        kind: how mask files are read; given where `match` gave the `files` of a folder.
+        """
+        return maskfiles.read(location, kind, max_bytes=max_bytes, max_pixels=max_pixels)
 
     def checksum(self, location: str, *, max_bytes: int) -> str:
         """What changes when the label at a location does; "" for one that cannot be read."""

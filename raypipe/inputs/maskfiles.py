@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import csv
+import difflib
+import io
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
 
-from raypipe import images, storage
+from raypipe import storage
+from raypipe.inputs import folders, maskkinds, recognise
+from raypipe.inputs.items import PICTURES
 from raypipe.inputs.manifest import list_inputs
-from raypipe.storage import Location
+from raypipe.inputs.maskkinds import Kind
+from raypipe.storage import Folder, Location
 
-SET_FROM = 128  # a mask's pixels from this value on are set
+# What tools hang on a mask's name, behind the image's or before it.
+SUFFIX = re.compile(
+    r"(_(mask|masks|seg|segs|segm|segmented|segmentation|label|labels|labelled|gt|ground_?truth|annotation|annotations"
+    r"|anno|ann|trimap|matte|alpha|fg|foreground|cut_?out|no_?bg|rgba|pattern|saliency|labelids))+$"
+)
+PREFIX = re.compile(r"^((mask|seg|label|gt)_)+(?=.)")
+SEGMENT = re.compile(r"(.+)_(\d+)\.png")  # a stem of our cut-outs where an image has several
+SEPARATORS = re.compile(r"[\s_.-]+")
+EXPORT_RECORD = "_export.json"  # in a folder that `raypipe export` wrote
+MOST_COMPARED = 2000  # names of files among which one like an image's is looked for
+NEAR = 0.6  # least likeness of two names that are shown as an example of what differs
 
 
 @dataclass(frozen=True)
@@ -20,45 +38,149 @@ class Matches:
     """Which mask file belongs to which image."""
 
     location: dict[str, str]  # image key -> the file's location; images without a file of their own are left out
-    unused: list[str]  # paths of the files that no image has
+    unused: list[str]  # names of the files that no image has
+    files: Sequence[tuple[str, str]] = ()  # name and location of all; none where they are no files
+    meanings: dict[int, str] = field(default_factory=dict)  # of values, where our own export tells them
 
 
 def match(folder: str, keys: Iterable[str]) -> Matches:
-    """Find the mask file of each image in a folder: by relative path without extension, else by stem.
+    """Find the mask file of each image in a folder: by relative path without extension, else by other forms of names.
 
-    A stem counts only if one file has it, which matched no path, and one image that no path matched; two files with one
-    path match nothing. So no image gets a mask that may be another's. keys: those of all images, in which one may stand
+    These are, one after the other: the image's whole name as the file's stem (a.jpg.png); the stem alone; both where
+    letter case, Unicode form, separators and endings do not count; and where words such as `_mask` do not either. A
+    form counts only if one file has it and one image, of those that no earlier form matched; two files with one path
+    match nothing. So no image gets a mask that may be another's. keys: those of all images, in which one may stand
     twice. Raises ValueError when the folder holds no images, or packed ones, and FileNotFoundError when it does not
     exist.
     """
-    by_path, by_stem = _index(folder)
-    location, claimants = {}, {}
-    for key in keys:
-        path, stem = str(PurePosixPath(key).with_suffix("")), PurePosixPath(key).stem
-        if by_path.get(path):
-            location[key] = by_path[path]
-        elif by_stem.get(stem):
-            claimants[stem] = key if claimants.get(stem, key) == key else None
-    used = set(location.values())
-    location |= {key: by_stem[stem] for stem, key in claimants.items() if key is not None and by_stem[stem] not in used}
-    used |= set(location.values())
-    return Matches(location, [path for path, file in by_path.items() if file not in used])
+    files, meanings = _listed(folder)
+    by_path, unused = _by(_path, files), dict(files)
+    location, waiting = {}, []
+    for key in dict.fromkeys(keys):
+        names = by_path.get(_path(key), ())
+        if len(names) == 1:
+            location[key] = files[names[0]]
+            unused.pop(names[0], None)
+        else:
+            waiting.append(key)
+    for of_image, of_file in FORMS:
+        if not waiting or not unused:
+            break
+        by_form = _by(of_file, files)
+        for form, claimants in _by(of_image, waiting).items():
+            names = by_form.get(form, ())
+            if len(names) == len(claimants) == 1 and names[0] in unused:
+                location[claimants[0]] = unused.pop(names[0])
+        waiting = [key for key in waiting if key not in location]
+    return Matches(location, list(unused), list(files.items()), meanings)
 
 
-def read(location: str, *, max_bytes: int, max_pixels: int) -> np.ndarray:
-    """A mask file as bool (H, W): the brightest channel is at least 128. Raises BadImage when it cannot be read."""
+def difference(key: str, names: Sequence[str], *, what: str) -> str:
+    """In what an image's name differs from those of mask files that are no image's. what: the files are, for people.
+
+    The end of a message, such as `; images are named as 'a.jpg', labels as 'a_v2.png', with '_v2' besides`.
+    """
+    if not names:
+        return ""
+    wanted, by_stem = _plain_name(key), _by(_words_name, names[:MOST_COMPARED])
+    if len(several := by_stem.get(wanted, ())) > 1:
+        return f"; several {what} could be that of {key!r}: {', '.join(map(repr, several[:3]))}"
+    longer = [stem for stem in by_stem if wanted in stem]
+    near = longer or difflib.get_close_matches(wanted, by_stem, n=1, cutoff=NEAR)
+    name = by_stem[near[0]][0] if near else names[0]
+    besides = f", with {longer[0].replace(wanted, '', 1)!r} besides" if longer and longer[0] != wanted else ""
+    return f"; images are named as {key!r}, {what} as {name!r}{besides}"
+
+
+def kind(matches: Matches, *, what: str, option: str, max_bytes: int, max_pixels: int) -> Kind:
+    """The kind of a folder's masks: `recognise.recognise`, with its arguments."""
+    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    return recognise.recognise(matches.files, what=what, option=option, meanings=matches.meanings, **limits)
+
+
+def read(location: str, kind: Kind, *, max_bytes: int, max_pixels: int) -> np.ndarray:
+    """A mask file as bool (H, W), read as a kind. Raises BadImage when it cannot be read or is of another kind."""
     content = storage.read_bytes(location, max_bytes=max_bytes)
-    return images.decode(content, max_pixels=max_pixels).max(2) >= SET_FROM
+    return kind.mask(maskkinds.stored(content, max_pixels=max_pixels))
 
 
-def _index(folder: str) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """Location by path without extension and by stem; None where two files have it."""
-    by_path, by_stem = {}, {}
-    files = list_inputs(folder)
-    if files["start"].null_count + files["row"].null_count < 2 * len(files):
+def _listed(folder: str) -> tuple[dict[str, str], dict[int, str]]:
+    """Location of each file by its name, and what values mean where it is our own export of label maps.
+
+    Of our own cut-outs with several segments of an image the first one stands for all, by the image's name.
+    """
+    table = list_inputs(folder)
+    if table["start"].null_count + table["row"].null_count < 2 * len(table):
         raise ValueError(f"{Location(folder)}: masks in tars or tables are not matched; unpack them")
-    for key, location in zip(files["key"].to_pylist(), files["location"].to_pylist(), strict=True):
-        path, stem = str(PurePosixPath(key).with_suffix("")), PurePosixPath(key).stem
-        by_path[path] = None if path in by_path else location
-        by_stem[stem] = None if stem in by_stem else location
-    return by_path, by_stem
+    files = dict(zip(table["key"].to_pylist(), table["location"].to_pylist(), strict=True))
+    record = Folder(folder).read_json(EXPORT_RECORD) if folders.kind(folder) == "folder" else None
+    record = record if isinstance(record, dict) else {}
+    if record.get("format") == "png":
+        lines = csv.DictReader(io.StringIO((Folder(folder).read("values.csv") or b"").decode()))
+        return files, {int(line["value"]): line["name"] for line in lines}
+    if record.get("format") == "cutout" and record.get("segments", 0) > record.get("images", 0):
+        return _first_segments(files), {}
+    return files, {}
+
+
+def _first_segments(files: dict[str, str]) -> dict[str, str]:
+    """Of cut-outs NAME_0.png, NAME_1.png, ... the one with the lowest number, as NAME.png."""
+    found: dict[str, tuple[int, str]] = {}
+    for name, place in files.items():
+        numbered = SEGMENT.fullmatch(name)
+        stem, number = (numbered[1], int(numbered[2])) if numbered else (_path(name), -1)
+        found[stem] = min(found.get(stem, (number, place)), (number, place))
+    return {f"{stem}.png": place for stem, (_, place) in found.items()}
+
+
+def _by(form: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by one of their forms."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(form(name), []).append(name)
+    return found
+
+
+def _path(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _plain(name: str) -> str:
+    """A name without its ending, whatever its Unicode form, letter case and separators."""
+    path = PurePosixPath(name)
+    while path.suffix.lower() in PICTURES:
+        path = path.with_suffix("")
+    return SEPARATORS.sub("_", unicodedata.normalize("NFC", str(path)).casefold())
+
+
+def _words(name: str) -> str:
+    """The same of a mask file, without what tools add to the image's name."""
+    folder, slash, stem = _plain(name).rpartition("/")
+    return folder + slash + PREFIX.sub("", SUFFIX.sub("", stem))
+
+
+def _name(name: str) -> str:
+    return PurePosixPath(name).name
+
+
+def _plain_name(name: str) -> str:
+    return _plain(_name(name))
+
+
+def _words_name(name: str) -> str:
+    return _words(_name(name))
+
+
+FORMS = (  # of an image's key, and of a mask file's name
+    (str, _path),
+    (_stem, _stem),
+    (_name, _stem),
+    (_plain, _plain),
+    (_plain_name, _plain_name),
+    (_plain, _words),
+    (_plain_name, _words_name),
+)

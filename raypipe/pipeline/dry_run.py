@@ -48,7 +48,7 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
     """
     run, _ = open_run(job, segmenter, refiner)
     work = plan_work(job, segmenter, refiner)
-    images = list_images(job, work)
+    images = list_images(job, work, run)
     pending = run.plan(images, retry_errors=job.retry_errors, limit=job.limit)
     if len(pending) or job.moved_from:
         refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)

@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe import masks, segmenters, storage
-from raypipe.inputs import maskfiles
+from raypipe.inputs import maskfiles, maskkinds
+from raypipe.inputs.maskkinds import KINDS, LIGHT, Kind
 from raypipe.run import Run, rows
 from raypipe.storage import Location
 from raypipe.types import BadImage, Segmenter
 
 GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
+MASK_KIND = "mask_kind"  # column of the manifest and entry of a run's provenance
+HOW = f"--foreground given:KIND:DIR with {', '.join(KINDS)} or values such as 1,2"
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,25 @@ class Foreground:
     """One parsed `--foreground`. kind: grabcut, rembg, whole, given or run.
 
     argument: what follows the colon, or ""; a local path is absolute, for workers may have another current folder.
+    masks: how given masks are read, of `given:KIND:DIR`; None = as they look.
     """
 
     kind: str
     argument: str = ""
+    masks: Kind | None = None
 
     def __str__(self) -> str:
         """The spec with an absolute path and without credentials: what is frozen and shown."""
-        argument = Location(self.argument) if self.is_read else self.argument
-        return f"{self.kind}:{argument}" if argument else self.kind
+        argument = str(Location(self.argument)) if self.is_read else self.argument
+        return self._spelled(argument)
+
+    @property
+    def spec(self) -> str:
+        """The same with all that opens it: what `parse` reads."""
+        return self._spelled(self.argument)
+
+    def _spelled(self, argument: str) -> str:
+        return ":".join(filter(None, (self.kind, self.masks and str(self.masks), argument)))
 
     @property
     def is_read(self) -> bool:
@@ -54,25 +67,48 @@ def parse(text: str) -> Foreground:
         raise ValueError(f"foreground {text!r} needs a folder; write {kind}:DIR")
     if kind in ("grabcut", "whole") and argument:
         raise ValueError(f"foreground {text!r}: {kind} takes no argument")
+    first, _, rest = argument.partition(":")
+    masks = maskkinds.parse(first) if kind == "given" and rest else None
+    argument = rest if masks else argument
     is_path = kind in ("given", "run") or argument.endswith(".onnx")
-    return Foreground(kind, storage.absolute(argument) if is_path else argument)
+    return Foreground(kind, storage.absolute(argument) if is_path else argument, masks)
 
 
-def attach(manifest: pa.Table, foreground: Foreground) -> pa.Table:
-    """Add the columns `foreground_location` and `foreground_row` that tell where each image's given mask lies.
+def attach(
+    manifest: pa.Table, foreground: Foreground, *, known: str | None = None, max_bytes: int, max_pixels: int
+) -> pa.Table:
+    """Add the columns that tell where each image's mask lies and how it is read.
 
-    Masks are matched as `maskfiles.match` says; null = none found.
+    These are `foreground_location` (null = none found), `foreground_row` and MASK_KIND. Given masks are matched as
+    `maskfiles.match` says, their kind is the foreground's, else `known`, else recognised. Raises ValueError or
+    FileNotFoundError that names the option, also when no image has a mask.
     """
-    keys = manifest["key"].to_pylist()
-    if foreground.kind == "given":
-        files = maskfiles.match(foreground.argument, keys).location
-        where = {key: (location, None) for key, location in files.items()}
-    else:
-        where = rows.good_rows(Run(foreground.argument))
+    keys, kind = manifest["key"].to_pylist(), None
+    try:
+        if foreground.kind == "given":
+            files = maskfiles.match(foreground.argument, keys)
+            if not files.location and keys:
+                names = maskfiles.difference(keys[0], files.unused, what="masks")
+                raise ValueError(f"no mask there has the path or the stem of an image{names}")
+            where = {key: (location, None) for key, location in files.location.items()}
+            kind = foreground.masks or (known and maskkinds.parse(known))
+            limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+            kind = kind or maskfiles.kind(files, what="foreground masks", option=HOW, **limits)
+        else:
+            where = rows.good_rows(Run(foreground.argument))
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--foreground {foreground}: {error}") from error
     uris, indices = zip(*(where.get(key, (None, None)) for key in keys), strict=True)
     uris = pa.array([uri and Location(uri).uri for uri in uris], pa.string())
     manifest = manifest.append_column("foreground_location", uris)
-    return manifest.append_column("foreground_row", pa.array(indices, pa.int64()))
+    manifest = manifest.append_column("foreground_row", pa.array(indices, pa.int64()))
+    return manifest.append_column(MASK_KIND, pa.array([kind and str(kind)] * len(manifest), pa.string()))
+
+
+def mask_kind(manifest: pa.Table) -> dict[str, str]:
+    """What a run records of how its given masks are read: MASK_KIND and the kind; {} for images without such masks."""
+    kinds = manifest[MASK_KIND].slice(0, 1).to_pylist() if MASK_KIND in manifest.column_names else []
+    return {MASK_KIND: kinds[0]} if any(kinds) else {}
 
 
 def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes: int, max_pixels: int) -> np.ndarray:
@@ -83,7 +119,7 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
     """
     location = row["foreground_location"]
     if location is None:
-        text = f"{foreground} has no single mask for {row['key']!r}, by relative path or by stem"
+        text = f"{foreground} has no single mask for {row['key']!r}, by relative path or by name"
         raise BadImage("foreground", "missing", text)
     if foreground.kind == "run":
         segments = rows.segments_of(location, row["foreground_row"])
@@ -92,7 +128,8 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
         mask = masks.decode_rle(segments[0])
     else:
         try:
-            mask = maskfiles.read(location, max_bytes=max_bytes, max_pixels=max_pixels)
+            kind = maskkinds.parse(row[MASK_KIND] or "") or LIGHT
+            mask = maskfiles.read(location, kind, max_bytes=max_bytes, max_pixels=max_pixels)
         except BadImage as error:
             raise BadImage("foreground", error.kind, f"{Location(location)}: {error.message}") from error
     if mask.shape != size:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pyarrow as pa
 
-from raypipe.pipeline import stages
+from raypipe.pipeline import foregrounds, stages
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run, provenance
@@ -24,7 +24,8 @@ def label_here(job: Label, work: Work, run: Run, pending: pa.Table, settings: di
     """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`, and {}."""
     work = replace(work, device=device_here(job.device, gpus=work.gpus))
     segment = stages.Segment(work)
-    run.freeze(settings, provenance.environment() | {"weights": segment.checksums()})
+    known = provenance.environment() | foregrounds.mask_kind(pending)
+    run.freeze(settings, known | {"weights": segment.checksums()})
     rows_done, errors, rows_per_block = 0, Counter(), block_size(job, work, on_gpu=work.device == "cuda")
     with Progress(len(pending), lambda: (rows_done, errors.total())):
         for task, start in enumerate(range(0, len(pending), rows_per_block)):
@@ -48,7 +49,8 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, settings: 
         cluster.warn_of_local_paths(input=job.input, output=job.output)
         resources = cluster.resources(gpus=work.gpus, device=job.device, actors=job.actors)
         work = replace(work, device=resources.device)
-        run.freeze(settings, provenance.environment() | {"weights": probe(work, gpus=resources.gpus)})
+        known = provenance.environment() | foregrounds.mask_kind(pending)
+        run.freeze(settings, known | {"weights": probe(work, gpus=resources.gpus)})
         ledger = workers.Ledger.remote()
         sink = workers.CommitSink(run, work.attempt, ledger)
         rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), resources, ledger)

@@ -137,11 +137,16 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
     )
 
 
-def list_images(job: Label, work: Work) -> pa.Table:
-    """The manifest of the whole input, with where the masks of given foregrounds are."""
+def list_images(job: Label, work: Work, run: Run) -> pa.Table:
+    """The manifest of the whole input, with where the masks of given foregrounds are and how they are read.
+
+    That is how the run has read them before, if it has.
+    """
     manifest = list_inputs(job.input, column=job.column)
     if job.moved_from:
         manifest = moved.as_before(manifest, job.input, job.moved_from)
     if work.foreground and work.foreground.is_read:
-        return foregrounds.attach(manifest, work.foreground)
+        known = ((run.configuration() or {}).get("provenance") or {}).get(foregrounds.MASK_KIND)
+        limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
+        return foregrounds.attach(manifest, work.foreground, known=known, **limits)
     return manifest

@@ -40,7 +40,7 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
         return estimate(job, segmenter, refiner)
     start, (run, settings) = time.monotonic(), open_run(job, segmenter, refiner)
     work = plan_work(job, segmenter, refiner)
-    images = list_images(job, work)
+    images = list_images(job, work, run)
     return attempt(job, work, run, images, settings=settings, start=start)
 
 

@@ -161,7 +161,7 @@ def locate(source: str, entry: str) -> Location:
 
 def without_secrets(word: str) -> str:
     """A word of the command line, the remote URI at its end (behind `--flag=`, `given:`, ...) without any secret."""
-    before, uri = re.fullmatch(r"((?:--?)?(?:[\w-]+=)?(?:\w+:(?!//))?)(.*)", word, re.DOTALL).groups()
+    before, uri = re.fullmatch(r"((?:--?)?(?:[\w-]+=)?(?:[\w,]+:(?!//)){0,2})(.*)", word, re.DOTALL).groups()
     parts = split(uri)
     if parts is None:
         return word

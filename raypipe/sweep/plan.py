@@ -12,7 +12,7 @@ from raypipe.pipeline import foregrounds
 from raypipe.pipeline.job import Label, check_folders, check_job
 from raypipe.storage import Folder, absolute
 from raypipe.sweep import ranking, search
-from raypipe.sweep.trials import Sweep, Trial, settings, trial_name, with_images
+from raypipe.sweep.trials import Sweep, Trial, settings, trial_name
 from raypipe.types import PatternSegmenter, Segmenter
 
 DRAWS = 16  # of a random search, unless told otherwise
@@ -103,7 +103,7 @@ def trial_of(common: Trial, setting: ranking.Setting) -> Trial:
     inside = {key: setting.values[key] for key in settings(common.segmenter) if key in setting.values}
     trial = _trial(common, type(common.segmenter)(**inside))
     output = Folder(common.sweep.output).location("trials", setting.trial).uri
-    return with_images(replace(trial, output=output, posts=(ranking.post_of(setting.values),)), common.images)
+    return replace(trial, output=output, posts=(ranking.post_of(setting.values),), images=common.images)
 
 
 def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
@@ -123,6 +123,6 @@ def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
 def _trial(common: Trial, segmenter: Segmenter) -> Trial:
     foreground = foregrounds.parse(segmenter.foreground) if isinstance(segmenter, PatternSegmenter) else None
     if foreground and foreground.is_read:  # absolute, as the job's paths
-        segmenter = replace(segmenter, foreground=f"{foreground.kind}:{foreground.argument}")
+        segmenter = replace(segmenter, foreground=foreground.spec)
     output = Folder(common.sweep.output).location("trials", trial_name(segmenter)).uri
     return replace(common, segmenter=segmenter, foreground=foreground, output=output)

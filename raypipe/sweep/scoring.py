@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 from raypipe import masks
 from raypipe.evaluation.labels import Labels
 from raypipe.inputs.manifest import fetch
+from raypipe.inputs.maskkinds import parse
 from raypipe.pipeline import stages
 from raypipe.pipeline.job import plan_work
 from raypipe.run import Run, rows
 from raypipe.storage import Location, map_ahead, open_table
 from raypipe.sweep.search import canonical
-from raypipe.sweep.trials import LABEL_CHECKSUM, STORED_POST, Trial, all_posts, read_state
+from raypipe.sweep.trials import LABEL_CHECKSUM, LABEL_KIND, STORED_POST, Trial, all_posts, read_state
 from raypipe.types import BadImage, Segments
 
 SCORES_FILE = "scores.parquet"
@@ -80,7 +81,9 @@ class Scorer:
         work = plan_work(trial.job, trial.segmenter, None)
         self._work = replace(work, keep_soft="soft" in self.task.LEAVES)
         location = {row["key"]: row["label_location"] for row in self._images.values()}
-        self.label = Labels(trial.task, location, max_bytes=work.max_bytes, max_pixels=work.max_pixels).read
+        kinds = trial.images[LABEL_KIND].slice(0, 1).to_pylist()
+        kind, limits = parse((kinds or [None])[0] or ""), {"max_bytes": work.max_bytes, "max_pixels": work.max_pixels}
+        self.label = Labels(trial.task, location, **limits, kind=kind).read
 
     def __call__(self, row: dict, posts: set[str]) -> list[dict]:
         """Rows of the task's table with the column STORED_POST. row: one of the run, with soft masks."""

@@ -21,7 +21,7 @@ from raypipe.storage import Folder, Location
 from raypipe.sweep import ranking, search
 from raypipe.sweep.plan import check, draw, plan, refuse_given, settled
 from raypipe.sweep.ranking import shown
-from raypipe.sweep.trials import Sweep, Trial, has_labelled, labelled_images, settings, with_images
+from raypipe.sweep.trials import LABEL_KIND, Sweep, Trial, all_with_images, has_labelled, labelled_images, settings
 from raypipe.sweep.tuning import run_trials
 from raypipe.types import Segmenter
 
@@ -93,10 +93,10 @@ def sweep(
     space = check(common)
     planned = plan(common, draw(common, space), given)
     common = replace(common, images=labelled_images(job, task))
-    planned = [with_images(trial, common.images) for trial in planned]
+    planned = all_with_images(planned, common.images)
     with held(folder, new_attempt()):
         known = merge(folder, configuration(common, space))
-        folder.write_json(known, "sweep.json")
+        folder.write_json(known | {LABEL_KIND: common.images[LABEL_KIND][0].as_py()}, "sweep.json")
         run_trials(planned)
         return report(common, known["swept"], start)
 

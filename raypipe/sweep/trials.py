@@ -8,6 +8,7 @@ trials/<hash of the settings>/scores.parquet  one row per image and post-process
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,16 +18,21 @@ import pyarrow as pa
 
 from raypipe.evaluation import labels
 from raypipe.evaluation.task import Task
-from raypipe.inputs.manifest import list_inputs
+from raypipe.images import decode
+from raypipe.inputs.manifest import fetch, list_inputs
+from raypipe.inputs.maskkinds import LIGHT, chosen
 from raypipe.pipeline.foregrounds import Foreground, attach
 from raypipe.pipeline.job import Label, frozen_settings
 from raypipe.run import Run
 from raypipe.storage import Folder, Location, map_ahead
 from raypipe.sweep.search import canonical
-from raypipe.types import Segmenter
+from raypipe.types import BadImage, Segmenter
 
 BATCHES = 16  # of a trial at least, where it has the images: its parts then hold about a quarter of them
-LABEL_CHECKSUM = "label_sha256"  # column of the images and of their scores; "" for a label that cannot be read
+LABEL_CHECKSUM = (
+    "label_sha256"  # column of the images and of their scores, with the kind; "" for a label that cannot be read
+)
+LABEL_KIND = "label_kind"  # column of the images: how mask files are read; null where the labels are none
 STORED_POST = "later"  # what scores.parquet and trial.json call post-processing settings
 
 
@@ -35,7 +41,7 @@ class Sweep:
     """What to try, and on which labelled images."""
 
     input: str  # folder, glob, list, table or tar of images, as of `label`; those that have a label are used
-    labels: str  # folder of label images, matched by relative path, then by a stem that is unique
+    labels: str  # folder of label images, matched by relative path, then by a name that is unique
     output: str  # the sweep's folder, made or resumed: a path or a URI
     # fields of the method or of the refiner: threshold=0.2:0.8:0.1,0.55 (values, start:stop:step), sizes=4+8+16 (a
     # list), or to draw from: eps=0.1..2, refine_eps=log:1e-5..1e-2
@@ -43,6 +49,8 @@ class Sweep:
     search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
     trials: int | None = None  # random, asha: how many draws; None = 16
     task: str = "pattern"  # what the labels show, as of `evaluate`
+    label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels, as of `evaluate`
+    label_value: str | None = None  # 1 or 1,2: the values that are set, as stored, in labels of classes
     metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)
     goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
     group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
@@ -98,28 +106,63 @@ def has_labelled(folder: Folder) -> bool:
 
 
 def labelled_images(job: Sweep, task: Task) -> pa.Table:
-    """The manifest of the images that have a label, with the columns `label_location` and LABEL_CHECKSUM.
+    """The manifest of the images that have a label, with `label_location`, LABEL_KIND and LABEL_CHECKSUM.
 
     They come in the order of their ids, which are hashes: a random one, and always the same. Raises ValueError when no
-    label belongs to an image.
+    label belongs to an image, or none can be measured against.
     """
     manifest = list_inputs(job.input, column=job.column)
     keys, limits = manifest["key"].to_pylist(), {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
-    location = labels.match(task, job.labels, keys, **limits).location
+    found = labels.match(task, job.labels, keys, kind=chosen(job.label_kind, job.label_value), **limits)
+    location, kind = found.location, found.kind and str(found.kind)
     uris = [Location(location[key]).uri if key in location else None for key in keys]
     column = pa.array(uris, pa.string())
     images = manifest.append_column("label_location", column).filter(column.is_valid()).sort_by("image_id")
+    refuse_unusable(found, images, job.labels)
     checksum = partial(task.checksum, max_bytes=Label.max_bytes)
     checksums = list(map_ahead(checksum, images["label_location"].to_pylist()))
+    if found.kind not in (None, LIGHT):  # as all labels were read at first: scores of that time still hold
+        checksums = [each and f"{each} {kind}" for each in checksums]
+    images = images.append_column(LABEL_KIND, pa.array([kind] * len(images), pa.string()))
     return images.append_column(LABEL_CHECKSUM, pa.array(checksums, pa.string()))
+
+
+def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None:
+    """Raise ValueError when no label can be measured against, before anything is labelled. Stops at the first one."""
+    counts, examples = Counter(), defaultdict(list)
+    for row in images.to_pylist():
+        (content,) = fetch([row], max_bytes=Label.max_bytes)
+        try:
+            if isinstance(content, BadImage):
+                raise content
+            height, width = decode(content, max_pixels=Label.max_pixels).shape[:2]
+        except BadImage:
+            status = "unreadable"
+        else:
+            _, status = found.read({"key": row["key"], "error": "", "height": height, "width": width})
+        if status == "ok":
+            return
+        counts[status] += 1
+        examples[status].append(row["key"])
+    if examples.keys() != {"unreadable"}:  # else the trials say what is wrong with the images
+        raise labels.nothing(folder, counts, examples)
 
 
 def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = None) -> Trial:
     """The trial with its images (`labelled_images`), and maybe another source of its foreground."""
     foreground = foreground or trial.foreground
     if foreground and foreground.is_read:
-        images = attach(images, foreground)
+        images = attach(images, foreground, max_bytes=Label.max_bytes, max_pixels=Label.max_pixels)
     return replace(trial, images=images, foreground=foreground)
+
+
+def all_with_images(trials: list[Trial], images: pa.Table) -> list[Trial]:
+    """The trials with their images; masks of a foreground that several have are looked for once."""
+    found: dict[str, pa.Table] = {}
+    for trial in trials:
+        if str(trial.foreground) not in found:
+            found[str(trial.foreground)] = with_images(trial, images).images
+    return [replace(trial, images=found[str(trial.foreground)]) for trial in trials]
 
 
 def read_state(output: str) -> dict:

@@ -136,6 +136,7 @@ def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
 def tuner(todo: list[Trial], resources, scratch: str):
     """The Tuner of some trials. scratch: a folder for its own files, which nobody needs afterwards."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even when told to be quiet
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # its tables are not read, and TensorBoard's refuse -inf
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours ends the sweep so that it can be resumed
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler

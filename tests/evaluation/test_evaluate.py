@@ -105,7 +105,7 @@ def test_mask_files_are_matched_by_path_then_by_a_stem_that_is_unique_on_both_si
     matches = maskfiles.match(str(tmp_path), keys)
     expected = {"a/1.jpg": "a/1.png", "x/2.jpg": "deep/2.png", "d/7.jpg": "d/7.png"}
     assert matches.location == {key: str(tmp_path / name) for key, name in expected.items()}
-    assert sorted(matches.unused) == ["3", "4", "5", "b/1"]
+    assert sorted(matches.unused) == ["3.png", "4.gif", "4.png", "5.png", "b/1.png"]
 
 
 def test_packed_masks_are_refused(tmp_path):
@@ -212,7 +212,7 @@ def test_no_run_and_a_run_named_twice_are_refused(labelled, capsys):
 def test_labels_of_other_images_are_a_mistake_that_shows_both_names(labelled, tmp_path, capsys):
     touch(tmp_path / "others", "x.png")
     assert main(["evaluate", str(labelled[0]), "--labels", str(tmp_path / "others")]) == 2
-    assert "images are named as 'cat_1.png', labels as 'x'" in capsys.readouterr().err
+    assert "images are named as 'cat_1.png', labels as 'x.png'" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "photos"), "--labels", str(labelled[1])]) == 2
     assert "not a raypipe run" in capsys.readouterr().err
 

@@ -47,7 +47,7 @@ def test_a_value_that_is_no_number_leaves_the_mean_of_the_others_and_is_counted(
 def test_a_null_is_no_measure_and_no_error(tmp_path):
     result = evaluated(tmp_path, {"a.png": (12, 8), "b.png": (9, 2)}, Area(least=4))
     assert result.means["excess"] == 0.5 and result.lacking == dict.fromkeys(dict(Area.COLUMNS), 1)
-    nothing = evaluated(tmp_path / "other", {"a.png": (1, 0)}, Area(least=4))
+    nothing = evaluated(tmp_path / "other", {"a.png": (1, 2)}, Area(least=4))
     assert nothing.means == nothing.group_means == dict.fromkeys(Area.SHOWN)
     assert nothing.groups == {".": {"images": 1, "failed": 0} | nothing.means} and " - " in nothing.text()
 

@@ -33,12 +33,24 @@ class Pattern(Task):
         ("dice_best", pa.float64()),
         ("iou_fixed", pa.float64()),
         ("iou_best", pa.float64()),
+        ("precision_fixed", pa.float64()),
+        ("precision_best", pa.float64()),
+        ("recall_fixed", pa.float64()),
+        ("recall_best", pa.float64()),
+        ("fp_share_fixed", pa.float64()),  # share of the foreground's pixels outside the label
+        ("fp_share_best", pa.float64()),
     )
     SHOWN = {  # a method and its inverse are equal with the better polarity: the fixed one tells them apart
-        "dice_fixed": Value("Pattern Dice", "first mask"),
-        "dice_best": Value("Pattern Dice", "better polarity", tie="dice_fixed"),
-        "iou_fixed": Value("Pattern IoU", "first mask"),
-        "iou_best": Value("Pattern IoU", "better polarity", tie="iou_fixed"),
+        "dice_fixed": Value("Dice, first mask"),
+        "dice_best": Value("Dice, better polarity", tie="dice_fixed"),
+        "iou_fixed": Value("IoU, first mask"),
+        "iou_best": Value("IoU, better polarity", tie="iou_fixed"),
+        "precision_fixed": Value("Precision, first mask"),
+        "precision_best": Value("Precision, better polarity", tie="precision_fixed"),
+        "recall_fixed": Value("Recall, first mask"),
+        "recall_best": Value("Recall, better polarity", tie="recall_fixed"),
+        "fp_share_fixed": Value("False-positive share, first mask", "of the foreground's other pixels", "low"),
+        "fp_share_best": Value("False-positive share, better polarity", "of the foreground's other pixels", "low"),
     }
     METRIC = "dice_best"
     PER_IMAGE = ("dice_best",)
@@ -47,10 +59,13 @@ class Pattern(Task):
         """COLUMNS of one image. label: bool (H, W), of the image's size."""
         foreground = np.ones(label.shape, bool) if row["foreground"] is None else decode_rle(row["foreground"])
         every = list(readings(map(decode_rle, row["segments"]), foreground, label))
-        values = {}
+        values, others = {}, int(np.count_nonzero(foreground & ~label))
         for kind, reading in (("fixed", every[0]), ("best", best(every))):
-            values |= {f"{name}_{kind}": pixels for name, pixels in reading.counts._asdict().items()}
-            values |= {f"dice_{kind}": dice(reading.counts), f"iou_{kind}": iou(reading.counts)}
+            counts = reading.counts
+            values |= {f"{name}_{kind}": pixels for name, pixels in counts._asdict().items()}
+            values |= {f"dice_{kind}": dice(counts), f"iou_{kind}": iou(counts)}
+            values |= {f"precision_{kind}": precision(counts), f"recall_{kind}": recall(counts)}
+            values[f"fp_share_{kind}"] = counts.fp / others if others else 0.0  # all of them lie in there
         return values | {"segment": reading.segment, "sign": reading.sign}
 
     def summary(self, sums: Sums) -> dict[str, float | None]:
@@ -104,6 +119,18 @@ def dice(counts: Counts) -> float:
 def iou(counts: Counts) -> float:
     """|P and L| / |P or L| in [0, 1]: 1 when both are empty, 0 when one is."""
     pixels = counts.tp + counts.fp + counts.fn
+    return counts.tp / pixels if pixels else 1.0
+
+
+def precision(counts: Counts) -> float:
+    """|P and L| / |P| in [0, 1]: 1 when nothing is predicted."""
+    pixels = counts.tp + counts.fp
+    return counts.tp / pixels if pixels else 1.0
+
+
+def recall(counts: Counts) -> float:
+    """|P and L| / |L| in [0, 1]: 1 for an empty label."""
+    pixels = counts.tp + counts.fn
     return counts.tp / pixels if pixels else 1.0
 
 

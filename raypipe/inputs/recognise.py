@@ -1,0 +1,280 @@
+"""Which kind the mask files of a folder have, from their pixels: evident, or asked for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from raypipe import storage
+from raypipe.inputs.maskkinds import HALF, LIGHT, Kind, Stored, stored
+from raypipe.storage import map_ahead
+from raypipe.types import BadImage
+
+log = logging.getLogger("raypipe")
+MOST_FILES = 500  # looked at, evenly spread over a larger folder
+FEW = 32  # levels of a file that may be numbers of classes
+PALE, DARK = 0.75, 0.25  # of white: where light begins and dark ends
+SHEET_BORDER, SHEET_AREA = 0.8, 0.5  # least light shares of a border and a whole that make a white sheet
+INK = 0.95  # least dark share of what is opaque on a transparent sheet
+PHOTOGRAPH = 0.5  # from this share of pixels between dark and light on it is no mask
+EVEN = 0.1  # of white: levels that lie closer than this are one
+FLAT = 0.8  # least share of pixels between dark and light that equal their neighbour, in a map of many numbers
+FEW_OF_ANOTHER = 0.1  # files of another kind up to this share are a remark, more an error
+STRAY = 0.05  # share of a value's pixels in those of 255 up to which they are noise
+VOID = 255  # by custom in an index map: pixels that do not count
+OWN_NAME = re.compile(r"(segment|cluster) \d+")  # names that our own label maps give to what has none
+
+WORDS = {  # what a file looks like, for people
+    "light": "light on dark",
+    "ink": "ink on white",
+    "transparent": "ink on transparent",
+    "alpha": "alpha cut-outs",
+    "index": "numbers of classes",
+    "photograph": "pictures with many colours or shades",
+}
+
+
+class Look(NamedTuple):
+    """What one file looks like."""
+
+    name: str
+    like: str  # one of WORDS; "" where nothing can be said: one level only
+    levels: dict[int, int]  # pixels by value, of `index` and where there are one or two levels
+    shares: dict[str, float]  # of its pixels that each kind sets
+    is_many: bool = False  # an index map of so many numbers that they must be identities, or with more than 8 bits
+    is_opaque: bool = False  # it could be transparent somewhere, but is not
+
+
+def recognise(
+    files: Sequence[tuple[str, str]],
+    *,
+    what: str,
+    option: str,
+    meanings: Mapping[int, str],
+    max_bytes: int,
+    max_pixels: int,
+) -> Kind:
+    """The kind of a folder's masks, said in one line. Looks at all files, or at MOST_FILES of them, in threads.
+
+    files: name and location of each. what: they are, for people ("labels"). option: how a person says the kind.
+    meanings: of values, where our own export tells them. Raises ValueError that names files and ways out when they are
+    of several kinds, when no mask sets a pixel, or when it is not evident which of several values is meant.
+    """
+
+    def look_at(file: tuple[str, str]) -> Look | None:
+        try:
+            return look(file[0], stored(storage.read_bytes(file[1], max_bytes=max_bytes), max_pixels=max_pixels))
+        except BadImage:  # whoever needs it is told
+            return None
+
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, MOST_FILES).round().astype(int))]
+    looks = [each for each in map_ahead(look_at, chosen) if each]
+    if not looks:
+        return LIGHT
+    kind, words = _decide(looks, what, option, meanings)
+    count = f"{len(files):,} file{'s' * (len(files) != 1)}"
+    count += f" ({len(chosen):,} looked at)" if len(chosen) < len(files) else ""
+    log.info("%s: %s, %s", what, words, count)
+    shares = [_share(each, kind) for each in looks]
+    if max(shares) == 0:
+        raise ValueError(f"no pixel of any of the {what} is set, read as {words}; is another kind meant? {option}")
+    if min(shares) == 1:
+        log.warning("%s: every pixel of each file is set; is another kind meant? %s", what, option)
+    return kind
+
+
+def look(name: str, file: Stored) -> Look:
+    """What a mask file looks like."""
+    shares = {kind: float(Kind(kind).mask(file).mean()) for kind in ("light", "ink", "nonzero")}
+    shares["alpha"] = 1.0 if file.alpha is None else float((file.alpha >= HALF).mean())
+    if file.alpha is not None and shares["alpha"] < 1:
+        return Look(name, _like_of_alpha(file), {}, shares)
+    levels, white = _grey(file)
+    values, counts = _histogram(levels)
+    if white and np.ptp(values) < EVEN * white and (file.is_lossy or len(values) > FEW):  # one level and its noise
+        values, counts = np.array([round(values.mean() / white) * white]), np.array([levels.size])
+    like = "" if len(values) == 1 else _like(levels, values, counts, white, file)
+    if file.is_palette and like in ("", "index"):
+        values, counts = _histogram(file.values)
+    told = like in ("", "index") or len(values) == 2
+    by_level = dict(zip(values.tolist(), counts.tolist(), strict=True)) if told and len(values) <= FEW else {}
+    is_many = like == "index" and (len(values) > FEW or white > 255)
+    return Look(name, like, by_level, shares, is_many, file.alpha is not None)
+
+
+def _histogram(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values, ascending, and how many pixels have each."""
+    if levels.dtype.kind == "f" or levels.dtype.itemsize > 2:
+        return np.unique(levels, return_counts=True)
+    counts = np.bincount(levels.ravel())
+    values = np.flatnonzero(counts)
+    return values, counts[values]
+
+
+def _grey(file: Stored) -> tuple[np.ndarray, float]:
+    """The levels that tell what a file is, and their white; 0 = they are numbers of a palette or of colours."""
+    if file.picture.ndim == 2:
+        return file.values, file.white
+    if file.is_palette:
+        used = np.unique(file.values)
+        colours = np.array([file.picture[file.values == number][0] for number in used], int)
+        is_grey = len(np.unique(colours, axis=0)) > 1 and np.ptp(colours, axis=1).max() < 16
+        return (file.brightest(), 255) if is_grey else (file.values, 0)
+    spread = file.brightest().astype(int) - file.picture.min(2)
+    is_grey = (spread > 48).mean() < 0.01 if file.is_lossy else not spread.any()
+    return (file.brightest(), 255) if is_grey else (file.values, 0)
+
+
+def _like_of_alpha(file: Stored) -> str:
+    """Whether what is opaque is a drawing on a transparent sheet or cut out of a picture."""
+    visible = file.picture[file.alpha >= HALF]
+    if not len(visible):
+        return ""
+    dark, light = (visible < DARK * 255), (visible > PALE * 255)
+    if visible.ndim == 2:
+        dark, light = dark.all(1), light.all(1)
+    if dark.mean() >= INK:
+        return "transparent"
+    return "transparent" if dark.any() and (dark | light).mean() >= INK else "alpha"
+
+
+def _like(levels: np.ndarray, values: np.ndarray, counts: np.ndarray, white: float, file: Stored) -> str:
+    """One of WORDS. levels: (H, W). values, counts: the different ones, ascending, and their pixels. white: of them."""
+    if white == 0 and file.is_palette:
+        return "index"
+    if white == 0:
+        return _like_of_colours(values, file)
+    if values[0] == 0 and values[-1] == white and len(values) == 2:
+        return _sheet(levels > white / 2)
+    if len(values) <= FEW and not file.is_lossy and not _is_smooth(values, counts, white):
+        return "index"
+    inner = (levels > 0) & (levels < white)
+    alike = (levels[:, 1:] == levels[:, :-1])[inner[:, 1:]]
+    if not file.is_lossy and len(alike) and alike.mean() >= FLAT:
+        return "index"
+    between = (levels >= DARK * white) & (levels <= PALE * white)
+    return "photograph" if between.mean() > PHOTOGRAPH else _sheet(levels > white / 2)
+
+
+def _like_of_colours(values: np.ndarray, file: Stored) -> str:
+    if len(values) <= FEW and not file.is_lossy:
+        return "index"
+    return "ink" if _sheet(file.picture.min(2) > PALE * 255) == "ink" else "photograph"
+
+
+def _sheet(light: np.ndarray) -> str:
+    """Ink on a white sheet, or light on dark. light: bool (H, W)."""
+    border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
+    return "ink" if border.mean() >= SHEET_BORDER and light.mean() >= SHEET_AREA else "light"
+
+
+def _is_smooth(values: np.ndarray, counts: np.ndarray, white: float) -> bool:
+    """Whether few levels are black, white and the shades of soft edges, not numbers: some mid grey, all rare."""
+    if values[0] != 0 or values[-1] != white:
+        return False
+    between = counts[1:-1].sum()
+    return values[-2] >= DARK * white and len(values) > 3 and between < min(counts[-1], counts[0], counts.sum() / 4)
+
+
+def _share(look: Look, kind: Kind) -> float:
+    if not kind.values:
+        return look.shares[kind.name]
+    if not look.levels:
+        return look.shares["nonzero"]
+    return sum(look.levels.get(value, 0) for value in kind.values) / sum(look.levels.values())
+
+
+def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
+    """The kind of all files, and what is said of it."""
+    by_like: dict[str, list[Look]] = defaultdict(list)
+    for each in looks:
+        is_whole = each.is_opaque and any(other.like == "alpha" for other in looks)  # all of a picture, cut out
+        by_like["" if is_whole else each.like].append(each)
+    unclear = by_like.pop("", [])
+    likes = set(by_like)
+    if likes <= {"ink", "transparent"} and likes:
+        return Kind("ink"), "ink on white or transparent" if len(likes) > 1 else WORDS[likes.pop()]
+    if likes <= {"alpha", "transparent"} and likes:
+        return Kind("alpha"), WORDS["alpha"]
+    if not likes:
+        return _of_unclear(unclear, what, option, meanings)
+    if likes == {"index", "light"} and all(each.levels for each in by_like["light"]):
+        by_like["index"] += by_like.pop("light")  # files of two levels, 0 and the highest: may be numbers too
+    if len(by_like) > 1:
+        _mixed(by_like, what, option)
+    like = max(by_like, key=lambda like: len(by_like[like]))
+    if like == "photograph":
+        text = f"the {what} look like {WORDS[like]}, such as {by_like[like][0].name!r}; give masks"
+        raise ValueError(f"{text}, or say how to read them: {option}")
+    if like == "index":
+        return _of_numbers([*by_like[like], *unclear], what, option, meanings)
+    return Kind("ink" if like == "transparent" else like), WORDS[like]
+
+
+def _mixed(by_like: dict[str, list[Look]], what: str, option: str) -> None:
+    """Say that files are of several kinds: an error, or a remark where one kind is rare."""
+    ordered = sorted(by_like.items(), key=lambda pair: -len(pair[1]))
+    named = "; ".join(f"{len(found):,} {WORDS[like]}, such as {found[0].name!r}" for like, found in ordered)
+    text = f"the {what} are of several kinds: {named}"
+    if sum(len(found) for _, found in ordered[1:]) > FEW_OF_ANOTHER * sum(len(found) for _, found in ordered):
+        raise ValueError(f"{text}; put them into folders of one kind, or say how to read all: {option}")
+    log.warning("%s; all are read as %s, or say how: %s", text, WORDS[ordered[0][0]], option)
+
+
+def _of_unclear(unclear: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
+    """The kind of files that have one level each."""
+    values = {value for each in unclear for value in each.levels}
+    if not values:
+        return Kind("alpha"), WORDS["alpha"]
+    if values <= {0, 255, 65535}:
+        return LIGHT, WORDS["light"]
+    return _of_numbers(unclear, what, option, meanings)
+
+
+def _of_numbers(looks: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
+    """Which numbers of index maps are the object."""
+    total = Counter()
+    for each in looks:
+        total.update(each.levels)
+    if meanings:
+        return _of_export(meanings, what, option)
+    values, is_many = set(total), any(each.is_many for each in looks)
+    if {1, 2, 3} == values:
+        return Kind("value", (1,)), "trimaps (1 object, 2 ground, 3 edge)"
+    if is_many:
+        return Kind("nonzero"), "identities (any value but 0)"
+    objects = values - {0}
+    if len(objects) == 2 and VOID in objects and 0 in values:
+        return _beside_void(min(objects), total, looks)
+    if len(objects) == 1:
+        return Kind("nonzero"), f"value {objects.pop()}"
+    pixels = sum(total.values())
+    found = ", ".join(f"{value} ({count / pixels:.1%})" for value, count in total.most_common(8))
+    more = ", ..." if len(total) > 8 else ""
+    raise ValueError(f"the {what} have several values, {found}{more}; which of them is the object? {option}")
+
+
+def _beside_void(value: int, total: Counter, looks: list[Look]) -> tuple[Kind, str]:
+    """The kind of files of the values 0, `value` and 255."""
+    if not any(each.levels.get(value) and each.levels.get(VOID) for each in looks):
+        return Kind("nonzero"), f"value {value} in some files, {VOID} in others"
+    if total[value] < STRAY * total[VOID]:
+        return LIGHT, WORDS["light"]
+    if abs(value - HALF) <= 8:
+        return Kind("value", (VOID,)), f"trimaps ({VOID} object, 0 ground, {value} edge)"
+    return Kind("value", (value,)), f"value {value} ({VOID} is void)"
+
+
+def _of_export(meanings: Mapping[int, str], what: str, option: str) -> tuple[Kind, str]:
+    """Which value of our own label maps is the object: the first mask, or the only name."""
+    objects = {value: name for value, name in meanings.items() if value}
+    first = min(objects)
+    if len(objects) == 1 or all(OWN_NAME.fullmatch(name) for name in objects.values()):
+        return Kind("value", (first,)), f"label maps of raypipe, value {first} ({objects[first]})"
+    named = ", ".join(f"{value} {name!r}" for value, name in list(objects.items())[:20])
+    raise ValueError(f"the {what} are label maps of raypipe with {named}; which is the object? {option}")
