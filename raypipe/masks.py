@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 
+class DamagedMask(RuntimeError):
+    """A mask that was stored well cannot be decoded any more."""
+
+
 def encode_rle(mask: np.ndarray) -> dict:
     """COCO run-length encoding of one mask. mask: (H, W) bool. Returns {"size": [H, W], "counts": ASCII text}."""
     from pycocotools import mask as coco
@@ -16,10 +20,14 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def decode_rle(rle: dict) -> np.ndarray:
-    """The inverse of `encode_rle`: bool (H, W)."""
+    """The inverse of `encode_rle`: bool (H, W). Raises DamagedMask."""
     from pycocotools import mask as coco
 
-    return coco.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}).astype(bool)
+    try:
+        return coco.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}).astype(bool)
+    except ValueError as error:
+        text = "the run lengths of a mask do not decode, so its run is damaged; raypipe verify RUN --deep finds where"
+        raise DamagedMask(text) from error
 
 
 def encode_segments(

@@ -125,7 +125,10 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
         segments = rows.segments_of(location, row["foreground_row"])
         if not segments:
             raise BadImage("foreground", "missing", f"{foreground} found no segment in {row['key']!r}")
-        mask = masks.decode_rle(segments[0])
+        try:
+            mask = masks.decode_rle(segments[0])
+        except masks.DamagedMask as error:
+            raise BadImage("foreground", "corrupt", f"{foreground}: {error}") from error
     else:
         try:
             kind = maskkinds.parse(row[MASK_KIND] or "") or LIGHT

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from raypipe import schema
+from raypipe.lookup import one_line
 from raypipe.run.run import DamagedRun, Run, superseded
 from raypipe.storage import Location, map_ahead, open_table, resolve
 from raypipe.types import BadImage
@@ -296,7 +297,8 @@ def _segments(location: str) -> pa.ChunkedArray:
     filesystem, path = resolve(location)
     try:
         with filesystem.open_input_file(path) as file:
-            return open_table(file).read(columns=["segments"])["segments"]
-    except (OSError, pa.ArrowInvalid) as error:
-        text = f"{Location(location)} cannot be read ({type(error).__name__}); run again to find its rows anew"
+            return open_table(file, checked=True).read(columns=["segments"])["segments"]
+    except (OSError, pa.ArrowException) as error:
+        run = Location(location).rpartition("/masks/")[0]
+        text = f"{Location(location)} cannot be read ({one_line(error)}); is it damaged? raypipe verify {run}"
         raise BadImage("foreground", "io", text) from error

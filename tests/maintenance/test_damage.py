@@ -96,6 +96,30 @@ def test_every_reader_ends_with_1_and_names_verify(damaged, sound, capsys, reque
         raypipe.load(damaged)
 
 
+def test_a_flip_in_the_masks_of_a_foreground_run_is_named_in_the_image_s_row(sound, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(sound / "run", run)
+    flip(a_part(run), in_the_masks(a_part(run)))
+    options = {"foreground": f"run:{run}", "local": True, "max_bad_fraction": 1.0}
+    assert raypipe.label("kmeans", sound / "photos", tmp_path / "again", **options).failed == 2
+    failed = [error for error in raypipe.load(tmp_path / "again")["error"].to_pylist() if error]
+    assert len(failed) == 2 and all(f"raypipe verify {run}" in error for error in failed)
+
+
+def test_masks_that_were_stored_wrongly_are_no_wrong_usage(tmp_path, capsys):
+    row = masks_row("a.png", random_masks(np.random.default_rng(0), (20, 30), 1))
+    row["segments"][0]["counts"] = "0d01^"
+    write_run(str(tmp_path / "run"), [row])
+    write_images(tmp_path / "photos", [0], size=(20, 30))
+    with pytest.raises(RuntimeError, match="raypipe verify RUN --deep"):
+        raypipe.decode(raypipe.load(tmp_path / "run").to_pylist()[0])
+    for verb in ("report", "export --format png"):
+        name, *options = verb.split()
+        assert main([name, str(tmp_path / "run"), *options]) == 1
+        assert "raypipe verify RUN --deep finds where" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "run"), "--deep"]) == 1
+
+
 def test_verify_names_every_damage(damaged, capsys):
     assert main(["verify", str(damaged)]) == 1
     assert "problems: " in capsys.readouterr().out
