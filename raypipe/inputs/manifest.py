@@ -213,7 +213,8 @@ def _bytes_or_error(row: dict, *, max_bytes: int) -> bytes | BadImage:
             return BadImage("fetch", "damaged", text)
         return storage.read_bytes(location, start=start, length=length, max_bytes=max_bytes)
     except BadImage as error:
-        return error
+        hint = " (--max-bytes)" if error.kind == "too_large" else ""
+        return BadImage(error.stage, error.kind, error.message + hint)
     except MemoryError:
         return BadImage("fetch", "memory", "not enough memory to read it")
     except Exception as error:  # a damaged table, a library of a file system

@@ -72,7 +72,7 @@ def _decoded(row: dict, content: bytes | BadImage, work: Work) -> dict:
         return row | {"error": str(error)}
     except MemoryError:
         return row | {"error": str(BadImage("decode", "memory", "not enough memory to decode it"))}
-    return row | {"image": image}
+    return row | {"image": image, "note": "narrow_range" if images.has_narrow_range(content, image) else ""}
 
 
 class Segment:
@@ -111,7 +111,7 @@ class Segment:
         mask = segments.masks[0]
         if mask.dtype != bool:
             mask = np.rint(mask * 255) >= self._segmenter.fg_alpha_min
-        return row | {"foreground": mask, "note": segments.note}
+        return row | {"foreground": mask, "note": _join(row.get("note"), segments.note)}
 
     def _segmented(self, rows: list[dict]) -> Iterator[dict]:
         """One row per row. If a batch fails, its images are tried by halves (memory) or one by one (anything else)."""

@@ -1,0 +1,219 @@
+"""What a file is by its content, and which page of a TIFF is the picture."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+
+from PIL import TiffImagePlugin
+
+from raypipe.types import BadImage
+
+# First bytes -> name. `.` is any byte; the first match counts, so what is special comes before what is general.
+SIGNATURES = [
+    (rb"\xff\xd8\xff\xf7", "JPEG-LS"),
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n....CgBI", "CgBI"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"\x89PNG(\n|\r\r?\n)\x1a\r?\n", "garbled PNG"),
+    (rb"RIFF....WEBP", "WebP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP"),  # with the sizes that its header may have
+    (rb"II\*\x00....CR", "CR2"),
+    (rb"II[*+]\x00|MM\x00[*+]", "TIFF"),
+    (rb"IIRO|IIRS|MMOR", "ORF"),
+    (rb"IIU\x00", "RW2"),
+    (rb"II\x1a\x00\x00\x00HEAPCCDR", "CRW"),
+    (rb"FUJIFILMCCD-RAW", "RAF"),
+    (rb"FOVb", "X3F"),
+    (rb"\x00MRM", "MRW"),
+    (rb"....ftypcrx ", "CR3"),
+    (rb"....ftyp(avif|avis|(mif1|msf1).{0,32}avif)", "AVIF"),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
+    (rb"....ftypqt  |\x00...(moov|mdat|wide)", "MOV"),
+    (rb"....ftyp(iso|mp4|avc|M4V|MSNV|dash|3g|f4v|XAVC)", "MP4"),
+    (rb"....ftyp", "ISO media"),
+    (rb"\x1aE\xdf\xa3.{0,64}webm", "WebM"),
+    (rb"\x1aE\xdf\xa3", "MKV"),
+    (rb"RIFF....AVI ", "AVI"),
+    (rb"\x00\x00\x01[\xb3\xba]", "MPG"),
+    (rb"(.{4})?G.{187}(.{4})?G.{187}(.{4})?G", "MTS"),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMV"),
+    (rb"FLV\x01", "FLV"),
+    (rb"RIFF....WAVE|ID3|fLaC|OggS", "sound"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JXL"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JP2"),
+    (rb"%PDF", "PDF"),
+    (rb"8BPS", "PSD"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS"),
+    (rb"\x76\x2f\x31\x01", "EXR"),
+    (rb"#\?(RADIANCE|RGBE)", "HDR"),
+    (rb".{128}DICM", "DICOM"),
+    (rb"\x00\x00[\x01\x02]\x00[^\x00]", "ICO"),
+    (rb"icns", "ICNS"),
+    (rb"P[1-7]\s", "PNM"),
+    (rb"DDS ", "DDS"),
+    (rb"qoif", "QOI"),
+    (rb"gimp xcf", "XCF"),
+    (rb"SIMPLE  =", "FITS"),
+    (rb"\x89HDF\r\n\x1a\n", "HDF5"),
+    (rb"\x93NUMPY", "NumPy"),
+    (rb"PAR1", "Parquet"),
+    (rb"SQLite format 3\x00", "SQLite"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "OLE"),
+    (rb"\x00\x05\x16[\x00\x07]", "AppleDouble"),
+    (rb"Salted__|age-encryption\.org|-----BEGIN PGP", "encrypted"),
+    (rb"PK\x03\x04|PK\x05\x06", "ZIP"),
+    (rb"\x1f\x8b", "gzip"),
+    (rb"BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "archive"),
+    (rb".{257}ustar", "tar"),
+    (rb"version https://git-lfs", "git-lfs"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "HTML"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*|<!--.*)?<(!doctype )?svg", "SVG"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<\?xml", "XML"),
+]
+RAW = set("CR2 CR3 CRW NEF ARW DNG ORF RW2 RAF PEF SRW X3F MRW RAW".split())
+VIDEO = "MOV MP4 WebM MKV AVI MPG MTS WMV FLV".split()
+NO_PICTURE = {  # what to do about files that no picture converter reads
+    **{name: f"extract frames first, e.g. `ffmpeg -i video.{name.lower()} frame_%06d.png`" for name in VIDEO},
+    "ISO media": "if it is a video, extract frames first, e.g. with ffmpeg",
+    **dict.fromkeys(("ZIP", "gzip", "archive"), "unpack it first"),
+    "encrypted": "decrypt it first",
+    "tar": "give the .tar itself as the input",
+    "Parquet": "give the .parquet itself as the input",
+    **dict.fromkeys(("NumPy", "HDF5"), "save its pictures as PNG first"),
+    **dict.fromkeys(("HTML", "XML"), "a download may have brought an error page: fetch the picture again"),
+    "garbled PNG": "its line ends were changed, as in transfers as text: fetch it again as binary",
+    "git-lfs": "it is a pointer: run `git lfs pull` first",
+    "AppleDouble": "it holds a Mac's notes on another file: remove it from the input",
+    "OLE": "it is a Microsoft document or a thumbnail cache: remove it from the input",
+    **dict.fromkeys(("sound", "SQLite", "plain text"), "remove it from the input"),
+}
+
+# TIFF tags (TIFF 6.0, DNG 1.7) and the values that tell a camera's sensor data from a picture
+SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, MAKE = 254, 256, 257, 258, 259, 262, 271
+BANDS, SUB_DIRECTORIES, SAMPLE_FORMAT, DNG_VERSION = 277, 330, 339, 50706
+REDUCED, TRANSPARENCY = 1, 4  # bits of SUBFILE: the page is a small copy, or a mask
+SENSOR = {32803, 34892}  # photometric: colour filter array, linear raw
+RAW_COMPRESSIONS = {32767: "ARW", 32770: "SRW", 34713: "NEF", 65535: "PEF"}
+RAW_MAKERS = {"NIKON": "NEF", "SONY": "ARW", "PENTAX": "PEF", "SAMSUNG": "SRW"}
+SAMPLES = {1: "unsigned", 2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
+MOST_PAGES = 100
+
+
+def identify(data: bytes) -> tuple[str, bytes]:
+    """The format's name by its first bytes, and the file to read: a TIFF begins at its main page. Raises BadImage."""
+    if not data:
+        raise BadImage("decode", "empty", "the file has zero bytes")
+    head = data[:1024]
+    name = next((name for pattern, name in SIGNATURES if re.match(pattern, head, re.DOTALL)), "")
+    if name == "TIFF":
+        return _tiff(data)
+    if name:
+        return name, data
+    if re.search(rb"[\x20-\x7e]{4}", head) and not re.search(rb"[^\t\n\r\f\x20-\xff]|\x7f", head):
+        return "plain text", data
+    if data.count(0) == len(data):
+        raise BadImage("decode", "not_an_image", f"all of its {len(data)} bytes are zero: its content is lost")
+    raise BadImage("decode", "not_an_image", f"no known image format; it starts with {data[:8]!r}")
+
+
+def depth(name: str, data: bytes) -> int:
+    """Bits per channel of a PNG or TIFF as stored; 8 for what has no more."""
+    if name == "PNG":
+        return data[24]  # after length, name, width and height of the IHDR (PNG specification, 11.2.2)
+    try:
+        return next(_directories(data)).get(BITS, (1,))[0] if name == "TIFF" else 8
+    except Exception:  # damaged: decoding it says how
+        return 8
+
+
+def way_out(name: str) -> str:
+    """What to do about a file of a format that is not read."""
+    if name in NO_PICTURE:
+        return f"{name} is not an image; {NO_PICTURE[name]}"
+    kind = f"{name} (camera RAW)" if name in RAW else name
+    return f"{kind} is not read; convert it first, e.g. `magick photo.{name.lower()} photo.png`"
+
+
+# TIFF
+
+
+def _tiff(data: bytes) -> tuple[str, bytes]:
+    """TIFF and the file, beginning at its first page in full size; or the camera format that it is."""
+    try:
+        first, *others = _directories(data)
+    except Exception:  # damaged: decoding it as a TIFF says how
+        return "TIFF", data
+    maker = str(first.get(MAKE, "")).upper().split(" ")[0]
+    raw = RAW_COMPRESSIONS.get(first.get(COMPRESSION)) or RAW_MAKERS.get(maker, "RAW")
+    if DNG_VERSION in first:
+        return "DNG", data
+    if _is_sensor(first):
+        return raw, data
+    if not _is_partial(first):
+        return "TIFF", data
+    full = [tags for tags in others if not _is_partial(tags) and _area(tags) >= _area(first)]
+    if any(map(_is_sensor, others)) or (maker in RAW_MAKERS and not full):
+        return raw, data
+    if not full:
+        return "TIFF", data  # the small copy is all there is
+    place = struct.pack(("<" if data[:1] == b"I" else ">") + ("Q" if _is_big(data) else "I"), full[0].place)
+    start = 8 if _is_big(data) else 4
+    return "TIFF", data[:start] + place + data[start + len(place) :]
+
+
+def _directories(data: bytes) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
+    """The tags of a TIFF's pages, each with its `place`; only of the first if that is in full size."""
+    header = data[: 16 if _is_big(data) else 8]
+    file = io.BytesIO(data)
+    places, seen = [TiffImagePlugin.ImageFileDirectory_v2(header).next], set()
+    while places and len(seen) < MOST_PAGES:
+        place = places.pop(0)
+        if not place or place in seen:
+            continue
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(place)
+        tags.load(file)
+        tags.place = place
+        if not seen and not _is_partial(tags):
+            places = []
+        else:
+            subs = tags.get(SUB_DIRECTORIES, ())
+            places += [tags.next, *(subs if isinstance(subs, tuple) else (subs,))]
+        seen.add(place)
+        yield tags
+
+
+def _is_big(data: bytes) -> bool:
+    return 43 in data[2:4]  # the mark of a BigTIFF
+
+
+def _is_partial(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    return bool(tags.get(SUBFILE, 0) & (REDUCED | TRANSPARENCY))
+
+
+def _is_sensor(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    return tags.get(PHOTOMETRIC) in SENSOR or tags.get(COMPRESSION) in RAW_COMPRESSIONS
+
+
+def _area(tags: TiffImagePlugin.ImageFileDirectory_v2) -> int:
+    return tags.get(WIDTH, 0) * tags.get(HEIGHT, 0)
+
+
+def tiff_layout(data: bytes) -> str:
+    """How the first page of a TIFF stores its pixels, in words; "" when it does not say."""
+    try:
+        tags = next(_directories(data))
+        if not _area(tags) or PHOTOMETRIC not in tags:
+            return ""
+        bits, kind = tags.get(BITS, (1,)), tags.get(SAMPLE_FORMAT, (1,))
+        bands = tags.get(BANDS, 1)
+        words = (
+            f"{bands} band{'s' * (bands != 1)} of {bits[0]} bits, {SAMPLES.get(kind[0], f'sample format {kind[0]}')}"
+        )
+        return f"{words}, photometric {tags.get(PHOTOMETRIC)}, compression {tags.get(COMPRESSION, 1)}"
+    except Exception:  # damaged
+        return ""
