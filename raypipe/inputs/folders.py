@@ -19,7 +19,7 @@ from raypipe import storage
 
 WILDCARD = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")  # the innermost ones
-MOST_PATHS = 1_000_000  # that braces may stand for
+MOST_PATHS = 100_000  # that braces may stand for
 # What network drives, desktops, phones and cameras put beside photographs. Names with a leading dot are hidden anyway.
 MACHINE_FOLDERS = set(
     "@eadir @tmp #recycle #snapshot @recycle @recently-snapshot @__thumb $recycle.bin recycler lost+found "
