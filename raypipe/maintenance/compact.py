@@ -34,6 +34,7 @@ from raypipe.maintenance.integrity import Damage, read_record
 from raypipe.run import Run, new_attempt, superseded
 from raypipe.run.rows import complete_commits
 from raypipe.runtime.interruption import held
+from raypipe.runtime.progress import count_of
 from raypipe.storage import GROUP_ROWS, fence, map_ahead, open_table, parquet_bytes, parquet_options, without_secrets
 
 MEGABYTE = 1_000_000
@@ -67,8 +68,9 @@ class Compacted:
     def text(self) -> str:
         """One line."""
         return (
-            f"{self.rows:,} rows: {self.parts_before:,} parts of {self.bytes_before / 1e6:,.1f} MB are now "
-            f"{self.parts_after:,} of {self.bytes_after / 1e6:,.1f} MB ({self.seconds:.1f} s)"
+            f"{count_of(self.rows, 'row')}: from {count_of(self.parts_before, 'part')} of "
+            f"{self.bytes_before / 1e6:,.1f} MB to {self.parts_after:,} of {self.bytes_after / 1e6:,.1f} MB "
+            f"({self.seconds:.1f} s)"
         )
 
 

@@ -74,7 +74,7 @@ def check_part(run: Run, name: str, *, deep: bool) -> Part:
     except Damage as damage:
         if damage.kind == "missing" and run.folder.read("_commits", name) is None:
             return Part(name)
-        folder = "_commits" if damage.kind in ("record", "missing") else run.masks
+        folder = "_commits" if damage.kind == "record" else run.masks
         return replace(part, problem=Problem(f"{folder}/{name}", damage.kind, damage.text))
     if is_sealed(content):
         return part
@@ -101,7 +101,7 @@ def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: boo
     try:
         file = run.open(name)
     except FileNotFoundError:
-        raise Damage("missing", "a commit record without its data file") from None
+        raise Damage("missing", "the data file is gone, its commit record is there") from None
     with file:
         size = file.size()
         if size < expected["bytes"]:

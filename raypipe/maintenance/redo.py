@@ -12,10 +12,9 @@ from raypipe.run.attempts import InputAttempt, newest_by_input
 from raypipe.storage import without_secrets
 
 
-def label_again(run: Run) -> None:
-    """Label what is pending of each input. Raises what `pipeline.label.label` raises."""
-    for each in newest_by_input(run):
-        label(*options.build(run.method, each.values))
+def label_again(run: Run) -> int:
+    """Label what is pending of each input; returns the images. Raises what `pipeline.label.label` raises."""
+    return sum(label(*options.build(run.method, each.values)).labelled for each in newest_by_input(run))
 
 
 def commands(run: Run) -> list[str]:

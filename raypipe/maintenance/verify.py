@@ -25,9 +25,19 @@ from raypipe.maintenance.integrity import Part, Problem, check_part
 from raypipe.run import OURS, DamagedRun, Run, new_attempt, superseded
 from raypipe.run.attempts import newest_by_input, read_record
 from raypipe.runtime.interruption import held
+from raypipe.runtime.progress import count_of
 from raypipe.storage import live_attempt, open_table, without_secrets
 
 PARTS_AHEAD = 16  # read at a time
+MENDED = {  # kinds of problems that repair ends without removing rows, and how
+    "configuration": "run.json written as the parts repeat it",
+    "errors": "errors.parquet written",
+    "doubled": "images that stood in two parts kept once",
+    "checksum": "commit records given their checksum",
+    "orphan": "data files without a record deleted",
+    "leftover": "leftovers of ended attempts deleted",
+    "attempt": "unreadable records of attempts deleted",
+}
 
 
 @dataclass(frozen=True)
@@ -52,26 +62,36 @@ class Verified:
     problems: list[Problem]
     repaired: bool
     removed: int  # parts that repair removed
+    relabelled: int  # images that redo labelled
     left: list[Problem]  # what is wrong now
     commands: list[str]  # what labels the removed images again
     exit_code: int  # 0 when nothing is wrong (any more), else 1
 
     def text(self) -> str:
         """One line per problem, what was done, and what to do."""
-        lines = [f"{self.parts:,} parts, {self.rows:,} rows, {self.bytes / 1e6:,.1f} MB read in {self.seconds:.1f} s"]
+        counts = f"{count_of(self.parts, 'part')}, {count_of(self.rows, 'row')}"
+        lines = [f"{counts}, {self.bytes / 1e6:,.1f} MB read in {self.seconds:.1f} s"]
         lines += [f"{problem.kind:<14}{problem.file}  {problem.text}" for problem in self.problems]
         if not self.problems:
             return "\n".join([*lines, "clean: every committed row is there, once and unchanged"])
         counts = Counter(problem.kind for problem in self.problems)
         lines.append("problems: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
         if self.repaired:
-            lines.append(f"repaired: {self.removed:,} damaged parts removed, the others are untouched")
+            lines += [f"repaired: {each}" for each in self._mended()]
+            lines += [f"labelled again: {count_of(self.relabelled, 'image')}"] if self.relabelled else []
             lines += [f"still wrong: {problem.kind}  {problem.file}  {problem.text}" for problem in self.left]
+            lines += [] if self.left else ["clean now: every committed row is there, once and unchanged"]
         elif any(problem.kind not in ("unlabelled", "foreign") for problem in self.problems):
             lines.append(f"to repair: raypipe verify {self.run} --repair")
         if self.commands:
             lines += ["to label the images that have no row any more:", *(f"  {line}" for line in self.commands)]
         return "\n".join(lines)
+
+    def _mended(self) -> list[str]:
+        """What repair did, a line each."""
+        removed = f"{count_of(self.removed, 'damaged part')} removed, the others are untouched"
+        kinds = {problem.kind for problem in self.problems} - {problem.kind for problem in self.left}
+        return [removed] * bool(self.removed) + [text for kind, text in MENDED.items() if kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -96,8 +116,9 @@ def verify(options: Verify) -> Verified:
     found = mend(run, deep=options.deep) if options.repair else find(run, deep=options.deep)
     removed = [part for part in found.parts if part.is_condemned] if options.repair else []
     left = _left(run, found, removed) if options.repair else found.problems
+    relabelled = 0
     if options.redo and any(problem.kind == "unlabelled" for problem in left):
-        redo.label_again(run)
+        relabelled = redo.label_again(run)
         left = _left(run, found, [part for part in removed if part.record is not None])
     commands = redo.commands(run) if any(problem.kind == "unlabelled" for problem in left) else []
     return Verified(
@@ -109,6 +130,7 @@ def verify(options: Verify) -> Verified:
         problems=found.problems,
         repaired=options.repair,
         removed=len(removed),
+        relabelled=relabelled,
         left=left,
         commands=commands,
         exit_code=1 if left else 0,

@@ -54,11 +54,16 @@ class Result:
     shown: int  # images with pictures
     bytes: int
     seconds: float
+    unavailable: int  # images shown without their photograph
+    why: str  # what is wrong with the first of those; "" without one
 
     def text(self) -> str:
         """Where the page is."""
         size = f"{self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s"
-        return f"{self.images:,} rows, {self.shown:,} images shown ({size})\nreport: {self.report}"
+        lines = [f"{self.images:,} rows, {self.shown:,} images shown ({size})"]
+        if self.unavailable:
+            lines.append(f"{count_of_images(self.unavailable)} without photograph, the first: {self.why}")
+        return "\n".join([*lines, f"report: {self.report}"])
 
 
 class RunShown(NamedTuple):
@@ -101,7 +106,9 @@ def report(options: Report) -> Result:
     ).encode("utf-8", "replace")
     written = _write(page, options, shown[0].run)
     images = sum(len(run.figures) for run in shown)
-    return Result(written, len(shown), images, len(cards), len(page), round(time.monotonic() - start, 3))
+    seconds = round(time.monotonic() - start, 3)
+    lacking = [card["picture"].remark for card in cards if card["picture"].original is None]
+    return Result(written, len(shown), images, len(cards), len(page), seconds, len(lacking), next(iter(lacking), ""))
 
 
 def check(options: Report) -> None:

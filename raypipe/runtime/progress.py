@@ -47,9 +47,14 @@ class Progress:
                 bar.update(rows - bar.n)
 
 
+def count_of(count: int, noun: str) -> str:
+    """A number of things for people: 1 part, 1,234 parts."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def count_of_images(count: int) -> str:
     """A number of images for people: 1 image, 1,234 images."""
-    return f"{count:,} image{'' if count == 1 else 's'}"
+    return count_of(count, "image")
 
 
 def speed(rate: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from support.faulty import write_images
 from support.written import masks_row, random_masks, write_run
 
@@ -23,12 +24,13 @@ def sound(tmp_path_factory) -> Path:
     """A finished run of six images in three parts, its photographs, and labels for them."""
     folder = tmp_path_factory.mktemp("damage")
     write_images(folder / "photos", [0] * 6, size=SIZE)
-    write_images(folder / "labels", [0] * 6, size=SIZE)
+    (folder / "labels").mkdir()
     rng, photos = np.random.default_rng(0), sorted((folder / "photos").iterdir())
     table = []
     for i, photo in enumerate(photos):
         masks = random_masks(rng, (SIZE[0], SIZE[1] + i % 3), 2)
         table.append(masks_row(photo.name, masks, uri=str(photo)))
+        Image.fromarray(masks[0]).save(folder / "labels" / photo.name)
     write_run(str(folder / "run"), table, per_part=2).mark_complete({"images": 6})
     write_run(str(folder / "other"), table, per_part=6)
     return folder
@@ -130,6 +132,14 @@ def test_a_sound_run_is_read_by_all(sound, tmp_path):
     shutil.copytree(sound / "run", run)
     for reader in set(READERS) - {"foreground"}:
         assert main(READERS[reader].format(run=run, folder=sound).split()) == 0, reader
+
+
+def test_a_report_without_photographs_says_how_to_find_them(tmp_path, capsys):
+    masks = random_masks(np.random.default_rng(0), SIZE, 1)
+    write_run(str(tmp_path / "run"), [masks_row("a/1.jpg", masks, uri=f"{tmp_path}/a.tar/1.jpg")])
+    assert main(["report", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "1 image without photograph, the first: " in text and "does not exist; give the label job's --input" in text
 
 
 def test_what_repair_leaves_of_a_run_can_be_read(sound, tmp_path, capsys):

@@ -111,7 +111,10 @@ def test_redo_labels_what_repair_removed_with_the_recorded_options(labelled):
     change(run, f"_commits/{run.parts()[3]}", lambda content: content[:-20])
     kept = digests(run)
     result = check(run, repair=True, redo=True)
-    assert result.exit_code == 0 and result.removed == 1
+    assert result.exit_code == 0 and result.removed == 1 and result.relabelled == 4
+    said = result.text().splitlines()[-3:]
+    assert said[0] == "repaired: 1 damaged part removed, the others are untouched"
+    assert said[1:] == ["labelled again: 4 images", "clean now: every committed row is there, once and unchanged"]
     assert len([file for file in digests(run) if file not in kept]) == 2  # one part and its record
     newest = raypipe.load(labelled[1]).sort_by([("attempt", "descending")]).slice(0, 4)
     assert set(newest["image_id"].to_pylist()) == set(lost)
@@ -141,7 +144,7 @@ def test_files_without_their_other_half_are_named(run):
     parts = run.parts()
     run.folder.delete("_commits", parts[0])
     run.folder.delete(MASKS, parts[1])
-    expected = {("orphan", f"{MASKS}/{parts[0]}"), ("missing", f"_commits/{parts[1]}")}
+    expected = {("orphan", f"{MASKS}/{parts[0]}"), ("missing", f"{MASKS}/{parts[1]}")}
     assert found(run) == expected
     assert check(run, repair=True).removed == 1
     assert found(run) == set() and run.parts() == parts[2:]
@@ -221,6 +224,10 @@ def test_a_damaged_configuration_is_restored_from_the_parts(run, damage):
     assert Path(run.folder.path("run.json")).read_bytes() == before
     os.remove(run.folder.path("run.json"))
     assert found(run) == {("configuration", "run.json")}
+    text = check(run, repair=True).text()
+    assert "repaired: run.json written as the parts repeat it\nclean now: " in text and "0 damaged" not in text
+    assert Path(run.folder.path("run.json")).read_bytes() == before
+    assert check(run, repair=True).text().endswith("\nclean: every committed row is there, once and unchanged")
 
 
 def test_foreign_files_and_folders_are_reported_and_stay(run):
@@ -381,3 +388,16 @@ def test_wrong_masks_are_found_only_by_the_deep_check_and_removed(run):
     assert "1 rows; 1.png: area" in check(run, deep=True).problems[0].text
     check(run, deep=True, repair=True)
     assert not found(run, deep=True) and len(run.commits()) == 9
+
+
+def test_what_repair_could_not_restore_stands_under_what_it_did(run):
+    os.remove(run.folder.path("run.json"))
+    os.truncate(run.folder.path(MASKS, run_parts(run)[0]), 50)
+    text = check(run, repair=True).text().splitlines()
+    done = text.index("repaired: 1 damaged part removed, the others are untouched")
+    assert text[done + 1] == "repaired: run.json written as the parts repeat it"
+    assert text[done + 2].startswith("still wrong: unlabelled") and "3 images of removed parts" in text[done + 2]
+
+
+def run_parts(run: Run) -> list[str]:
+    return sorted(run.folder.files("_commits"))
