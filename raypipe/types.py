@@ -109,7 +109,9 @@ class PatternSegmenter(Segmenter):
     An own `__post_init__` calls this one, after `fill_preset` where there are presets.
     """
 
-    foreground: str = "rembg"  # rembg[:model or file.onnx] (GloPER supplement), grabcut, whole, given:DIR or run:DIR
+    # rembg[:model or file.onnx] (GloPER supplement), grabcut, whole, given:DIR (masks, read as they look; KIND in
+    # given:KIND:DIR is light, ink, alpha, nonzero or values such as 1,2) or run:DIR
+    foreground: str = "rembg"
     fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (GloPER reference: alpha != 0)
 
     def __post_init__(self):

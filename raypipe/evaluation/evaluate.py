@@ -35,11 +35,10 @@ class Evaluate:
     labels: str  # folder of label images, matched by relative path, then by a name that is unique
     task: str = "pattern"  # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
-    label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = (
-        None  # what is set in labels: light on dark (128 and
-    )
-    # above), dark ink on white or transparent, what is opaque in cut-outs, any value but 0; None finds it
-    label_value: str | None = None  # 1 or 1,2: the values that are set, as stored, in labels of classes
+    # what is set in labels: light on dark, dark ink on a white or transparent sheet, what is opaque in cut-outs, any
+    # value but 0; None finds it
+    label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None
+    label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
     max_pixels: int = 100_000_000  # labels with more pixels are listed as unreadable
     max_bytes: int = 500_000_000  # label files with more bytes are listed as unreadable
 
@@ -55,6 +54,7 @@ class Evaluation:
     images: int  # in the run
     counts: dict[str, int]  # images by status: ok, failed, no_label, other_size, bad_label
     unused_labels: int  # label files that belong to no image
+    empty_labels: int  # of the measured images; nothing is set in them
     means: dict[str, float | None]  # the task's values over the images
     group_means: dict[str, float | None]  # the means of the groups' values
     titles: dict[str, str]  # the values in words
@@ -85,6 +85,8 @@ class Evaluation:
             more = ", ..." if self.counts[status] > len(keys) else ""
             lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
         lines += [f"{count:,} images have no {name}" for name, count in self.lacking.items()]
+        if self.empty_labels:
+            lines.append(f"{self.empty_labels:,} of {self.counts['ok']:,} labels are empty: no pixel is set")
         if self.unused_labels:
             lines.append(f"{self.unused_labels:,} labels belong to no image of the run")
         return lines
@@ -163,11 +165,13 @@ class Tally:
         self._group_sums: dict[str, Sums] = defaultdict(task.sums)
         self._statuses: dict[str, Counter[str]] = defaultdict(Counter)  # by group
         self._examples: dict[str, list[str]] = defaultdict(list)
+        self._empty = 0
 
     def counted(self, row: dict) -> dict:
-        """Count one row of the task's table and return it."""
+        """Count one row of `_measured` and return it as one of the task's table."""
         group, status = row["group"], row["status"]
         self._statuses[group][status] += 1
+        self._empty += row.pop("is_empty", False)
         if status == "ok":
             self._sums.add(row)
             self._group_sums[group].add(row)
@@ -187,6 +191,7 @@ class Tally:
             "images": statuses.total(),
             "counts": {status: statuses[status] for status in ("ok", *WHY)},
             "unused_labels": unused_labels,
+            "empty_labels": self._empty,
             "means": self._task.values(self._sums),
             "group_means": {name: _mean(values[name] for values in groups.values()) for name in self._task.SHOWN},
             "titles": {
@@ -207,14 +212,17 @@ def group(key: str, by: str) -> str:
 
 
 def _measured(run: Run, labels: Labels, options: Evaluate) -> Iterator[dict]:
-    """Rows of the task's table; labels are read ahead in threads."""
+    """Rows of the task's table with `is_empty`, of the label; labels are read ahead in threads."""
     reference = str(Location(options.labels))
 
     def measure(row: dict) -> dict:
         known = {name: row[name] for name in ("image_id", "key", "method", "height", "width")}
         known |= {"group": group(row["key"], options.group), "reference": reference}
         label, status = labels.read(row)
-        return known | (labels.task.cells(row, label) if status == "ok" else {}) | {"status": status}
+        if status != "ok":
+            return known | {"status": status}
+        is_empty = labels.kind is not None and not np.any(label)
+        return known | labels.task.cells(row, label) | {"status": status, "is_empty": is_empty}
 
     every = (row for table in rows.batches(run, leaves=labels.task.LEAVES) for row in table.to_pylist())
     yield from map_ahead(measure, every, depth=min(16, 2 * (os.cpu_count() or 1)))

@@ -39,11 +39,10 @@ class Labels:
             return None, "failed"
         if row["key"] not in self.location:
             return None, "no_label"
-        options = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels} | (
-            {"kind": self.kind} if self.kind else {}
-        )
+        limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
+        kind = {"kind": self.kind} if self.kind else {}
         try:
-            label = self.task.read(self.location[row["key"]], **options)
+            label = self.task.read(self.location[row["key"]], **limits, **kind)
         except BadImage:
             return None, "bad_label"
         return (label, "ok") if self.task.fits(row, label) else (None, "other_size")
@@ -71,7 +70,7 @@ def match(
         names = maskfiles.difference(first, matches.unused, what="labels") if first else ""
         raise ValueError(f"no label in {Location(folder)} has the path or the stem of {of}{names}")
     if matches.files:
-        kind = kind or maskfiles.kind(matches, what="labels", option=HOW, **limits)
+        kind = maskfiles.kind_of(matches, kind, what="labels", option=HOW, **limits)
     elif kind:
         raise ValueError(f"--label-kind and --label-value have no effect: {task.name} labels are no mask files")
     return Labels(task, matches.location, **limits, unused=matches.unused, kind=kind)
@@ -80,4 +79,5 @@ def match(
 def nothing(labels: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> ValueError:
     """The error for labels by which nothing can be measured. counts, examples: of images by status, and their keys."""
     reasons = "; ".join(f"{counts[status]:,} {WHY[status]}, such as {keys[0]!r}" for status, keys in examples.items())
-    return ValueError(f"nothing can be measured against {Location(labels)}: {reasons}")
+    advice = "; labels are not scaled: each needs its image's size" if "other_size" in examples else ""
+    return ValueError(f"nothing can be measured against {Location(labels)}: {reasons}{advice}")

@@ -92,10 +92,12 @@ def difference(key: str, names: Sequence[str], *, what: str) -> str:
     return f"; images are named as {key!r}, {what} as {name!r}{besides}"
 
 
-def kind(matches: Matches, *, what: str, option: str, max_bytes: int, max_pixels: int) -> Kind:
+def kind_of(
+    matches: Matches, kind: Kind | None = None, *, what: str, option: str, max_bytes: int, max_pixels: int
+) -> Kind:
     """The kind of a folder's masks: `recognise.recognise`, with its arguments."""
     limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-    return recognise.recognise(matches.files, what=what, option=option, meanings=matches.meanings, **limits)
+    return recognise.recognise(matches.files, kind, what=what, option=option, meanings=matches.meanings, **limits)
 
 
 def read(location: str, kind: Kind, *, max_bytes: int, max_pixels: int) -> np.ndarray:

@@ -33,6 +33,11 @@ class Kind:
         """As `parse` reads it."""
         return ",".join(map(str, self.values)) or self.name
 
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        return f"{'values' if len(self.values) > 1 else 'value'} {self}" if self.values else KINDS[self.name]
+
     def mask(self, file: Stored) -> np.ndarray:
         """What is set in a file: bool (H, W). Raises BadImage for one that cannot be of this kind."""
         if self.name == "alpha":
@@ -59,7 +64,7 @@ def parse(text: str) -> Kind | None:
     return None
 
 
-def chosen(kind: str | None, value: str | None) -> Kind | None:
+def chosen(kind: str | None, value: int | str | None) -> Kind | None:
     """The kind that `--label-kind` and `--label-value` ask for; None without them. Raises ValueError."""
     if kind is None and value is None:
         return None
@@ -67,7 +72,7 @@ def chosen(kind: str | None, value: str | None) -> Kind | None:
         raise ValueError(f"--label-kind {kind} has no effect with --label-value, which sets the pixels of these values")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"--label-kind {kind!r}: choose one of {', '.join(KINDS)}, or give --label-value N")
-    found = parse(kind or value)
+    found = parse(kind or str(value))
     if kind is None and (found is None or not found.values):
         raise ValueError(f"--label-value {value!r}: expected whole numbers such as 1 or 1,2")
     return found

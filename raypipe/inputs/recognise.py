@@ -52,6 +52,7 @@ class Look(NamedTuple):
 
 def recognise(
     files: Sequence[tuple[str, str]],
+    kind: Kind | None = None,
     *,
     what: str,
     option: str,
@@ -61,31 +62,33 @@ def recognise(
 ) -> Kind:
     """The kind of a folder's masks, said in one line. Looks at all files, or at MOST_FILES of them, in threads.
 
-    files: name and location of each. what: they are, for people ("labels"). option: how a person says the kind.
-    meanings: of values, where our own export tells them. Raises ValueError that names files and ways out when they are
-    of several kinds, when no mask sets a pixel, or when it is not evident which of several values is meant.
+    files: name and location of each. kind: as which they are to be read; None = as they look. what: they are, for
+    people ("labels"). option: how a person says the kind. meanings: of values, where our own export tells them. Raises
+    ValueError that names files and ways out when they are of several kinds, when no mask sets a pixel, or when it is
+    not evident which of several values is meant.
     """
 
     def look_at(file: tuple[str, str]) -> Look | None:
         try:
-            return look(file[0], stored(storage.read_bytes(file[1], max_bytes=max_bytes), max_pixels=max_pixels))
+            found = stored(storage.read_bytes(file[1], max_bytes=max_bytes), max_pixels=max_pixels)
+            return look(file[0], found) if kind is None else Look(file[0], "", {}, {kind.name: kind.mask(found).mean()})
         except BadImage:  # whoever needs it is told
             return None
 
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, MOST_FILES).round().astype(int))]
     looks = [each for each in map_ahead(look_at, chosen) if each]
     if not looks:
-        return LIGHT
-    kind, words = _decide(looks, what, option, meanings)
+        return kind or LIGHT
+    found, words = (kind, kind.words) if kind else _decide(looks, what, option, meanings)
     count = f"{len(files):,} file{'s' * (len(files) != 1)}"
     count += f" ({len(chosen):,} looked at)" if len(chosen) < len(files) else ""
     log.info("%s: %s, %s", what, words, count)
-    shares = [_share(each, kind) for each in looks]
+    shares = [_share(each, found) for each in looks]
     if max(shares) == 0:
         raise ValueError(f"no pixel of any of the {what} is set, read as {words}; is another kind meant? {option}")
     if min(shares) == 1:
         log.warning("%s: every pixel of each file is set; is another kind meant? %s", what, option)
-    return kind
+    return found
 
 
 def look(name: str, file: Stored) -> Look:
@@ -182,7 +185,7 @@ def _is_smooth(values: np.ndarray, counts: np.ndarray, white: float) -> bool:
 
 
 def _share(look: Look, kind: Kind) -> float:
-    if not kind.values:
+    if kind.name in look.shares:
         return look.shares[kind.name]
     if not look.levels:
         return look.shares["nonzero"]
@@ -191,6 +194,8 @@ def _share(look: Look, kind: Kind) -> float:
 
 def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
     """The kind of all files, and what is said of it."""
+    if meanings:
+        return _of_export(meanings, what, option)
     by_like: dict[str, list[Look]] = defaultdict(list)
     for each in looks:
         is_whole = each.is_opaque and any(other.like == "alpha" for other in looks)  # all of a picture, cut out
@@ -202,17 +207,17 @@ def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, st
     if likes <= {"alpha", "transparent"} and likes:
         return Kind("alpha"), WORDS["alpha"]
     if not likes:
-        return _of_unclear(unclear, what, option, meanings)
+        return _of_unclear(unclear, what, option)
     if likes == {"index", "light"} and all(each.levels for each in by_like["light"]):
         by_like["index"] += by_like.pop("light")  # files of two levels, 0 and the highest: may be numbers too
-    if len(by_like) > 1:
-        _mixed(by_like, what, option)
     like = max(by_like, key=lambda like: len(by_like[like]))
     if like == "photograph":
-        text = f"the {what} look like {WORDS[like]}, such as {by_like[like][0].name!r}; give masks"
+        text = f"the {what} look like {WORDS[like]}, such as {by_like[like][0].name!r}; give the folder of masks alone"
         raise ValueError(f"{text}, or say how to read them: {option}")
+    if len(by_like) > 1:
+        _mixed(by_like, what, option)
     if like == "index":
-        return _of_numbers([*by_like[like], *unclear], what, option, meanings)
+        return _of_numbers([*by_like[like], *unclear], what, option)
     return Kind("ink" if like == "transparent" else like), WORDS[like]
 
 
@@ -226,23 +231,21 @@ def _mixed(by_like: dict[str, list[Look]], what: str, option: str) -> None:
     log.warning("%s; all are read as %s, or say how: %s", text, WORDS[ordered[0][0]], option)
 
 
-def _of_unclear(unclear: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
+def _of_unclear(unclear: list[Look], what: str, option: str) -> tuple[Kind, str]:
     """The kind of files that have one level each."""
     values = {value for each in unclear for value in each.levels}
     if not values:
         return Kind("alpha"), WORDS["alpha"]
     if values <= {0, 255, 65535}:
         return LIGHT, WORDS["light"]
-    return _of_numbers(unclear, what, option, meanings)
+    return _of_numbers(unclear, what, option)
 
 
-def _of_numbers(looks: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
+def _of_numbers(looks: list[Look], what: str, option: str) -> tuple[Kind, str]:
     """Which numbers of index maps are the object."""
     total = Counter()
     for each in looks:
         total.update(each.levels)
-    if meanings:
-        return _of_export(meanings, what, option)
     values, is_many = set(total), any(each.is_many for each in looks)
     if {1, 2, 3} == values:
         return Kind("value", (1,)), "trimaps (1 object, 2 ground, 3 edge)"

@@ -80,7 +80,7 @@ def attach(
     """Add the columns that tell where each image's mask lies and how it is read.
 
     These are `foreground_location` (null = none found), `foreground_row` and MASK_KIND. Given masks are matched as
-    `maskfiles.match` says, their kind is the foreground's, else `known`, else recognised. Raises ValueError or
+    `maskfiles.match` says, their kind is `known`, else the foreground's, else recognised. Raises ValueError or
     FileNotFoundError that names the option, also when no image has a mask.
     """
     keys, kind = manifest["key"].to_pylist(), None
@@ -91,9 +91,9 @@ def attach(
                 names = maskfiles.difference(keys[0], files.unused, what="masks")
                 raise ValueError(f"no mask there has the path or the stem of an image{names}")
             where = {key: (location, None) for key, location in files.location.items()}
-            kind = foreground.masks or (known and maskkinds.parse(known))
             limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-            kind = kind or maskfiles.kind(files, what="foreground masks", option=HOW, **limits)
+            kind = known and maskkinds.parse(known)
+            kind = kind or maskfiles.kind_of(files, foreground.masks, what="foreground masks", option=HOW, **limits)
         else:
             where = rows.good_rows(Run(foreground.argument))
     except (ValueError, FileNotFoundError) as error:

@@ -50,7 +50,7 @@ class Sweep:
     trials: int | None = None  # random, asha: how many draws; None = 16
     task: str = "pattern"  # what the labels show, as of `evaluate`
     label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels, as of `evaluate`
-    label_value: str | None = None  # 1 or 1,2: the values that are set, as stored, in labels of classes
+    label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
     metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)
     goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
     group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
@@ -128,7 +128,10 @@ def labelled_images(job: Sweep, task: Task) -> pa.Table:
 
 
 def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None:
-    """Raise ValueError when no label can be measured against, before anything is labelled. Stops at the first one."""
+    """Raise ValueError when no label can be measured against, before anything is labelled. Stops at the first that can.
+
+    Images that cannot be read say nothing: their trials do.
+    """
     counts, examples = Counter(), defaultdict(list)
     for row in images.to_pylist():
         (content,) = fetch([row], max_bytes=Label.max_bytes)
@@ -137,14 +140,13 @@ def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None
                 raise content
             height, width = decode(content, max_pixels=Label.max_pixels).shape[:2]
         except BadImage:
-            status = "unreadable"
-        else:
-            _, status = found.read({"key": row["key"], "error": "", "height": height, "width": width})
+            continue
+        _, status = found.read({"key": row["key"], "error": "", "height": height, "width": width})
         if status == "ok":
             return
         counts[status] += 1
         examples[status].append(row["key"])
-    if examples.keys() != {"unreadable"}:  # else the trials say what is wrong with the images
+    if examples:
         raise labels.nothing(folder, counts, examples)
 
 

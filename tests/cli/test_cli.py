@@ -222,6 +222,7 @@ def test_credentials_are_left_out_of_the_command_that_goes_on():
     assert text.startswith("raypipe label kmeans --input 's3://bucket/a b?region=eu-west-1' --output=s3://bucket/out ")
     assert "given:https://host.org/masks --column x" in text
     assert text.endswith("# with the credentials, which are left out here")
+    assert "secret" not in cli._typed("label", ["--foreground", "given:ink:s3://k:secret@bucket/masks"])
     words = ["kmeans", "--input", "abfs://container@account.dfs.core.windows.net/x", "--output", "runs/a"]
     assert cli._typed("label", words) == " ".join(["raypipe", "label", *words])
 

@@ -15,7 +15,9 @@ from raypipe.evaluation import tasks
 from raypipe.evaluation.evaluate import Evaluate, evaluate, group
 from raypipe.evaluation.tasks import pattern
 from raypipe.evaluation.tasks.pattern import Pattern
+from raypipe.export.export import Export, export
 from raypipe.inputs import maskfiles
+from raypipe.masks import encode_rle, encode_segments
 
 
 def slow_dice(pred: set, target: set) -> Fraction:
@@ -68,6 +70,45 @@ def test_counts_give_the_stored_binary_iou(shared):
         valid = target != 255
         counts = pattern.count(pred[valid] == 1, target[valid] == 1)
         assert counts.tp / (counts.tp + counts.fp + counts.fn + 1e-7) == pytest.approx(expected, abs=1e-12)
+
+
+def test_precision_recall_and_the_share_of_false_positives_agree_with_a_slow_loop(rng):
+    for share in (0.0, 0.3, 0.9):
+        mask, foreground, label = rng.random((3, 7, 9)) < np.array([0.5, 0.6, share])[:, None, None]
+        row = {"segments": encode_segments(mask[None]), "foreground": encode_rle(foreground)}
+        found = Pattern().measure(row, label)
+        pixels = list(zip(mask.ravel(), foreground.ravel(), label.ravel(), strict=True))
+        for kind in ("fixed", "best"):
+            is_inverse = kind == "best" and found["sign"] < 0
+            pred = [f and m != is_inverse for m, f, _ in pixels]
+            hits = sum(p and t for p, (_, _, t) in zip(pred, pixels, strict=True))
+            others = sum(f and not t for _, f, t in pixels)
+            labelled = sum(t for *_, t in pixels)
+            assert found[f"precision_{kind}"] == hits / sum(pred)
+            assert found[f"recall_{kind}"] == (hits / labelled if labelled else 1)
+            assert found[f"fp_share_{kind}"] == (sum(pred) - hits) / others
+
+
+def test_measures_of_nothing_have_their_value():
+    empty, full = np.zeros((3, 4), bool), np.ones((3, 4), bool)
+    nothing = {"segments": [], "foreground": encode_rle(full)}
+    assert (
+        Pattern().measure(nothing, full)["precision_fixed"] == 1
+        and Pattern().measure(nothing, full)["recall_fixed"] == 0
+    )
+    assert (
+        Pattern().measure(nothing, empty)["recall_fixed"] == 1
+        and Pattern().measure(nothing, full)["fp_share_fixed"] == 0
+    )
+
+
+def test_false_positives_fall_and_so_does_recall_as_nested_masks_shrink(rng):
+    soft, label = rng.random((20, 30)), rng.random((20, 30)) < 0.4
+    rows = [{"segments": encode_segments((soft > rho)[None]), "foreground": None} for rho in (0.2, 0.4, 0.6, 0.8)]
+    found = [Pattern().measure(row, label) for row in rows]
+    for name in ("fp_share_fixed", "recall_fixed"):
+        values = [each[name] for each in found]
+        assert values == sorted(values, reverse=True) and len(set(values)) == 4
 
 
 def test_groups_are_folders_or_name_prefixes():
@@ -215,6 +256,105 @@ def test_labels_of_other_images_are_a_mistake_that_shows_both_names(labelled, tm
     assert "images are named as 'cat_1.png', labels as 'x.png'" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "photos"), "--labels", str(labelled[1])]) == 2
     assert "not a raypipe run" in capsys.readouterr().err
+
+
+def write_stored(folder, make, name: str, **options) -> str:
+    """A folder of the labels of `labelled` that fit, stored in another way: `make` makes the file of a bool (H, W)."""
+    (folder / name).mkdir()
+    for file in ("cat_1", "cat_2"):
+        mask = np.asarray(Image.open(folder / f"labels/{file}.png")) >= 128
+        make(mask).save(folder / name / f"{file}.png", **options)
+    return str(folder / name)
+
+
+STORED = {
+    "nonzero": lambda mask: Image.fromarray(mask.astype(np.uint8)),
+    "ink": lambda mask: Image.fromarray(255 - mask * np.uint8(255)),
+    "2": lambda mask: Image.fromarray(np.where(mask, 2, 255 * np.eye(*mask.shape, dtype=bool)).astype(np.uint8)),
+    "alpha": lambda mask: Image.fromarray(np.dstack([np.full((*mask.shape, 3), 200), mask * 255]).astype(np.uint8)),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_labels_measure_the_same_however_they_are_stored(labelled, tmp_path, kind, caplog):
+    run, labels = labelled
+    expected = evaluate(Evaluate((str(run),), str(labels))).means
+    with caplog.at_level("INFO", "raypipe"):
+        found = evaluate(Evaluate((str(run),), write_stored(tmp_path, STORED[kind], "stored")))
+    assert found.means == expected and found.label_kind == kind
+    assert pq.read_schema(found.table).metadata[b"raypipe.label_kind"] == kind.encode()
+    assert caplog.messages[-1].startswith("labels: ") and caplog.messages[-1].endswith(", 2 files")
+
+
+def test_a_kind_that_is_asked_for_is_taken(labelled, tmp_path, capsys):
+    run, labels = map(str, labelled)
+    classes = write_stored(tmp_path, lambda mask: Image.fromarray((1 + mask + 0 * mask).astype(np.uint8)), "classes")
+    assert main(["evaluate", run, "--labels", classes]) == 2
+    assert (
+        "which of them is the object? --label-kind light|ink|alpha|nonzero or --label-value" in capsys.readouterr().err
+    )
+    assert main(["evaluate", run, "--labels", classes, "--label-value", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["means"] == evaluate(Evaluate((run,), labels)).means and found["label_kind"] == "2"
+    ink = Evaluate((run,), labels, label_kind="ink")
+    assert evaluate(ink).means != found["means"] and evaluate(ink).label_kind == "ink"
+    for words, message in (
+        (["--label-value", "9"], "no pixel of any of the labels is set, read as value 9"),
+        (["--label-value", "two"], "--label-value 'two': expected whole numbers"),
+        (["--label-kind", "ink", "--label-value", "2"], "--label-kind ink has no effect"),
+    ):
+        assert main(["evaluate", run, "--labels", classes, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_labels_by_which_nothing_can_be_measured_are_a_mistake(labelled, tmp_path, capsys):
+    run, labels = labelled
+    before = sorted((run / "metrics").rglob("*"))
+    for name, change in {
+        "another size": lambda mask: Image.fromarray(mask[:10]),
+        "empty": lambda mask: Image.fromarray(mask & False),
+    }.items():
+        assert main(["evaluate", str(run), "--labels", write_stored(tmp_path, change, name)]) == 2
+        error = capsys.readouterr().err
+        expected = "2 labels have another size than their image" if name == "another size" else "no pixel of any"
+        assert expected in error and "Traceback" not in error
+    assert sorted((run / "metrics").rglob("*")) == before
+
+
+def test_empty_labels_are_said(labelled, tmp_path):
+    run, labels = labelled
+    Image.new("L", (30, 20)).save(labels / "cat_1.png")
+    result = evaluate(Evaluate((str(run),), str(labels)))
+    assert result.empty_labels == 1 and "1 of 2 labels are empty: no pixel is set" in result.text().splitlines()
+
+
+@pytest.mark.parametrize("form", ["png", "cutout"])
+def test_our_own_exports_are_read_as_what_they_were(labelled, tmp_path, form):
+    run, _ = labelled
+    out = str(tmp_path / "out")
+    export(Export(str(run), form, output=out))
+    result = evaluate(Evaluate((str(run),), out))
+    assert result.counts["ok"] == 5 and result.means["dice_fixed"] == 1
+    options = {"foreground": f"given:{out}", "local": True, "max_bad_fraction": 1.0}
+    raypipe.label("kmeans", tmp_path / "photos", tmp_path / "inside", **options)
+    first = {row["key"]: row["segments"][0]["counts"] for row in raypipe.load(run).to_pylist() if row["segments"]}
+    rows = raypipe.load(tmp_path / "inside").to_pylist()
+    assert {row["key"]: row["foreground"]["counts"] for row in rows if row["foreground"]} == first
+
+
+def test_own_label_maps_may_have_a_palette_and_names(labelled, tmp_path, capsys):
+    run, _ = labelled
+    out = tmp_path / "out"
+    export(Export(str(run), "png", output=str(out)))
+    for file in out.rglob("*.png"):
+        image = Image.fromarray(np.asarray(Image.open(file)), "P")
+        image.putpalette([0, 0, 0, 255, 255, 255, 230, 120, 20])
+        image.save(file)
+    assert evaluate(Evaluate((str(run),), str(out))).means["dice_fixed"] == 1
+    (out / "values.csv").write_text("value,name\n0,background\n1,stripes\n2,spots\n")
+    assert main(["evaluate", str(run), "--labels", str(out)]) == 2
+    assert "label maps of raypipe with 1 'stripes', 2 'spots'; which is the object?" in capsys.readouterr().err
+    assert evaluate(Evaluate((str(run),), str(out), label_value=1)).means["dice_fixed"] == 1
 
 
 @pytest.mark.parametrize(

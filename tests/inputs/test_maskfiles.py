@@ -60,7 +60,7 @@ def save(folder, images, ending: str = ".png", names: str = "ab", **options) -> 
 
 
 def recognised(folder: str) -> Kind:
-    return maskfiles.kind(maskfiles.match(folder, ["a.jpg", "b.jpg"]), what="labels", option="OPTION", **LIMITS)
+    return maskfiles.kind_of(maskfiles.match(folder, ["a.jpg", "b.jpg"]), what="labels", option="OPTION", **LIMITS)
 
 
 def read_all(folder: str, kind: Kind) -> list[np.ndarray]:

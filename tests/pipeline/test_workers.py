@@ -43,7 +43,7 @@ def test_credentials_stand_nowhere_in_a_run(bucket, tmp_path):
     from raypipe import storage
 
     filesystem, uri = bucket
-    storage.put(filesystem, "photos/masks/none.png", b"")
+    storage.put(filesystem, "photos/masks/0000.png", b"")
     secret = uri("masks").replace("s3://", "s3://AKIA:TOPSECRET@")
     write_images(tmp_path / "photos", [GOOD] * 2)
     options = {"foreground": f"given:{secret}", "local": True, "max_bad_fraction": 1.0}

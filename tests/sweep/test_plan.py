@@ -20,7 +20,8 @@ from raypipe.refiners.guided import Guided
 from raypipe.segmenters.gloper import Gloper
 from raypipe.sweep import page
 from raypipe.sweep.plan import check, draw, plan, settled
-from raypipe.sweep.ranking import Setting, best, order, per_image, read
+from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
+from raypipe.sweep.scoring import score
 from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled_images, with_images, write_state
 from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
 
@@ -72,6 +73,46 @@ def test_labels_that_belong_to_no_image_are_an_error(folder, capsys):
         file.unlink()
     assert command(folder, "--over", "k=2,3") == 2
     assert "has the path or the stem of an image; images are named as" in capsys.readouterr().err
+
+
+def store_labels(folder: Path, make) -> None:
+    """Each label stored in another way: `make` makes the file of a bool (H, W)."""
+    for file in (folder / "labels").rglob("*.png"):
+        make(np.asarray(Image.open(file)) >= 128).save(file)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda mask: Image.fromarray(mask[::2, ::2]),
+            "6 labels have another size than their image, such as 'wild/cat_",
+        ),
+        (lambda mask: Image.fromarray(mask & False), "no pixel of any of the labels is set"),
+        (lambda mask: Image.fromarray(1 + mask.astype(np.uint8)), "which of them is the object? --label-kind"),
+    ],
+)
+def test_labels_by_which_nothing_can_be_measured_are_said_before_anything_is_made(folder, capsys, make, message):
+    store_labels(folder, make)
+    assert command(folder, "--over", "k=2,3") == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "sweep").exists()
+
+
+def test_labels_are_read_as_they_look_or_as_is_said(folder):
+    trial = plan_one(folder)
+    advance(trial, 6)
+    expected = read_trial(trial.output, task=Pattern(), images=trial.images)[0][0].means
+    store_labels(folder, lambda mask: Image.fromarray(~mask))
+    ink = plan_one(folder)
+    assert ink.images["label_kind"].to_pylist() == ["ink"] * 6
+    score(ink)
+    assert read_trial(ink.output, task=Pattern(), images=ink.images)[0][0].means == expected
+    light = plan_one(folder, label_kind="light")  # the same files, which are scored anew
+    score(light)
+    assert (
+        read_trial(light.output, task=Pattern(), images=light.images)[0][0].means["dice_fixed"] < expected["dice_fixed"]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
@@ -169,9 +210,9 @@ def test_every_post_processing_value_is_planned_with_every_trial_and_each_checke
     assert len(calls) < 10 + 18 and all(trial.posts == trials[0].posts for trial in trials)
 
 
-def plan_one(folder: Path, task=None, values=(0.5,)):
+def plan_one(folder: Path, task=None, values=(0.5,), **options):
     """A trial on all images, of which none is labelled yet."""
-    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",))
+    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",), **options)
     job, task = settled(job, task)
     (trial,) = plan(Trial(job, Gamma(), None, task), [{"threshold": value} for value in values])
     return with_images(trial, labelled_images(job, task))
