@@ -195,7 +195,7 @@ class Tally:
             "means": self._task.values(self._sums),
             "group_means": {name: _mean(values[name] for values in groups.values()) for name in self._task.SHOWN},
             "titles": {
-                name: each.title + f" ({each.unit})" * bool(each.unit) for name, each in self._task.SHOWN.items()
+                name: ", ".join(filter(None, (each.title, each.unit))) for name, each in self._task.SHOWN.items()
             },
             "groups": groups,
             "lacking": {name: count for name, count in self._sums.lacking.items() if count},

@@ -223,7 +223,9 @@ def test_the_command_prints_a_table_and_json_last(labelled, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["cat", "cow"]
     assert "1 labels have another size than their image: cow_3.png" in lines
-    assert json.loads(lines[-1])["counts"]["ok"] == 2
+    found = json.loads(lines[-1])
+    assert found["counts"]["ok"] == 2
+    assert f"{found['means']['dice_best']:>9.3f}  dice_best: Dice, better polarity" in lines
 
 
 def test_several_runs_are_compared_side_by_side(labelled, tmp_path, capsys):

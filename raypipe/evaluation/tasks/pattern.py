@@ -41,16 +41,16 @@ class Pattern(Task):
         ("fp_share_best", pa.float64()),
     )
     SHOWN = {  # a method and its inverse are equal with the better polarity: the fixed one tells them apart
-        "dice_fixed": Value("Dice, first mask"),
-        "dice_best": Value("Dice, better polarity", tie="dice_fixed"),
-        "iou_fixed": Value("IoU, first mask"),
-        "iou_best": Value("IoU, better polarity", tie="iou_fixed"),
-        "precision_fixed": Value("Precision, first mask"),
-        "precision_best": Value("Precision, better polarity", tie="precision_fixed"),
-        "recall_fixed": Value("Recall, first mask"),
-        "recall_best": Value("Recall, better polarity", tie="recall_fixed"),
-        "fp_share_fixed": Value("False-positive share, first mask", "of the foreground's other pixels", "low"),
-        "fp_share_best": Value("False-positive share, better polarity", "of the foreground's other pixels", "low"),
+        "dice_fixed": Value("Dice", "first mask"),
+        "dice_best": Value("Dice", "better polarity", tie="dice_fixed"),
+        "iou_fixed": Value("IoU", "first mask"),
+        "iou_best": Value("IoU", "better polarity", tie="iou_fixed"),
+        "precision_fixed": Value("Precision", "first mask"),
+        "precision_best": Value("Precision", "better polarity", tie="precision_fixed"),
+        "recall_fixed": Value("Recall", "first mask"),
+        "recall_best": Value("Recall", "better polarity", tie="recall_fixed"),
+        "fp_share_fixed": Value("False-positive share", "first mask", better="low"),
+        "fp_share_best": Value("False-positive share", "better polarity", better="low", tie="fp_share_fixed"),
     }
     METRIC = "dice_best"
     PER_IMAGE = ("dice_best",)
