@@ -89,7 +89,7 @@ def _loaded(name: str, data: bytes, max_pixels: int) -> tuple[Image.Image, bytes
     failure = None
     for content in salvage.readings(name, data, max_pixels=max_pixels):
         try:
-            image = READERS[name](io.BytesIO(content))
+            image = _headed(name, content, max_pixels)
             if image.width * image.height > max_pixels:
                 text = f"{image.width} x {image.height} pixels, the limit is {max_pixels} (--max-pixels)"
                 raise BadImage("decode", "too_large", text)
@@ -104,6 +104,18 @@ def _loaded(name: str, data: bytes, max_pixels: int) -> tuple[Image.Image, bytes
         except Exception as error:
             failure = failure or error
     raise failure
+
+
+def _headed(name: str, data: bytes, max_pixels: int) -> Image.Image:
+    """A picture whose header alone was read, also above the limit that Pillow has for some formats."""
+    try:
+        return READERS[name](io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        size = int(re.search(r"\d+", str(error))[0])
+        if size > max_pixels:
+            raise BadImage("decode", "too_large", f"{size} pixels, the limit is {max_pixels} (--max-pixels)") from error
+    with _without_pillow_limit((size, 1)):
+        return READERS[name](io.BytesIO(data))
 
 
 def has_narrow_range(data: bytes, pixels: np.ndarray) -> bool:
@@ -147,9 +159,9 @@ def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
     if image.mode in ("I", "F"):
         bits, values = 16, np.asarray(image)
         if not 255 < values.max() <= 65535 or values.min() < 0 or (values != np.rint(values)).any():
-            layout = "32-bit integer" if image.mode == "I" else "floating point"
             advice = "convert it first, e.g. `magick photo.tif -auto-level -depth 16 photo.png`"
-            raise BadImage("decode", "unsupported", f"{layout} TIFF whose range is unknown; {advice}")
+            text = f"TIFF of {formats.tiff_layout(data)}: its range is unknown; {advice}"
+            raise BadImage("decode", "unsupported", text)
     elif not image.mode.startswith("I;16"):
         pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         return _deep_colour(data, pixels) if bits == 16 and image.mode != "CMYK" else pixels
@@ -210,8 +222,6 @@ def _is_whole(scans: bytes) -> bool:
 def _bad(error: Exception, name: str, data: bytes) -> BadImage:
     """What a decoder's failure means, as far as the file itself shows it."""
     text, layout = f"{name}: {type(error).__name__}: {error}", ""
-    if isinstance(error, Image.DecompressionBombError):
-        return BadImage("decode", "too_large", text)
     if name == "TIFF" and isinstance(error, SyntaxError):  # it failed on the header, before any pixel
         layout = formats.tiff_layout(data)
     elif name == "JPEG" and (kind := salvage.jpeg_kind(data)) > 0xC2:  # what is neither baseline nor progressive

@@ -10,6 +10,25 @@ from collections.abc import Iterator
 MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)  # of a JPEG, but for those without a length
 SOS, EOI, APP0, APP1, APP14, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xFE
 SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+# What a TIFF needs to be read: layout, place, compression, colours (TIFF 6.0); and the orientation
+TIFF_TAGS = {
+    254,
+    *range(256, 260),
+    262,
+    266,
+    273,
+    *range(277, 280),
+    284,
+    292,
+    293,
+    317,
+    *range(320, 326),
+    332,
+    338,
+    339,
+}
+TIFF_TAGS |= {347, *range(512, 522), *range(529, 533)}
+ORIENTATION = 274
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -20,7 +39,7 @@ def readings(name: str, data: bytes, *, max_pixels: int) -> Iterator[bytes]:
     PNG with at most max_pixels the last one has its pixel stream packed anew, if that holds them all.
     """
     yield data
-    bare = {"JPEG": _bare_jpeg, "PNG": _bare_png, "WebP": _bare_webp}.get(name)
+    bare = {"JPEG": _bare_jpeg, "PNG": _bare_png, "TIFF": _bare_tiff, "WebP": _bare_webp}.get(name)
     for keep_orientation in (True, False) if bare else ():
         yield bare(data, keep_orientation)
     if name == "PNG":
@@ -143,6 +162,20 @@ def _packed_anew(data: bytes, max_pixels: int) -> Iterator[bytes]:
         yield _png(
             [_checked(b"IHDR", header), *palette, _checked(b"IDAT", zlib.compress(rows, 1)), _checked(b"IEND", b"")]
         )
+
+
+def _bare_tiff(data: bytes, keep_orientation: bool) -> bytes:
+    """The file with a new first directory behind its end."""
+    order = "little" if data[:1] == b"I" else "big"
+    width, digits, size = (8, 8, 20) if 43 in data[2:4] else (4, 2, 12)  # bytes of a place, of a number, of an entry
+    start = int.from_bytes(data[width : 2 * width], order)
+    number = int.from_bytes(data[start : start + digits], order)
+    places = range(start + digits, min(start + digits + number * size, len(data) - size + 1), size)
+    tags = TIFF_TAGS | ({ORIENTATION} if keep_orientation else set())
+    kept = [data[at : at + size] for at in places if int.from_bytes(data[at : at + 2], order) in tags]
+    padded = data + b"\0" * (len(data) % 2)
+    directory = len(kept).to_bytes(digits, order) + b"".join(kept) + bytes(width)
+    return padded[:width] + len(padded).to_bytes(width, order) + padded[2 * width :] + directory
 
 
 def _bare_webp(data: bytes, keep_orientation: bool) -> bytes:

@@ -429,6 +429,26 @@ def test_of_a_tiff_the_first_page_in_full_size_is_read(flag):
         decode(tiff((small, {254: flag}), (full, {})), max_pixels=5000)
 
 
+@pytest.mark.parametrize("tag", [270, 271, 305, 700, 33723, 34377, 34665, 34675])
+@pytest.mark.parametrize("place", [9, 10**9])
+def test_tags_of_a_tiff_that_lead_nowhere_decide_nothing(tag, place):
+    pixels = photo(np.random.default_rng(11), 24, 33)
+    content = tiff((pixels, {tag: 7777777, 274: 6}))
+    entry = struct.pack("<HHII", tag, 4, 1, 7777777)
+    for kind in (1, 2, 4, 7, 99):
+        broken = content.replace(entry, struct.pack("<HHII", tag, kind, 5000, place))
+        assert broken != content
+        np.testing.assert_array_equal(decode(broken, max_pixels=LIMIT), np.rot90(pixels, -1))
+
+
+def test_pillow_s_limits_do_not_stand_in_for_ours(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    content = save(Image.new("RGB", (100, 50)), ".webp")
+    assert decode(content, max_pixels=5000).shape == (50, 100, 3)
+    with pytest.raises(BadImage, match=r"5000 pixels, the limit is 4999 \(--max-pixels\)"):
+        decode(content, max_pixels=4999)
+
+
 def test_camera_raw_is_what_has_sensor_data():
     full = photo(np.random.default_rng(9), 48, 64)[..., :1]
     small = np.ascontiguousarray(full[::4, ::4])

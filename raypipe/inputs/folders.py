@@ -79,6 +79,8 @@ def walk(
 def why_left_out(name: str, asked: Sequence[str] = (), *, is_folder: bool = False) -> str:
     """Why no photograph is looked for in a file or folder of this name; "" where one is."""
     if name.startswith(".") and not any(each.startswith(".") for each in asked):
+        if name.endswith(".icloud"):
+            return "file{s} that iCloud has not downloaded"
         return "hidden folder{s}" if is_folder else "hidden name{s}"
     if name in asked:
         return ""

@@ -79,24 +79,41 @@ def _members(location: str, skipped: Counter) -> tuple[dict[str, Place | str], i
     with filesystem.open_input_file(path) as file, io.BufferedReader(file, TAR_BUFFER) as stream:
         archive = None
         try:
-            archive = tarfile.TarFile(fileobj=stream)
-            for member in archive:
-                archive.members = []  # it would keep them all
-                if member.isdir():
-                    continue
-                name, place = _path(member.name), _place(member, found)
-                if place is None:
-                    skipped["sparse file{s}" if member.issparse() else "special file{s}"] += 1
-                    continue
-                skipped["member{s} replaced by a later one of the same name"] += name in found
-                found[name] = place
-            stream.seek(archive.offset)  # tarfile takes a broken header in the middle for the end: is its marker there?
-            damaged = archive.offset if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE) else None
+            while archive is None or _is_before_another(stream):
+                archive = tarfile.TarFile(fileobj=stream)
+                for member in archive:
+                    archive.members = []  # it would keep them all
+                    _add(member, found, skipped)
+                stream.seek(archive.offset)  # tarfile takes a broken header for the end: is its marker there?
+                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    return found, archive.offset
         except (tarfile.TarError, ValueError, EOFError, OSError) as error:
             damaged = archive.offset if archive else 0
             if isinstance(error, OSError) and damaged <= file.size():  # not a jump behind the end: no damage
                 raise
-    return found, damaged
+            return found, damaged
+    return found, None
+
+
+def _is_before_another(stream: io.BufferedReader) -> bool:
+    """Whether another tar stands behind the zeros that end one; the stream is then at its beginning."""
+    while block := stream.read(tarfile.BLOCKSIZE):
+        if block.strip(b"\0"):
+            stream.seek(-len(block), io.SEEK_CUR)
+            return block[257:262] == b"ustar"
+    return False
+
+
+def _add(member: tarfile.TarInfo, found: dict[str, Place | str], skipped: Counter) -> None:
+    """Note where a member's bytes are, in place of an earlier one of its name."""
+    if member.isdir():
+        return
+    name, place = _path(member.name), _place(member, found)
+    if place is None:
+        skipped["sparse file{s}" if member.issparse() else "special file{s}"] += 1
+        return
+    skipped["member{s} replaced by a later one of the same name"] += name in found
+    found[name] = place
 
 
 def _place(member: tarfile.TarInfo, found: dict[str, Place | str]) -> Place | str | None:

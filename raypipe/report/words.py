@@ -39,6 +39,7 @@ NOTES = {
     "flat_map": "the network answers the same everywhere: the mask is empty",
     "few_masks": "fewer than two masks were found inside the foreground",
     "size_skipped": "one of the tile sizes does not fit the image and was left out",
+    "narrow_range": "a 16-bit picture that uses a quarter of its range or less, so that few grey levels are left of it",
     "refine_rejected": "refining emptied a mask: it is kept as it was before",
 }
 

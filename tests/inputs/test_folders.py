@@ -59,7 +59,17 @@ def test_what_machines_put_beside_photographs_is_left_out_and_counted(tmp_path, 
     folders = ["@eaDir/IMG_1.jpg/THUMB_L.jpg", "#recycle/a.jpg", "$RECYCLE.BIN/$R.jpg", "lost+found/a.jpg"]
     folders += ["sub/__MACOSX/a.jpg", "System Volume Information/a.jpg", ".@__thumb/a.jpg", ".Trash-1000/files/a.jpg"]
     leftovers = ["Icon\r", "Thumbs.db", "Desktop.ini", "IMG_1.jpg@SynoEAStream", "IMG_1.jpg:Zone.Identifier"]
-    write(tmp_path, *photographs, *folders, *leftovers, "MVI_1.THM", "GOPR1.lrv", "._IMG_1.jpg", ".nomedia")
+    write(
+        tmp_path,
+        *photographs,
+        *folders,
+        *leftovers,
+        "MVI_1.THM",
+        "GOPR1.lrv",
+        "._IMG_1.jpg",
+        ".nomedia",
+        ".b.jpg.icloud",
+    )
     assert sorted(keys(tmp_path)) == sorted(photographs)
     machines = {f"1 folder {name}" for name in ("@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX")}
     assert left_out(caplog) == machines | {
@@ -67,6 +77,7 @@ def test_what_machines_put_beside_photographs_is_left_out_and_counted(tmp_path, 
         "2 hidden folders",
         "2 hidden names",
         "2 thumbnails of a camera",
+        "1 file that iCloud has not downloaded",
         "5 leftovers of a system",
     }
 

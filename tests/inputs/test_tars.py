@@ -180,3 +180,18 @@ def test_our_own_webdataset_export_is_labelled_again_without_its_masks(tmp_path)
     samples = {f"a_{i}{ending}": b"1" for i in range(2) for ending in ((".png", ".jpg")[i], ".mask.png", ".json")}
     tar_of(tmp_path / "shard-000000.tar", samples)
     assert keys(tmp_path / "shard-000000.tar") == ["shard-000000/a_0.png", "shard-000000/a_1.jpg"]
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_tars_one_behind_the_other_are_read_to_the_end(format, tmp_path):
+    for name in ("a", "b"):
+        tar_of(
+            tmp_path / f"{name}.part",
+            {f"{name}{'x' * 120}.jpg": name.encode(), "both.jpg": name.encode()},
+            format=format,
+        )
+    content = (tmp_path / "a.part").read_bytes() + (tmp_path / "b.part").read_bytes()
+    (tmp_path / "x.tar").write_bytes(content)
+    assert sorted(contents(tmp_path / "x.tar")) == [b"a", b"b", b"b"]
+    (tmp_path / "x.tar").write_bytes(content + b"a signature, which is no tar")
+    assert sorted(contents(tmp_path / "x.tar")) == [b"a", b"b", b"b"]
