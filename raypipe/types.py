@@ -77,9 +77,9 @@ class Segmenter(ABC):
 
     @classmethod
     def finds(cls) -> str:
-        """What its masks are, in a sentence: the first line of its documentation; "" without one."""
-        line = (cls.__doc__ or "").strip().partition("\n")[0]
-        return "" if line.startswith(f"{cls.__name__}(") else line  # what a dataclass writes for want of one
+        """What its masks are: the first paragraph of its documentation; "" without one."""
+        text = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+        return "" if text.startswith(f"{cls.__name__}(") else text  # what a dataclass writes for want of one
 
     def load(self, device: str) -> None:  # noqa: B027 - most CPU methods have nothing to load
         """Read weights. Runs once per actor, never on the driver. device: "cpu" or "cuda"."""

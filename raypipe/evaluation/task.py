@@ -42,6 +42,7 @@ class Value(NamedTuple):
     unit: str = ""
     better: Literal["high", "low"] = "high"
     tie: str | None = None  # the value that tells apart what is equal in this one
+    peeks: bool = False  # takes what meets an image's label best, which nobody can do for an image without one
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,11 @@ class Figure(NamedTuple):
     folder: str  # in the run
     column: str  # of its tables
     better: str = "high"  # or low
-    word: str = ""  # for the title in a sign
 
     @property
     def sign(self) -> str:
         """What an image is called whose value is far on the bad side."""
-        return f"{'low' if self.better == 'high' else 'high'} {(self.word or self.title).lower()}"
+        return f"{'low' if self.better == 'high' else 'high'} {self.title.lower()}"
 
 
 class Choice(NamedTuple):
@@ -94,9 +93,7 @@ def measured() -> dict[str, Figure]:
         kind = tasks.find(task)
         for name in kind.PER_IMAGE:
             value = kind.SHOWN[name]
-            title = f"{value.title}, {value.unit}" if value.unit else value.title
-            folder = f"metrics/task={task}"
-            figures[f"{task}_{name}"] = Figure(title, "", folder, name, value.better, word=value.title)
+            figures[f"{task}_{name}"] = Figure(value.title, value.unit, f"metrics/task={task}", name, value.better)
     return figures
 
 

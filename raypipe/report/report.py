@@ -97,7 +97,7 @@ def report(options: Report) -> Result:
         cards=cards,
         views=views,
         notes=notes,
-        words=words.glossary({n: titles()[n][0] for n in views}, {s for pane in panes for s in pane["odd"]}, notes),
+        words=words.glossary({n: headings()[n] for n in views}, {s for pane in panes for s in pane["odd"]}, notes),
         charts=charts(shown),
         errors=[errors(run) for run in shown],
         provenance=[_provenance(run) for run in shown],
@@ -139,6 +139,14 @@ def titles() -> dict[str, tuple[str, str]]:
         **{name: (figure.title, figure.unit) for name, figure in measures.measured().items()},
         "seconds": ("Time in the method", "s per image"),
         "megapixels": ("Image size", "megapixels"),
+    }
+
+
+def headings() -> dict[str, str]:
+    """What each figure is called where its unit does not stand beside it; of a task's the unit says which one it is."""
+    return {
+        name: f"{title}, {unit}" if unit and name in measures.measured() and name != "agreement" else title
+        for name, (title, unit) in titles().items()
     }
 
 
@@ -300,9 +308,13 @@ def _provenance(run: RunShown) -> dict:
 
 def render(**content) -> str:
     """The page's HTML."""
-    names = {name: title for name, (title, _) in titles().items()}
     colours = [f"#{bytes(colour).hex()}" for colour in COLOURS]
-    content |= {"titles": names, "metrics": [*measures.measured(), "score"], "colours": colours, "meaning": words.NOTES}
+    content |= {
+        "titles": headings(),
+        "metrics": [*measures.measured(), "score"],
+        "colours": colours,
+        "meaning": words.NOTES,
+    }
     filters = {"number": _number, "commas": "{:,}".format, "of_images": count_of_images}
     return html.render("report.html.j2", "report.js", **filters, **content)
 

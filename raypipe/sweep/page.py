@@ -6,7 +6,7 @@ import itertools
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raypipe import masks
 from raypipe.evaluation.sums import Sums
-from raypipe.evaluation.task import Task
+from raypipe.evaluation.task import Task, Value
 from raypipe.pictures.overlay import jpeg, overlay, resized, scaled, shrunk
 from raypipe.report import html
 from raypipe.run import provenance, rows
@@ -29,13 +29,15 @@ from raypipe.types import BadImage
 
 STRIP_IMAGES = 6  # images in a strip
 STRIP_VALUES = 13  # values across, evenly chosen where there are more
-SIDE = 200  # pixels of a picture's longer side
-QUALITY = 80  # of its JPEG
-OUTLINE_COLOUR = (255, 255, 255)  # of the label
+SIDE = 400  # pixels of a picture's longer side
+QUALITY = 75  # of its JPEG
+OUTLINE = (((0, 0, 0), 3), ((255, 255, 255), 1))  # of the label, colour and width: white on dark and dark on white show
 TABLE_ROWS = 500  # settings in the page's table; trials.parquet has all
 GRID_CELLS = 400  # of a table of two parameters
 DECADES = 30  # largest over smallest value from which an axis is logarithmic
 NAME_SHARE = 0.09  # of a curve's width that the name of a value takes
+MOST_LINES = 4  # in a curve; the table of settings has all values
+STEPS = 5  # between the lines of a vertical axis, about
 PLOT = (520, 220)  # width and height of a curve's plane
 
 
@@ -48,8 +50,7 @@ class Curve(NamedTuple):
     named: list[int]  # indices of the values that have room for their name below the axis
     lines: dict[str, list[float | None]]  # the task's values by name, each at each of `values`
     others: list[tuple[float, float]]  # all other settings: where they lie, 0..1, and the metric
-    low: float  # limits of the vertical axis
-    high: float
+    levels: list[float]  # round numbers from the bottom of the vertical axis to its top
 
 
 def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: list[str]) -> str:
@@ -74,6 +75,9 @@ def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: 
         swept=swept,
         metric=metric,
         tie=tie,
+        first=first_values(chosen.means, metric),
+        titles={name: title(value) for name, value in task.SHOWN.items()},
+        caution=caution(chosen, every, swept, task, metric),
         settings=every,
         table=every[:TABLE_ROWS],
         curves=[curve(name, lines[name], every, metric) for name in swept],
@@ -89,7 +93,7 @@ def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: 
 
 def render(**content) -> str:
     """The page's HTML."""
-    return html.render("sweep.html.j2", "sweep.js", shown=shown, quoted=shlex.quote, plot=PLOT, **content)
+    return html.render("sweep.html.j2", "sweep.js", shown=shown, named=named, quoted=shlex.quote, plot=PLOT, **content)
 
 
 def along(name: str, chosen: Setting, every: list[Setting], swept: list[str]) -> list[Setting]:
@@ -109,15 +113,53 @@ def curve(name: str, line: list[Setting], every: list[Setting], metric: str) -> 
     measured = [each for each in every if each.status == "done" and each.means[metric] is not None]
     values = [each.values.get(name) for each in line]
     tick_of = _scale([each.values.get(name) for each in [*line, *measured]])
-    lines = {mean: [each.means[mean] for each in line] for mean in line[0].means}
-    lines = {metric: lines[metric]} | lines
+    lines = {mean: [each.means[mean] for each in line] for mean in first_values(line[0].means, metric)}
     others = [(tick_of(each.values.get(name)), each.means[metric]) for each in measured if each not in line]
     heights = [value for mean in lines.values() for value in mean if value is not None] + [y for _, y in others]
-    low, high = min(heights), max(heights)
-    margin = max(0.05 * (high - low), 0.005)
-    low = max(0.0, low - margin) if low >= 0 else low - margin
     ticks = [tick_of(value) for value in values]
-    return Curve(name, values, ticks, _apart(ticks), lines, others, low, high + margin)
+    return Curve(name, values, ticks, _apart(ticks), lines, others, levels(min(heights), max(heights)))
+
+
+def first_values(means: Iterable[str], metric: str) -> list[str]:
+    """The values that the page shows at first sight: the metric and the first of the others."""
+    return list(dict.fromkeys([metric, *means]))[:MOST_LINES]
+
+
+def levels(low: float, high: float) -> list[float]:
+    """Round numbers, evenly spaced, that begin at or below low and end at or above high."""
+    span = max(high - low, 0.01)
+    power = 10.0 ** math.floor(math.log10(span / STEPS))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * STEPS >= span)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def caution(chosen: Setting, every: list[Setting], swept: list[str], task: Task, metric: str) -> str:
+    """What to know of a metric that looks at the labels: another setting may be better without them. "" of others."""
+    value = task.SHOWN[metric]
+    there = chosen.means.get(value.tie)
+    if not value.peeks or there is None:
+        return ""
+    tie, sign = task.SHOWN[value.tie], "max" if task.SHOWN[value.tie].better == "high" else "min"
+    highest = best(every, value.tie, sign)
+    setting = ", ".join(f"{name} {named(highest.values.get(name))}" for name in swept)
+    best_is = f"the best is {shown(highest.means[value.tie])} with {setting} (--metric {value.tie})"
+    return (
+        f"{title(value)} takes for each image what meets its label best, so more masks have better chances. Of a new "
+        "photograph nobody knows that choice, and best.yaml does not hold it. Without it, "
+        f"{title(tie)} is {shown(there)} here; "
+        f"{'no setting is better' if highest.means[value.tie] == there else best_is}."
+    )
+
+
+def title(value: Value) -> str:
+    """What a value is called, in words."""
+    return f"{value.title}, {value.unit}" if value.unit else value.title
+
+
+def named(value) -> str:
+    """A parameter's value, as `--over` takes it."""
+    return "None" if value is None else shown(value)
 
 
 def planes(every: list[Setting], swept: list[str], metric: str, goal: str) -> list[dict]:
@@ -205,7 +247,7 @@ def draw_sample(trial: Trial, stored: list[dict], metric: str) -> dict[str, dict
 
 
 def draw(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None, outline: np.ndarray) -> str:
-    """A small picture as a data URI: masks in colour, what lies outside the foreground dark, the outline in white.
+    """A picture as a data URI: masks in colour, what lies outside the foreground dark, the outline white and black.
 
     image: RGB uint8 (H, W, 3). found: masks, bool (N, H, W). foreground: bool (H, W), None = all. outline: bool (H, W).
     """
@@ -215,7 +257,9 @@ def draw(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None, ou
     small = np.array([shrunk(mask, size) for mask in found], bool).reshape(-1, *size)
     picture = overlay(resized(image, size), small, None if foreground is None else shrunk(foreground, size))
     contours = cv2.findContours(shrunk(outline, size).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    return jpeg(cv2.drawContours(picture, contours, -1, OUTLINE_COLOUR, 1), QUALITY)
+    for colour, width in OUTLINE:
+        cv2.drawContours(picture, contours, -1, colour, width)
+    return jpeg(picture, QUALITY)
 
 
 def _apart(ticks: list[float]) -> list[int]:

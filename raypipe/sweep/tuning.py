@@ -46,7 +46,8 @@ def run_trials(planned: list[Trial]) -> None:
         write_state(trial, status=read_state(trial.output)["status"])
     if not todo:
         return
-    log.info("%s of %s trials to run on %s", len(todo), len(planned), count_of_images(len(todo[0].images)))
+    each, total = (count_of_images(sum(len(trial.images) for trial in trials)) for trials in (todo[:1], todo))
+    log.info("%s of %s trials to run, each on %s: %s in all", len(todo), len(planned), each, total)
     if todo[0].sweep.search == "asha":  # earlier ones report again, so that others are compared with them
         run_on_tune([*done, *todo])
     elif len(todo) == 1:
@@ -200,6 +201,7 @@ def share_foreground(todo: list[Trial]) -> list[Trial]:
     kinds = {(str(trial.foreground), trial.segmenter.seed) for trial in todo}
     if len(kinds) > 1 or todo[0].foreground is None or todo[0].foreground.kind != "grabcut":
         return todo
+    log.info("the foreground first, which all trials share")
     grabcut = segmenters.find("grabcut")(seed=todo[0].segmenter.seed)
     output = Folder(todo[0].sweep.output).location("foreground").uri
     common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)

@@ -158,7 +158,7 @@ def test_a_report_shows_what_a_task_says_of_single_images(tmp_path, monkeypatch)
     assert odd["00.png"] > 0 == odd["01.png"] == odd["none.png"]
     report(Report((str(tmp_path / "run"),)))
     page = (tmp_path / "run/report.html").read_text()
-    assert "<strong>Excess, of the label</strong>" in page and "better polarity" not in page
+    assert "<strong>Excess</strong> <span>of the label</span>" in page and "better polarity" not in page
 
 
 def test_the_table_of_a_task_keeps_the_types_of_its_columns():

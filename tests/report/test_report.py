@@ -1,12 +1,10 @@
 """The page about a run: what is chosen for it, its figures, its safety, and how it works in a browser."""
 
-import base64
 import io
 import json
 import os
 import re
 import shlex
-import shutil
 from hashlib import blake2b, sha256
 from html import unescape
 from pathlib import Path
@@ -16,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support import browsing
+from support.browsing import open_uri
 
 import raypipe
 from raypipe import masks, schema
@@ -28,9 +28,6 @@ from raypipe.run import Run, new_attempt
 from raypipe.run.rows import load, run_names
 from raypipe.storage import hold
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
     "<script>alert(1)</script>.png",
@@ -189,10 +186,6 @@ def test_a_picture_shrinks_until_it_fits_its_bytes():
     assert (large.width, large.height) == (480, 320) and small.width < 480 and small.nbytes <= 60_000
 
 
-def open_uri(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-
-
 def encoded(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -291,7 +284,7 @@ def test_a_measure_is_shown_with_the_mean_that_evaluate_gives_and_the_median(tmp
     run.folder.write_table(dice, "metrics", "task=pattern", "labels.parquet")
     report(Report(runs=(str(run),)))
     text = plain(tmp_path / "kmeans/report.html")
-    assert "Pattern Dice, better polarity 0.533 mean, 0.7 median" in text
+    assert "Dice, better polarity 0.533 mean, 0.7 median" in text
     assert "the rest of the foreground" in text
 
 
@@ -316,13 +309,7 @@ def plain(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium on the PATH (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
+    yield from browsing.started()
 
 
 @pytest.fixture

@@ -42,15 +42,17 @@ class Pattern(Task):
     )
     SHOWN = {  # a method and its inverse are equal with the better polarity: the fixed one tells them apart
         "dice_fixed": Value("Dice", "first mask"),
-        "dice_best": Value("Dice", "better polarity", tie="dice_fixed"),
+        "dice_best": Value("Dice", "better polarity", tie="dice_fixed", peeks=True),
         "iou_fixed": Value("IoU", "first mask"),
-        "iou_best": Value("IoU", "better polarity", tie="iou_fixed"),
+        "iou_best": Value("IoU", "better polarity", tie="iou_fixed", peeks=True),
         "precision_fixed": Value("Precision", "first mask"),
-        "precision_best": Value("Precision", "better polarity", tie="precision_fixed"),
+        "precision_best": Value("Precision", "better polarity", tie="precision_fixed", peeks=True),
         "recall_fixed": Value("Recall", "first mask"),
-        "recall_best": Value("Recall", "better polarity", tie="recall_fixed"),
+        "recall_best": Value("Recall", "better polarity", tie="recall_fixed", peeks=True),
         "fp_share_fixed": Value("False-positive share", "first mask", better="low"),
-        "fp_share_best": Value("False-positive share", "better polarity", better="low", tie="fp_share_fixed"),
+        "fp_share_best": Value(
+            "False-positive share", "better polarity", better="low", tie="fp_share_fixed", peeks=True
+        ),
     }
     METRIC = "dice_best"
     PER_IMAGE = ("dice_best",)

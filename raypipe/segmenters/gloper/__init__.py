@@ -58,7 +58,9 @@ class Prepared(NamedTuple):
 
 @dataclass
 class Gloper(PatternSegmenter):
-    """One soft mask: how much nearer each pixel is to the darker of its tile's two colours."""
+    """One soft mask: how much nearer each pixel is to the darker of its tile's two colours. A tile of one shade falls
+    to one of them as a whole, which shows as a square.
+    """
 
     threshold: float | None = None  # rho (0.5 in the reference): 0.45..0.60 is useful, 0.15 and less is all, 0.85 none
     seed: int = 41  # of initial weights and noise, the same for every image and local size (reference)

@@ -1,0 +1,116 @@
+"""The page of a sweep: words, round axes, a caution about labels, pictures that enlarge."""
+
+import re
+
+import numpy as np
+import pytest
+from support import browsing
+from support.browsing import open_uri
+
+from raypipe.evaluation.tasks.pattern import Pattern
+from raypipe.pictures.overlay import jpeg
+from raypipe.sweep.page import caution, curve, draw, levels, render
+from raypipe.sweep.ranking import Setting
+
+
+def setting(k: int, dice_best: float, dice_fixed: float) -> Setting:
+    means = {"dice_fixed": dice_fixed, "dice_best": dice_best, "iou_fixed": 0.4, "iou_best": 0.5}
+    return Setting(f"t{k}", {"k": k, "size": None}, "done", means, images=2, failed_images=0, seconds=1.0, error="")
+
+
+SETTINGS = [setting(3, 0.7, 0.56), setting(4, 0.68, 0.5), setting(2, 0.63, 0.57)]
+
+
+@pytest.mark.parametrize(
+    "low, high, wanted",
+    [
+        (0.385, 0.7032, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
+        (0.2, 0.4, [0.2, 0.25, 0.3, 0.35, 0.4]),
+        (0.719, 0.721, [0.718, 0.72, 0.722]),
+        (-3.0, 12.0, [-5.0, 0.0, 5.0, 10.0, 15.0]),
+        (0.5, 0.5, [0.5, 0.502]),
+    ],
+)
+def test_an_axis_has_round_numbers(low, high, wanted):
+    assert levels(low, high) == pytest.approx(wanted)
+
+
+def test_a_metric_that_looks_at_the_label_says_so_and_which_setting_is_best_without():
+    text = caution(SETTINGS[0], SETTINGS, ["k"], Pattern(), "dice_best")
+    assert "Dice, first mask is 0.56 here; the best is 0.57 with k 2 (--metric dice_fixed)" in text
+    assert "best.yaml does not hold it" in text
+    assert "no setting is better" in caution(SETTINGS[2], SETTINGS, ["k"], Pattern(), "dice_best")
+    assert caution(SETTINGS[0], SETTINGS, ["k"], Pattern(), "dice_fixed") == ""
+
+
+def test_the_labels_contour_shows_on_white_and_on_black():
+    image = np.zeros((80, 120, 3), np.uint8)
+    image[:, 60:] = 255
+    outline = np.zeros((80, 120), bool)
+    outline[20:60, 20:100] = True
+    found = np.zeros((0, 80, 120), bool)
+    drawn = np.asarray(open_uri(draw(image, found, None, outline)))
+    assert drawn[18:23, 40].max() > 200 and drawn[18:23, 80].min() < 60
+
+
+@pytest.fixture
+def page(tmp_path):
+    picture = jpeg(np.full((30, 40, 3), 120, np.uint8), 80)
+    cells = [{"picture": picture, "value": value} for value in (0.25, 0.75)]
+    words = {"dice_fixed": "Dice, first mask", "dice_best": "Dice, better polarity"}
+    words |= {"iou_fixed": "IoU, first mask", "iou_best": "IoU, better polarity"}
+    text = render(
+        title="kmeans: k",
+        method="kmeans",
+        folder="/sweep",
+        images=2,
+        best=SETTINGS[0],
+        swept=["k"],
+        metric="dice_best",
+        tie="dice_fixed",
+        first=["dice_best", "dice_fixed"],
+        titles=words,
+        caution="mind the label",
+        settings=SETTINGS,
+        table=SETTINGS,
+        curves=[curve("k", [SETTINGS[2], SETTINGS[0], SETTINGS[1]], SETTINGS, "dice_best")],
+        planes=[],
+        groups=[],
+        strips=[{"name": "k", "values": [2, 3], "lines": {"<b>.png": cells, "b.png": cells}}],
+        made="2026-01-01T00:00:00",
+        version="1",
+    )
+    (tmp_path / "sweep.html").write_text(text)
+    return tmp_path / "sweep.html"
+
+
+def test_the_page_speaks_in_words(page):
+    text = page.read_text()
+    shown = re.sub("<[^>]+>", " ", text.partition("<body>")[2].partition("<script>")[0])
+    assert "Dice, better polarity: ranks the settings" in shown and "mind the label" in shown
+    assert not re.search(r"dice_|iou_", shown)
+    assert "size" in shown and "None" in shown
+
+
+@pytest.fixture(scope="module")
+def browser():
+    yield from browsing.started()
+
+
+def test_pictures_enlarge_and_the_arrows_go_on(browser, page):
+    complaints, tab = [], browser.new_page(viewport={"width": 390, "height": 800})
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.goto(page.as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390 and not tab.is_visible("#viewer")
+    tab.locator(".zoom").first.click()
+    seen = [tab.inner_text("#viewer-name")]
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft"):
+        tab.keyboard.press(key)
+        seen.append(tab.inner_text("#viewer-name"))
+    places = [text.partition(":")[0] for text in seen]
+    assert places == ["<b>.png, k 2", "<b>.png, k 3", "b.png, k 3", "b.png, k 3", "b.png, k 2"]
+    assert seen[0].endswith("Dice, better polarity 0.25")
+    tab.keyboard.press("Escape")
+    assert not tab.is_visible("#viewer") and complaints == []
+    tab.close()
