@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import posixpath
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -54,13 +54,28 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
     exist.
     """
     files, meanings = _listed(folder)
-    by_path, unused = _by(_path, files), dict(files)
+    keys = dict.fromkeys(keys)
+    beside = {name: place for name, place in files.items() if name not in keys}
+    location = _matched(keys, beside) if len(files) - len(beside) == len(keys) else {}
+    if 2 * len(location) > len(keys):  # masks beside the photographs themselves
+        files = beside
+    else:
+        location = _matched(keys, files)
+    used = set(location.values())
+    return Matches(
+        location, [name for name, place in files.items() if place not in used], list(files.items()), meanings
+    )
+
+
+def _matched(keys: Iterable[str], files: dict[str, str]) -> dict[str, str]:
+    """The location of the file of each image that has one."""
+    by_path, unused = _by(_path, files), set(files)
     location, waiting = {}, []
-    for key in dict.fromkeys(keys):
+    for key in keys:
         names = by_path.get(_path(key), ())
         if len(names) == 1:
             location[key] = files[names[0]]
-            unused.pop(names[0], None)
+            unused.discard(names[0])
         else:
             waiting.append(key)
     for of_image, of_file in FORMS:
@@ -70,9 +85,10 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
         for form, claimants in _by(of_image, waiting).items():
             names = by_form.get(form, ())
             if len(names) == len(claimants) == 1 and names[0] in unused:
-                location[claimants[0]] = unused.pop(names[0])
+                location[claimants[0]] = files[names[0]]
+                unused.remove(names[0])
         waiting = [key for key in waiting if key not in location]
-    return Matches(location, list(unused), list(files.items()), meanings)
+    return location
 
 
 def difference(key: str, names: Sequence[str], *, what: str) -> str:
@@ -144,19 +160,20 @@ def _by(form: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]
 
 
 def _path(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return posixpath.splitext(name)[0]
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name).stem
+    return _path(posixpath.basename(name))
 
 
 def _plain(name: str) -> str:
     """A name without its ending, whatever its Unicode form, letter case and separators."""
-    path = PurePosixPath(name)
-    while path.suffix.lower() in PICTURES:
-        path = path.with_suffix("")
-    return SEPARATORS.sub("_", unicodedata.normalize("NFC", str(path)).casefold())
+    stem, ending = posixpath.splitext(name)
+    while ending.lower() in PICTURES:
+        name = stem
+        stem, ending = posixpath.splitext(name)
+    return SEPARATORS.sub("_", unicodedata.normalize("NFC", name).casefold())
 
 
 def _words(name: str) -> str:
@@ -165,22 +182,18 @@ def _words(name: str) -> str:
     return folder + slash + PREFIX.sub("", SUFFIX.sub("", stem))
 
 
-def _name(name: str) -> str:
-    return PurePosixPath(name).name
-
-
 def _plain_name(name: str) -> str:
-    return _plain(_name(name))
+    return _plain(posixpath.basename(name))
 
 
 def _words_name(name: str) -> str:
-    return _words(_name(name))
+    return _words(posixpath.basename(name))
 
 
 FORMS = (  # of an image's key, and of a mask file's name
     (str, _path),
     (_stem, _stem),
-    (_name, _stem),
+    (posixpath.basename, _stem),
     (_plain, _plain),
     (_plain_name, _plain_name),
     (_plain, _words),

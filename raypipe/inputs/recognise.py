@@ -165,9 +165,10 @@ def _like(levels: np.ndarray, values: np.ndarray, counts: np.ndarray, white: flo
 
 
 def _like_of_colours(values: np.ndarray, file: Stored) -> str:
-    if len(values) <= FEW and not file.is_lossy:
-        return "index"
-    return "ink" if _sheet(file.picture.min(2) > PALE * 255) == "ink" else "photograph"
+    is_map = len(values) <= FEW and not file.is_lossy
+    if (len(values) == 2 or not is_map) and _sheet(file.picture.min(2) > PALE * 255) == "ink":
+        return "ink"
+    return "index" if is_map else "photograph"
 
 
 def _sheet(light: np.ndarray) -> str:
@@ -257,7 +258,8 @@ def _of_numbers(looks: list[Look], what: str, option: str) -> tuple[Kind, str]:
     if len(objects) == 1:
         return Kind("nonzero"), f"value {objects.pop()}"
     pixels = sum(total.values())
-    found = ", ".join(f"{value} ({count / pixels:.1%})" for value, count in total.most_common(8))
+    shown = {value: f"{value} (#{value:06x})" if value > 0xFFFF else str(value) for value in total}  # as a colour
+    found = ", ".join(f"{shown[value]} {count / pixels:.1%}" for value, count in total.most_common(8))
     more = ", ..." if len(total) > 8 else ""
     raise ValueError(f"the {what} have several values, {found}{more}; which of them is the object? {option}")
 

@@ -97,6 +97,7 @@ MADE = {  # a file of a mask, its kind
     "ink on white, one bit": (lambda m: Image.fromarray(~m), "ink"),
     "ink on white, palette": (lambda m: palette(m, WHITE, BLACK), "ink"),
     "ink on transparent": (on_transparent, "ink"),
+    "red ink": (lambda m: Image.fromarray(np.where(m[..., None], RED, WHITE).astype(np.uint8)), "ink"),
 }
 
 
@@ -182,7 +183,7 @@ def test_several_classes_are_asked_for_and_numbers_are_read_as_stored(tmp_path):
     classes = [np.where(mask, 1 + i, 0) + 2 * ring(mask) for i, mask in enumerate((first, second))]
     for name, make in {"grey": grey, "palette": lambda m: palette(m, BLACK, RED, WHITE, RED)}.items():
         folder = save(tmp_path / name, [make(values) for values in classes])
-        with pytest.raises(ValueError, match=r"several values, 0 \(.*%\), .*which of them is the object\? OPTION"):
+        with pytest.raises(ValueError, match=r"several values, 0 .*%, 1 .*which of them is the object\? OPTION"):
             recognised(folder)
         np.testing.assert_array_equal(read_all(folder, parse("1,2")), [v > 0 for v in classes])
         np.testing.assert_array_equal(read_all(folder, parse("1")), [v == 1 for v in classes])
@@ -251,6 +252,21 @@ def test_no_image_gets_a_mask_that_may_be_anothers(tmp_path):
     touch(tmp_path, ["a_mask.png", "a_seg.png", "b.png", "c_mask.png", "x/d_mask.png", "y/d_mask.png"])
     matches = maskfiles.match(str(tmp_path), ["a.jpg", "b.jpg", "B.jpg", "C.jpg", "c.jpg", "d.jpg"])
     assert list(matches.location) == ["b.jpg"]
+
+
+@pytest.mark.parametrize("name", ["{}.png", "{}_mask.png", "{}.jpg.png"])
+def test_masks_may_lie_beside_their_photographs(tmp_path, name):
+    files = [f"{stem}.jpg" for stem in "abc"] + [name.format(stem) for stem in "ab"]
+    folder = touch(tmp_path, files)
+    matches = maskfiles.match(folder, ["a.jpg", "b.jpg", "c.jpg"])
+    assert matches.location == {f"{stem}.jpg": f"{folder}/{name.format(stem)}" for stem in "ab"}
+    assert [file for file, _ in matches.files] == [name.format(stem) for stem in "ab"]
+
+
+def test_labels_named_as_the_images_are_theirs_whatever_lies_beside(tmp_path):
+    folder = touch(tmp_path, ["a.png", "b.png", "c.png", "a_mask.png", "dog.png"])
+    matches = maskfiles.match(folder, ["a.png", "b.png", "c.png"])
+    assert matches.location == {f"{stem}.png": f"{folder}/{stem}.png" for stem in "abc"}
 
 
 @pytest.mark.parametrize(
