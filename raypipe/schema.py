@@ -11,10 +11,11 @@ MANIFEST = pa.schema(
         ("uri", pa.string()),  # for people: without user info and query; `#member` or `#row` for a part of a file
         ("key", pa.string()),  # path relative to the input; what labels, exports and other runs match on
         ("location", pa.string()),  # for machines: the path or full URI to open
-        ("start", pa.int64()),  # byte range of a tar member; null = the whole file
+        ("start", pa.int64()),  # byte range of a tar member; null = the whole file. With a row: which of its pictures
         ("length", pa.int64()),
-        ("row", pa.int64()),  # row of a Parquet file whose `column` holds the encoded bytes; null = not a table
-        ("column", pa.string()),
+        ("row", pa.int64()),  # row of a Parquet file whose `column` holds the picture; null = not a table
+        ("column", pa.string()),  # without a row, but with a range: `base64`, as the range holds text
+        ("public", pa.bool_()),  # comes from a list: may lead to public addresses of the web alone
     ]
 )
 

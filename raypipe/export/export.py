@@ -41,6 +41,7 @@ class Export:
     category: str | None = None  # name of segments without a label; None = cluster 0, ..., pattern or the method's name
     input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
     column: str | None = None  # as for `label`: the column of --input that holds URIs or images
+    allow_private: bool = False  # as for `label`: originals may lie in a private network
     overwrite: bool = False  # replace an earlier export in the output
 
 
@@ -78,7 +79,9 @@ def export(options: Export) -> Result:
     about = describe(run, options)
     joined = None if options.join is None else rows.read_joined(options.join)
     images = rows.select(run, where=options.where, joined=joined)
-    originals = Originals(options.input, column=options.column) if form.ORIGINALS else None
+    originals = None
+    if form.ORIGINALS:
+        originals = Originals(options.input, column=options.column, allow_private=options.allow_private)
     output = Location(options.output or run.folder.location("export", options.format))
     target = Target(output)
     target.clear(overwrite=options.overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from typing import NamedTuple
 
 from raypipe import storage
@@ -25,8 +26,25 @@ class Item(NamedTuple):
     length: int | None = None
     row: int | None = None
     column: str | None = None
+    public: bool = False  # an address out of a list: it may lead to public addresses of the web alone
 
 
 def unlisted(location: Location, name: str, start: int) -> Item:
     """The row that stands for all that a damaged file holds from byte `start` on: it becomes an error row at fetch."""
     return Item(location, f"{posixpath.splitext(storage.as_text(name))[0]}/damaged", "#damaged", start)
+
+
+class LeftOut:
+    """Records of lists and tables that give no row: how many for each reason, and where the first one stands."""
+
+    def __init__(self) -> None:
+        self._counts, self._first = Counter(), {}
+
+    def add(self, reason: str, place: str) -> None:
+        """Count a record. place: such as `line 3`."""
+        self._counts[reason] += 1
+        self._first.setdefault(reason, place)
+
+    def add_to(self, skipped: Counter) -> None:
+        """Put the reasons, each with its first place, among all that a listing left out."""
+        skipped.update({f"{reason} (first: {self._first[reason]})": count for reason, count in self._counts.items()})

@@ -1,91 +1,139 @@
-"""Images by lists of their addresses: text, separated columns, JSON lines."""
+"""Images by lists of their addresses: each record becomes rows, or is counted as left out."""
 
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import json
 import posixpath
-import re
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from raypipe import storage
-from raypipe.inputs.items import Item
+from raypipe.inputs.addresses import Addresses, Refused
+from raypipe.inputs.cells import Unusable, is_picture, leaves
+from raypipe.inputs.columns import find_column, find_folder, joined
+from raypipe.inputs.items import Item, LeftOut
+from raypipe.inputs.records import LINE, Record, decode, records
 from raypipe.storage import Location
 from raypipe.types import BadImage
 
-FIELD_CHARACTERS = 1 << 30  # of a CSV field: a column beside the URIs may hold whole documents or encoded images
-URI_COLUMNS = "uri url path file filename file_name image image_path image_uri image_url".split()
+SUFFIXES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson"}
+MAX_BYTES = 1 << 34  # of a list
+SAMPLE = 1000  # records that decide about the column; the next ones where these hold none
+BASE64 = "base64"  # the `column` of a row whose byte range is a picture as text
 
 
-def find_uri_column(names: list[str], column: str | None) -> str:
-    """The asked-for column, or the first of the usual names (in any case) that is there. Raises ValueError."""
-    lower = {name.strip().lower(): name for name in names}
-    usual = next((lower[name] for name in URI_COLUMNS if name in lower), None)
-    if column in names or (column is None and usual is not None):
-        return usual if column is None else column
-    wanted = f"column {column!r}" if column else f"column named {', '.join(URI_COLUMNS)}"
-    raise ValueError(f"no {wanted}; the columns are {', '.join(map(repr, names))}; choose one with --column")
+def list_entries(
+    source: Location, suffix: str, column: str | None, skipped: Counter, *, allow_private: bool
+) -> Iterator[Item]:
+    """The rows of a list. suffix: one of SUFFIXES. `skipped` counts the records without image.
 
-
-def uri_item(source: Location, entry: str) -> Item:
-    """The row of a file by its entry in the list or table `source`. Its key depends on nothing but the entry.
-
-    The key of a relative entry is the entry itself, normalised and without leading `..`; that of an absolute path is
-    the path, that of a URI host or bucket and path: no scheme, no credentials, no query of a web address.
+    Raises FileNotFoundError, and ValueError with the line for what cannot be read as such a list.
     """
-    location = storage.locate(source, entry)
-    if storage.split(entry) is not None:
-        key = Location(entry).partition("://")[2]
-    elif entry.lower().startswith(("/", "file://")):
-        key = storage.local_path(entry).lstrip("/")
-    else:
-        key = re.sub(r"^(\.\./)+", "", posixpath.normpath(entry))
-    return Item(location, storage.as_text(key))
-
-
-def of_list(source: Location, suffix: str, column: str | None) -> Iterator[Item]:
-    """The rows of a list. suffix: one of READ_LIST. Raises FileNotFoundError, ValueError."""
-    if suffix == ".txt" and column is not None:
-        raise ValueError(f"--column {column!r} has no effect: a .txt list has no columns")
     try:
-        content = storage.read_bytes(source, max_bytes=1 << 34)
+        content = storage.read_bytes(source, max_bytes=MAX_BYTES)
     except BadImage as error:
         raise (FileNotFoundError if error.kind == "missing" else ValueError)(error.message) from error
+    addresses = Addresses(source, allow_private=allow_private)
+    stem = posixpath.splitext(posixpath.basename(storage.as_text(source)))[0]
+    try:
+        text, encoding = decode(content, source)
+        name, folder, found = _planned(records(text, suffix), column, addresses)
+        embedded = _Embedded(source, content, encoding)
+        left_out = LeftOut()
+        yield from rows_of(found, name, addresses, left_out, folder=folder, stem=stem, embedded=embedded)
+        left_out.add_to(skipped)
+    except csv.Error as error:
+        raise ValueError(f"{source} cannot be read as {suffix}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
-    def entries() -> Iterator[str]:
-        lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="surrogateescape", newline=None)
+
+def _planned(
+    found: Iterator[Record], column: str | None, addresses: Addresses
+) -> tuple[str, str | None, Iterator[Record]]:
+    """The columns of the images and of their folders, by the first records that tell; and all records again."""
+    seen = []
+    while more := list(itertools.islice(found, SAMPLE)):
+        seen += more
         try:
-            yield from READ_LIST[suffix](lines, column)
-        except csv.Error as error:
-            raise ValueError(f"{source} cannot be read as {suffix}: {error}") from error
-
-    return (uri_item(source, entry) for entry in entries() if entry)
-
-
-def _lines(lines: Iterable[str], column: None) -> Iterator[str]:
-    return (line for line in map(str.strip, lines) if not line.startswith("#"))
-
-
-def _separated(lines: Iterable[str], column: str | None, *, separator: str = ",") -> Iterator[str]:
-    csv.field_size_limit(FIELD_CHARACTERS)
-    rows = csv.reader(lines, delimiter=separator)
-    names = next(rows, [])
-    index = names.index(find_uri_column(names, column))
-    return (row[index].strip() for row in rows if len(row) > index)
-
-
-def _json_lines(lines: Iterable[str], column: str | None) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+            return *_columns(more, column, addresses), itertools.chain(seen, found)
+        except ValueError:
             continue
+    return *_columns(seen, column, addresses), iter(seen)
+
+
+def _columns(seen: list[Record], column: str | None, addresses: Addresses) -> tuple[str, str | None]:
+    cells = [record for _, record in seen if isinstance(record, dict)]
+    names = dict.fromkeys(name for record in cells for name in record)
+    if not names.keys() - {LINE}:
+        if column is not None:
+            raise ValueError(f"--column {column!r} has no effect: the list has no columns")
+        return LINE, None
+    name = find_column({name: [record.get(name) for record in cells] for name in names}, column, addresses)
+    return name, find_folder(cells, name, addresses)
+
+
+def rows_of(
+    found: Iterable[Record],
+    column: str,
+    addresses: Addresses,
+    left_out: LeftOut,
+    *,
+    folder: str | None,
+    stem: str,
+    embedded: Callable[[str, str, str, int], Item],
+) -> Iterator[Item]:
+    """A row per picture in a column of records; those without are counted in `left_out`.
+
+    folder: the column with the folders of the files, if there is one. stem: begins the key of a picture in a cell.
+    embedded(text, key, part, index): the row of such a picture, which is the index-th of its cell.
+    """
+    for place, record in found:
+        word, _, number = place.partition(" ")
         try:
-            entry = json.loads(line)
-            column = column if column in entry else find_uri_column(list(entry), column)
-            yield str(entry[column] or "")
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"line {number} is not a JSON object: {error}") from None
+            for index, leaf, is_one in _pictures(record, column):
+                if is_picture(leaf):
+                    part = number if is_one else f"{number}.{index}"
+                    yield embedded(leaf, f"{stem}/{part.replace('.', '/')}", f"#{word}={part}", index)
+                else:
+                    yield addresses.item(joined(record.get(folder), leaf))
+        except (Unusable, Refused) as error:
+            left_out.add(str(error), place)
 
 
-READ_LIST = {".txt": _lines, ".csv": _separated, ".tsv": partial(_separated, separator="\t"), ".jsonl": _json_lines}
+def _pictures(record: dict | Unusable, column: str) -> list[tuple[int, str, bool]]:
+    """The pictures in a record: (index in its cell, base64 or address, whether it is the only one)."""
+    if isinstance(record, Unusable):
+        raise Unusable(f"record{{s}} with {record}")
+    try:
+        found = leaves(record.get(column))
+    except Unusable as error:
+        raise Unusable(f"record{{s}} with {error}" + (f" in {column!r}" if column else "")) from None
+    if not any(found):
+        raise Unusable("record{s} without image")
+    return [(index, leaf, len(found) == 1) for index, leaf in enumerate(found) if leaf]
+
+
+class _Embedded:
+    """Makes the rows of pictures that stand in a list as text, each by the range of bytes that holds it."""
+
+    def __init__(self, source: Location, content: bytes, encoding: str):
+        self._source, self._content, self._encoding, self._behind = source, content, encoding, 0
+
+    def __call__(self, text: str, key: str, part: str, index: int) -> Item:
+        escaped = json.dumps(text)[1:-1]
+        for spelling in dict.fromkeys((text, escaped, escaped.replace("/", "\\/"))):
+            encoded = spelling.encode(self._encoding)
+            start = self._content.find(encoded, self._behind)
+            if start >= 0:
+                self._behind = start + len(encoded)
+                return Item(self._source, key, part, start, len(encoded), None, BASE64)
+        raise Unusable("record{s} with a picture in an unusual spelling")
+
+
+def picture_text(content: bytes) -> str:
+    """The text of a picture from its range of bytes in a list: its characters are ASCII in all encodings."""
+    content = content.replace(b"\0", b"")
+    return json.loads(b'"' + content + b'"') if b"\\" in content else content.decode("ascii", "replace")

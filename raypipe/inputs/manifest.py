@@ -14,8 +14,10 @@ from hashlib import blake2b
 import pyarrow as pa
 
 from raypipe import schema, storage
-from raypipe.inputs import folders, lists
+from raypipe.inputs import folders
+from raypipe.inputs.cells import checked_size, picture_of
 from raypipe.inputs.items import PICTURES, Item
+from raypipe.inputs.lists import BASE64, SUFFIXES, list_entries, picture_text
 from raypipe.inputs.tables import list_tables, read_cell
 from raypipe.inputs.tars import list_tars
 from raypipe.storage import Location, map_ahead
@@ -24,6 +26,7 @@ from raypipe.types import BadImage
 log = logging.getLogger("raypipe")
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
+TEXT_FACTOR = 6  # bytes of a list for one of a picture at most: base64 in UTF-16 or UTF-32
 SHOWN = 20  # reasons for leaving files out, in one line
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
@@ -36,22 +39,22 @@ SIDECARS = set(
 SIDECAR_NAMES = {"license", "licence", "copying", "notice", "readme", "authors", "changelog", "makefile"}
 
 
-def list_inputs(source: str, *, column: str | None = None) -> pa.Table:
+def list_inputs(source: str, *, column: str | None = None, allow_private: bool = False) -> pa.Table:
     """List the images of a source without reading any pixel: rows of schema.MANIFEST. Logs what it left out.
 
-    source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl),
-    a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column: the column
-    of a list or table with URIs or images, or the ending of the pictures in tars; None finds it. Rows come in the order
-    of the names, or of the list. An image has the same key however the rest of the source changes; one that is listed
-    twice has one row.
+    source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl,
+    .json), a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column:
+    the column of a list or table with URIs or images, or the ending of the pictures in tars; None finds it.
+    allow_private: what a list or table names may lie in a private network. Rows come in the order of the names, or of
+    the list. An image has the same key however the rest of the source changes; one that is listed twice has one row.
     Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError.
     """
     source, skipped = Location(source), Counter()
     try:
-        items = _items(source, column, skipped)
+        items = _items(source, column, skipped, allow_private)
         first = next(items, None)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{source} does not exist") from None
+        raise FileNotFoundError(storage.missing(source)) from None
     except OSError as error:
         raise ValueError(f"{storage.fetch_error(error, source).message}") from error
     if first is None:
@@ -109,12 +112,12 @@ def _count(skipped: Counter) -> str:
     return ", ".join(words)
 
 
-def _items(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
+def _items(source: Location, column: str | None, skipped: Counter, allow_private: bool) -> Iterator[Item]:
     kind, parts, sidecars = folders.kind(source), storage.split(source), set()
     path = parts.key if parts else source.uri
     has_braces, is_web = folders.BRACES.search(path), parts is not None and parts.is_web
     if kind == "file" and not (is_web and has_braces):  # a web address is a file without asking
-        return _of_file(source, column, skipped)
+        return _of_file(source, column, skipped, allow_private)
     if kind == "other":
         raise ValueError(f"{source} is neither a file nor a folder")
     if kind == "folder":
@@ -122,28 +125,28 @@ def _items(source: Location, column: str | None, skipped: Counter) -> Iterator[I
     elif has_braces or folders.WILDCARD.search(path):
         folder, names = folders.glob(source.uri, skipped)
     elif other := folders.in_other_form(source):
-        return _items(other, column, skipped)
+        return _items(other, column, skipped, allow_private)
     else:
         raise FileNotFoundError(source)
     files = ((storage.join(folder, name), name.partition("?")[0] if is_web else name) for name in names)  # no secrets
-    return _of_files(files, column, skipped, sidecars=sidecars)
+    return _of_files(files, column, skipped, allow_private, sidecars=sidecars)
 
 
-def _of_file(source: Location, column: str | None, skipped: Counter) -> Iterator[Item]:
+def _of_file(source: Location, column: str | None, skipped: Counter, allow_private: bool) -> Iterator[Item]:
     location = source if storage.split(source) else Location(storage.normalise(source))
     name = storage.as_text(posixpath.basename(storage.local_path(location) or location))
     suffix = _suffix(name)
-    if suffix in lists.READ_LIST:
-        return lists.of_list(location, suffix, column)
+    if suffix in SUFFIXES:
+        return list_entries(location, suffix, column, skipped, allow_private=allow_private)
     if PACKED_TAR.search(name):
         raise ValueError(f"{name}: a compressed tar cannot be read in parallel; unpack it to .tar first")
     if suffix in SIDECARS:
-        raise ValueError(f"{name} is no image; lists end in .txt, .csv, .tsv or .jsonl, tables in .parquet")
-    return _of_files(iter([(location, name)]), column, skipped, sidecars=set())
+        raise ValueError(f"{name} is no image; lists end in {', '.join(sorted(SUFFIXES))}, tables in .parquet")
+    return _of_files(iter([(location, name)]), column, skipped, allow_private, sidecars=set())
 
 
 def _of_files(
-    files: Iterator[tuple[str, str]], column: str | None, skipped: Counter, *, sidecars: set[str]
+    files: Iterator[tuple[str, str]], column: str | None, skipped: Counter, allow_private: bool, *, sidecars: set[str]
 ) -> Iterator[Item]:
     """Images, or the contents of tars or tables where no name among the (location, relative name) pairs is a picture's.
 
@@ -171,7 +174,10 @@ def _of_files(
     beside = ".parquet" if tables else ".tar"
     strays = (_suffix(name) or "without extension" for _, name in seen if _suffix(name) not in (".tar", ".parquet"))
     skipped.update(f"{stray} (beside {beside})" for stray in strays)
-    yield from list_tables(tables, column) if tables else list_tars(tars, column, skipped)
+    if tables:
+        yield from list_tables(tables, column, skipped, allow_private=allow_private)
+    else:
+        yield from list_tars(tars, column, skipped)
 
 
 def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
@@ -207,11 +213,15 @@ def _bytes_or_error(row: dict, *, max_bytes: int) -> bytes | BadImage:
     location, start, length = Location(row["location"]), row["start"], row["length"]
     try:
         if row["row"] is not None:
-            return read_cell(location, row["column"], row=row["row"], max_bytes=max_bytes)
+            index, public = start or 0, row["public"]
+            return read_cell(location, row["column"], row=row["row"], index=index, max_bytes=max_bytes, public=public)
         if start is not None and length is None:
             text = f"{location} is damaged from byte {start} on: what follows is not listed; repair it"
             return BadImage("fetch", "damaged", text)
-        return storage.read_bytes(location, start=start, length=length, max_bytes=max_bytes)
+        if row["column"] == BASE64:
+            content = storage.read_bytes(location, start=start, length=length, max_bytes=TEXT_FACTOR * max_bytes)
+            return checked_size(picture_of(picture_text(content)), max_bytes)
+        return storage.read_bytes(location, start=start, length=length, max_bytes=max_bytes, public=row["public"])
     except BadImage as error:
         hint = " (--max-bytes)" if error.kind == "too_large" else ""
         return BadImage(error.stage, error.kind, error.message + hint)

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from raypipe import images
+from raypipe import images, schema
 from raypipe.inputs import manifest
 from raypipe.types import BadImage
 
@@ -30,9 +30,12 @@ class Originals:
     moved since need the input. Of a listing, `image_id` counts first, then `key`.
     """
 
-    def __init__(self, source: str | None = None, *, column: str | None = None):
-        """source, column: as `manifest.list_inputs` takes them. Raises what it raises."""
-        self._listed: pa.Table | None = None if source is None else manifest.list_inputs(source, column=column)
+    def __init__(self, source: str | None = None, *, column: str | None = None, allow_private: bool = False):
+        """source, column, allow_private: as `manifest.list_inputs` takes them. Raises what it raises."""
+        self._allow_private = allow_private
+        self._listed: pa.Table | None = None
+        if source is not None:
+            self._listed = manifest.list_inputs(source, column=column, allow_private=allow_private)
 
     def fetch(self, rows: Iterable[dict]) -> Iterator[tuple[dict, bytes | BadImage]]:
         """Each row with its original's bytes, whose sha256 is the row's, or with a BadImage.
@@ -53,7 +56,7 @@ class Originals:
     def _manifest_row(self, row: dict) -> dict | None:
         """The manifest row of an image; None when the listing does not hold it."""
         if self._listed is None:
-            return dict.fromkeys(("start", "length", "row", "column")) | {"location": row["uri"]}
+            return dict.fromkeys(schema.MANIFEST.names) | {"location": row["uri"], "public": not self._allow_private}
         index = self._by_id.get(row["image_id"], self._by_key.get(row["key"]))
         return None if index is None else self._listed.slice(index, 1).to_pylist()[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -13,16 +14,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import storage
-from raypipe.inputs.items import Item, unlisted
-from raypipe.inputs.lists import find_uri_column, uri_item
+from raypipe.inputs.addresses import Addresses, Refused
+from raypipe.inputs.cells import ADDRESS_FIELDS, Unusable, checked_size, is_picture, leaves, picture_of
+from raypipe.inputs.columns import find_column, find_folder
+from raypipe.inputs.items import Item, LeftOut, unlisted
+from raypipe.inputs.lists import rows_of
+from raypipe.inputs.records import Record
 from raypipe.storage import Location, map_ahead
 from raypipe.types import BadImage
 
-BATCH_ROWS = 50_000  # rows of a column of URIs that are read together
+BATCH_ROWS = 50_000  # rows of a column of addresses that are read together,
+BATCH_BYTES = 1 << 26  # and their bytes at most
+SAMPLE, SAMPLE_OF_BYTES = 64, 4  # rows that decide about the column; fewer where they may be pictures
+
+TEXT = (pa.string(), pa.large_string(), pa.string_view())
+BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
-def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[Item]:
-    """Rows of tables, given as (location, relative name).
+def list_tables(
+    files: list[tuple[str, str]], column: str | None, skipped: Counter, *, allow_private: bool
+) -> Iterator[Item]:
+    """Rows of tables, given as (location, relative name). `skipped` counts the rows without image.
 
     The first one decides about the column; then each file's footer is read, never its pixels. Raises ValueError when
     none is readable or the column is missing.
@@ -31,21 +43,20 @@ def list_tables(files: list[tuple[str, str]], column: str | None) -> Iterator[It
     if isinstance(first, Exception) and len(files) == 1:
         raise ValueError(f"{files[0][1]} is not a readable Parquet table: {first}")
     footers = [first, *map_ahead(_footer_or_error, (location for location, _ in files[1:]))]
-    tables = [footer.schema.to_arrow_schema() for footer in footers if not isinstance(footer, Exception)]
-    if not tables:
+    good = [pair for pair, footer in zip(files, footers, strict=True) if not isinstance(footer, Exception)]
+    if not good:
         raise ValueError(f"none of the {len(files)} .parquet files is readable: {first}")
-    name = _image_column(tables[0], column)
+    name, folder, are_pictures = _planned(good[0][0], column, Addresses(good[0][0], allow_private=allow_private))
     for (location, file), footer in zip(files, footers, strict=True):
         if isinstance(footer, Exception):
             yield unlisted(location, file, 0)
         elif footer.schema.to_arrow_schema().get_field_index(name) < 0:
             raise ValueError(f"{file} has no column {name!r}, which the other tables have")
-    good = [(*pair, footer) for pair, footer in zip(files, footers, strict=True) if not isinstance(footer, Exception)]
-    for location, file, footer in good:
-        if _holds(tables[0].field(name).type) == "uri":
-            yield from (uri_item(location, uri) for uri in _column_of_uris(location, name))
-        else:
-            yield from _cells_of(location, os.path.splitext(storage.as_text(file))[0], footer, name)
+    left_out = LeftOut()
+    for location, file in good:
+        table = _Table(location, os.path.splitext(storage.as_text(file))[0], name, allow_private=allow_private)
+        yield from table.items(folder, left_out, are_pictures=are_pictures)
+    left_out.add_to(skipped)
 
 
 def _footer_or_error(location: Location) -> pq.FileMetaData | Exception:
@@ -63,64 +74,144 @@ def _footer(location: Location) -> pq.FileMetaData:
         return storage.read_footer(file)
 
 
-def _holds(kind: pa.DataType) -> str:
-    """What a column of this type can be: `uri`, `bytes`, `struct` (Hugging Face image), or "" for something else."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return "struct"
-    if kind in (pa.string(), pa.large_string(), pa.string_view()):
-        return "uri"
-    return "bytes" if kind in (pa.binary(), pa.large_binary(), pa.binary_view()) else ""
+def _kind(kind: pa.DataType) -> str:
+    """What a column of this type can be: `text` (addresses, or base64), `bytes`, or "" for something else."""
+    if _is_list(kind) or pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_struct(kind):
+        kinds = [_kind(field.type) for field in kind if field.name in ("bytes", *ADDRESS_FIELDS)]
+        return next((each for each in ("bytes", "text") if each in kinds), "")
+    if kind in TEXT:
+        return "text"
+    return "bytes" if kind in BYTES or pa.types.is_fixed_size_binary(kind) else ""
 
 
-def _image_column(table: pa.Schema, column: str | None) -> str:
-    usable = {field.name: _holds(field.type) for field in table if _holds(field.type)}
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _planned(location: Location, column: str | None, addresses: Addresses) -> tuple[str, str | None, bool]:
+    """The column with the images, that with their folders, and whether the first one holds pictures themselves."""
+    schema = _footer(location).schema.to_arrow_schema()
+    kinds = {field.name: _kind(field.type) for field in schema if _kind(field.type)}
+    shown = ", ".join(f"{field.name!r} ({field.type})" for field in schema)
     if column is not None:
-        name = column.removesuffix(".bytes")
-        if name not in usable:
-            columns = ", ".join(f"{field.name!r} ({field.type})" for field in table)
-            raise ValueError(f"no column {column!r} of strings, bytes or images; the columns are {columns}")
-        return name
-    images = [name for name, kind in usable.items() if kind != "uri"]
-    if "image" in usable:
-        return "image"
-    if len(images) > 1:
-        raise ValueError(f"several columns may hold the image: {', '.join(images)}; choose one with --column")
-    return images[0] if images else find_uri_column([name for name in usable], None)
+        column = column if column in kinds else column.removesuffix(".bytes")
+        if column not in kinds:
+            raise ValueError(f"no column {column!r} of strings, bytes or images; the columns are {shown}")
+    if [*kinds.values()] == ["bytes"] or kinds.get(column) == "bytes":
+        return column or next(iter(kinds)), None, True
+    seen = _sample(location, kinds)
+    name = find_column({name: [row.get(name) for row in seen] for name in kinds}, column, addresses, shown=shown)
+    if kinds[name] == "bytes":
+        return name, None, True
+    first = next((leaf for row in seen for leaf in _leaves(row.get(name)) if leaf), None)
+    are_pictures = first is not None and is_picture(first)
+    return name, None if are_pictures else find_folder(seen, name, addresses), are_pictures
 
 
-def _column_of_uris(location: Location, name: str) -> Iterator[str]:
+def _sample(location: Location, kinds: dict[str, str]) -> list[dict]:
+    """The first rows of some columns; [] where they are damaged, which those who fetch them find out."""
+    footer = _footer(location)
+    count = SAMPLE_OF_BYTES if "bytes" in kinds.values() else SAMPLE
+    paths = [path for name in kinds for path in _stored(footer, name)]
     filesystem, path = storage.resolve(location)
-    with filesystem.open_input_file(path) as file, storage.open_table(file, _footer(location)) as table:
-        for batch in table.iter_batches(BATCH_ROWS, columns=[name]):
-            yield from filter(None, batch.column(0).to_pylist())
+    try:
+        with filesystem.open_input_file(path) as file, storage.open_table(file, footer) as table:
+            return next(table.iter_batches(count, columns=paths), pa.RecordBatch.from_pylist([])).to_pylist()
+    except (pa.ArrowException, OSError):
+        return []
 
 
-def _cells_of(location: Location, stem: str, footer: pq.FileMetaData, name: str) -> Iterator[Item]:
-    """A row per cell; where a whole row group has Hugging Face paths but no bytes, a row per path."""
-    leaves = [footer.schema.column(i).path for i in range(footer.num_columns)]
-    dotted = f"{name}.bytes" if f"{name}.bytes" in leaves else name
-    row = 0
-    for group in range(footer.num_row_groups):
-        chunk = footer.row_group(group).column(leaves.index(dotted))
-        count = footer.row_group(group).num_rows
-        paths = _column(location, f"{name}.path", group).to_pylist() if f"{name}.path" in leaves else [None] * count
-        empty = chunk.statistics is not None and chunk.statistics.null_count == count
-        for path in paths:
-            if empty and path:
-                yield uri_item(location, path)
+def _leaves(value: object) -> list[bytes | str | None]:
+    try:
+        return leaves(value)
+    except Unusable:
+        return []
+
+
+def _stored(footer: pq.FileMetaData, name: str) -> list[str]:
+    """The stored columns of a column's pictures and their addresses: of an object no other fields."""
+    stored = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    stored = [path for path in stored if path == name or path.startswith(f"{name}.")]
+    return [path for path in stored if path.rpartition(".")[2] in ("bytes", *ADDRESS_FIELDS)] or stored
+
+
+class _Table:
+    """One table, by the column with its images."""
+
+    def __init__(self, location: Location, stem: str, name: str, *, allow_private: bool):
+        self._location, self._stem, self._name, self._is_public = location, stem, name, not allow_private
+        self._footer = _footer(location)
+        self._type = self._footer.schema.to_arrow_schema().field(name).type
+        self._stored = _stored(self._footer, name)
+        self._addresses = Addresses(location, allow_private=allow_private)
+
+    def items(self, folder: str | None, left_out: LeftOut, *, are_pictures: bool) -> Iterator[Item]:
+        """A row per picture. are_pictures: so the first one says; what has no bytes is known when it is fetched."""
+        are_pictures = are_pictures or _kind(self._type) == "bytes"
+        options = {"folder": folder, "stem": self._stem, "embedded": self._item}
+        row = 0
+        for group in range(self._footer.num_row_groups):
+            if are_pictures and not self._is_empty(group):
+                yield from self._pictures(group, row, left_out)
             else:
-                yield Item(location, path or f"{stem}/{row}", f"#row={row}", row=row, column=dotted)
-            row += 1
+                yield from rows_of(self._records(group, row, folder), self._name, self._addresses, left_out, **options)
+            row += self._footer.row_group(group).num_rows
+
+    def _records(self, group: int, row: int, folder: str | None) -> Iterator[Record]:
+        """The rows of a row group, of which the first one is the row-th."""
+        columns = self._stored + (_stored(self._footer, folder) if folder else [])
+        facts, (filesystem, path) = self._footer.row_group(group), storage.resolve(self._location)
+        count = max(1, min(BATCH_ROWS, BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
+        with filesystem.open_input_file(path) as file, storage.open_table(file, self._footer) as table:
+            for batch in table.iter_batches(count, row_groups=[group], columns=columns):
+                yield from ((f"row {i}", record) for i, record in enumerate(batch.to_pylist(), row))
+                row += len(batch)
+
+    def _pictures(self, group: int, first: int, left_out: LeftOut) -> Iterator[Item]:
+        """The pictures of a row group, of which the first row is the first-th, without reading one."""
+        for row, paths in enumerate(self._paths(group), first):
+            if not paths:
+                left_out.add("record{s} without image", f"row {row}")
+            for index, path in enumerate(paths):
+                number = f"{row}.{index}" if len(paths) > 1 else f"{row}"
+                key = storage.as_text(path) if path else f"{self._stem}/{number.replace('.', '/')}"
+                yield self._item("", key, f"#row={number}", index)
+
+    def _paths(self, group: int) -> list[list[str | None]]:
+        """The pictures of each row, each by its path if it has one."""
+        path = next((name for name in self._stored if name.endswith(".path")), None)
+        if path is None and not _is_list(self._type):
+            return [[None]] * self._footer.row_group(group).num_rows
+        values = _column(self._location, (path or self._stored[0],), group)
+        if path is None:
+            return [[None] * (count or 0) for count in pc.list_value_length(values).to_pylist()]
+        cells = values.to_pylist() if _is_list(self._type) else [[cell] for cell in values.to_pylist()]
+        paths = [[picture and picture["path"] for picture in cell or []] for cell in cells]
+        return [[each if isinstance(each, str) else None for each in row] for row in paths]
+
+    def _is_empty(self, group: int) -> bool:
+        """Whether no row of a row group has bytes, if that is known without reading them."""
+        facts = self._footer.row_group(group)
+        chunks = {chunk.path_in_schema: chunk for chunk in map(facts.column, range(facts.num_columns))}
+        stored = next((name for name in self._stored if name.endswith(".bytes")), self._stored[0])
+        statistics = chunks[stored].statistics
+        return statistics is not None and statistics.null_count == facts.num_rows and not _is_list(self._type)
+
+    def _item(self, text: str, key: str, part: str, index: int) -> Item:
+        row = int(part.removeprefix("#row=").partition(".")[0])
+        column = f"{self._name}.bytes" if f"{self._name}.bytes" in self._stored else self._name
+        start = index if _is_list(self._type) else None
+        return Item(self._location, key, part, start, None, row, column, self._is_public)
 
 
 @storage.patiently
-def _column(location: Location, dotted: str, group: int) -> pa.ChunkedArray:
-    """One column, or one field of a struct, of one row group."""
+def _column(location: Location, stored: tuple[str, ...], group: int) -> pa.ChunkedArray:
+    """Some stored columns of one column, of one row group."""
     filesystem, path = storage.resolve(location)
     with filesystem.open_input_file(path) as file, storage.open_table(file, _footer(location)) as table:
-        values = table.read_row_group(group, columns=[dotted]).column(0)
-    return pc.struct_field(values, dotted.rpartition(".")[2]) if pa.types.is_struct(values.type) else values
+        return table.read_row_group(group, columns=list(stored)).column(0)
 
 
 _column_kept = lru_cache(maxsize=1)(_column)  # consecutive rows share it; more than one may not fit in memory
@@ -133,20 +224,29 @@ def _first_rows(location: Location) -> list[int]:
     return list(itertools.accumulate((footer.row_group(i).num_rows for i in range(footer.num_row_groups)), initial=0))
 
 
-def read_cell(location: Location, column: str, *, row: int, max_bytes: int) -> bytes:
-    """The bytes in a row of a table; its row group's column stays in memory for the next call.
+def read_cell(location: Location, column: str, *, row: int, index: int, max_bytes: int, public: bool) -> bytes:
+    """The encoded picture in a row of a table; its row group's column stays in memory for the next call.
 
-    column: the dotted name, such as `image.bytes`. Raises BadImage("fetch", kind, message): missing, too_large; and
-    what pyarrow raises for a table that is damaged or gone.
+    column: the name, with `.bytes` where the picture is in an object. index: which of the cell's pictures. A picture
+    that has no bytes is read from its address; public: as for `storage.read_bytes`. Raises BadImage("fetch", kind,
+    message): missing, too_large, invalid, and of its address; and what pyarrow raises for a table damaged or gone.
     """
-    firsts = _first_rows(location)
+    firsts, footer = _first_rows(location), _footer(location)
     if row >= firsts[-1]:
         raise BadImage("fetch", "missing", f"{location} has only {firsts[-1]} rows")
     group = bisect_right(firsts, row) - 1
-    value = _column_kept(location, column, group)[row - firsts[group]]
-    if not value.is_valid:
-        raise BadImage("fetch", "missing", f"row {row} of {location} has no bytes")
-    content = value.as_buffer()
-    if content.size > max_bytes:
-        raise BadImage("fetch", "too_large", f"{content.size} bytes, the limit is {max_bytes}")
-    return content.to_pybytes()
+    is_whole = column in footer.schema.to_arrow_schema().names
+    stored = _stored(footer, column if is_whole else column.removesuffix(".bytes"))
+    try:
+        found = leaves(_column_kept(location, tuple(stored), group)[row - firsts[group]].as_py())
+        leaf = found[index] if index < len(found) else None
+        if leaf is None:
+            raise BadImage("fetch", "missing", f"row {row} of {location} has no bytes and no path")
+        if isinstance(leaf, str) and not is_picture(leaf):
+            place = Addresses(location, allow_private=not public).item(leaf)
+            return storage.read_bytes(place.location, max_bytes=max_bytes, public=place.public)
+    except Refused as error:
+        raise BadImage("fetch", "refused", f"row {row} of {location}: {error}") from error
+    except Unusable as error:
+        raise BadImage("fetch", "invalid", f"row {row} of {location} holds {error} in {column!r}") from error
+    return checked_size(picture_of(leaf) if isinstance(leaf, str) else leaf, max_bytes)

@@ -27,6 +27,7 @@ class Label:
     input: str  # folder, glob, image, list (.txt .csv .jsonl), Parquet or tar: a path or a URI (s3://...)
     output: str  # the run's folder, made or resumed: a path or a URI
     column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
+    allow_private: bool = False  # what a list or table names may lie in a private network
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     keep_soft: bool = False  # also store the probabilities that were thresholded (16-bit PNG)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
@@ -142,7 +143,7 @@ def list_images(job: Label, work: Work, run: Run) -> pa.Table:
 
     That is how the run has read them before, if it has.
     """
-    manifest = list_inputs(job.input, column=job.column)
+    manifest = list_inputs(job.input, column=job.column, allow_private=job.allow_private)
     if job.moved_from:
         manifest = moved.as_before(manifest, job.input, job.moved_from)
     if work.foreground and work.foreground.is_read:

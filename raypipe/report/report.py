@@ -42,6 +42,7 @@ class Report:
     side: int = 480  # pixels of a picture's longer side; less where the page would grow above 20 MB
     input: str | None = None  # where the originals are: for tars, tables, credentials, or when they moved
     column: str | None = None  # column of that input that holds URIs or images; None finds it
+    allow_private: bool = False  # as for `label`: originals may lie in a private network
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def draw_cards(options: Report, shown: list[RunShown]) -> list[dict]:
     chosen = [_chosen(run, keys) for run in shown]
     panes_of = [[of_run.get(key) for of_run in chosen] for key in keys]
     wanted = [next(pane for pane in panes if pane)["row"] for panes in panes_of]
-    contents = Originals(options.input, column=options.column).fetch(wanted)
+    contents = Originals(options.input, column=options.column, allow_private=options.allow_private).fetch(wanted)
     budget = PICTURE_BYTES // max(len(choices), 1)
     cards = []
     for choice, panes, (row, content) in zip(choices, panes_of, contents, strict=True):

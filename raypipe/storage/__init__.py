@@ -3,8 +3,9 @@
 Knows no run and no image: any room may use it. Never imports another room.
 """
 
-from raypipe.storage.files import fetch_error, map_ahead, patiently, read_bytes, resolve
+from raypipe.storage.files import check_reader, fetch_error, map_ahead, missing, patiently, read_bytes, resolve
 from raypipe.storage.folder import TEMPORARY, Folder, is_local, put
 from raypipe.storage.lock import Locked, fence, hold, live_attempt
 from raypipe.storage.parquet import GROUP_ROWS, open_table, parquet_bytes, parquet_options, read_footer
 from raypipe.storage.uri import Location, absolute, as_text, join, local_path, locate, normalise, split, without_secrets
+from raypipe.storage.web import leads_outside

@@ -9,13 +9,14 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from raypipe.storage.uri import ARROW_SCHEMES, WEB_SCHEMES, Location, local_path, split
+from raypipe.storage.web import Private, web_files
 from raypipe.types import BadImage
 
 READ_TRIES = 3
@@ -53,30 +54,56 @@ def _arrow(root: str, options: str) -> tuple[pafs.FileSystem, str]:
         raise ValueError(f"{shown} cannot be reached: {text}") from None
 
 
-def _fsspec(location: Location):
+def _fsspec(location: Location, *, public: bool = False):
     from fsspec.core import url_to_fs
 
     try:
+        if split(location).is_web:  # as it is: fsspec would take a `::` in it for two addresses
+            return web_files(public=public), location.uri
         return url_to_fs(location.uri)
     except ImportError as error:
         raise ValueError(f"{location}: {error}") from None
     except ValueError as error:
-        known = ", ".join(sorted(ARROW_SCHEMES | WEB_SCHEMES | {"file", "hf"}))
+        known = ", ".join(sorted(ARROW_SCHEMES.keys() | WEB_SCHEMES | {"file", "hf"}))
         raise ValueError(f"{location}: {error}; known are {known} and those that fsspec has installed") from None
 
 
-def read_bytes(location: str, *, start: int | None = None, length: int | None = None, max_bytes: int) -> bytes:
+def check_reader(location: str) -> None:
+    """Raise ValueError when what reads the scheme of a location is not installed."""
+    if parts := split(location):
+        _check_scheme(parts.scheme)
+
+
+@lru_cache
+def _check_scheme(scheme: str) -> None:
+    from fsspec import get_filesystem_class
+
+    try:
+        if scheme in ARROW_SCHEMES:
+            getattr(pafs, ARROW_SCHEMES[scheme])  # raises where pyarrow was built without it
+        else:
+            get_filesystem_class(scheme)
+    except ImportError as error:
+        raise ValueError(f"{scheme}:// cannot be read here: {error}") from None
+    except ValueError:  # unknown: who wants to read it is told
+        pass
+
+
+def read_bytes(
+    location: str, *, start: int | None = None, length: int | None = None, max_bytes: int, public: bool = False
+) -> bytes:
     """The bytes of a file, or `length` of them from `start`. At most max_bytes, which is checked before reading.
 
+    public: a web address may lead, by its name or by a redirect, to no private, loopback or link-local address.
     Transient errors are tried 3 times. Raises BadImage("fetch", kind, message): missing, permission, not_a_file,
-    too_large, truncated (the file ends inside the range), io and network (retryable).
+    too_large, refused (not public), truncated (the file ends inside the range), io and network (retryable).
     """
     location = Location(location)
     if length is not None:
         _check_size(length, max_bytes)
     try:
-        read = patiently(_read_remote if split(location) else _read_local)
-        data = read(location, start or 0, length, max_bytes)
+        read = partial(_read_remote, public=public) if split(location) else _read_local
+        data = patiently(read)(location, start or 0, length, max_bytes)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # fsspec's file systems raise the types of their libraries
@@ -111,9 +138,9 @@ def _read_local(location: str, start: int, length: int | None, max_bytes: int) -
         return file.read(-1 if length is None else length)
 
 
-def _read_remote(location: str, start: int, length: int | None, max_bytes: int) -> bytes:
+def _read_remote(location: str, start: int, length: int | None, max_bytes: int, *, public: bool) -> bytes:
     if split(location).scheme not in ARROW_SCHEMES:
-        return _read_fsspec(location, start, length, max_bytes)
+        return _read_fsspec(location, start, length, max_bytes, public)
     filesystem, path = resolve(location)
     with filesystem.open_input_file(path) as file:
         size = file.size() - start
@@ -122,8 +149,8 @@ def _read_remote(location: str, start: int, length: int | None, max_bytes: int) 
         return file.read_at(max(0, min(size, size if length is None else length)), start)
 
 
-def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int) -> bytes:
-    filesystem, path = _fsspec(Location(location))
+def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int, public: bool) -> bytes:
+    filesystem, path = _fsspec(Location(location), public=public)
     if length is not None:
         return filesystem.cat_file(path, start=start, end=start + length)
     if not split(location).is_web:
@@ -150,6 +177,8 @@ def _kind(error: BaseException) -> str:
     is_missing = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in MISSING_ERRNOS
     if is_missing or status in (404, 410) or "NO_SUCH_BUCKET" in text:
         return "missing"
+    if isinstance(getattr(error, "os_error", None), Private):
+        return "refused"
     denied = r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN"
     if isinstance(error, PermissionError) or status in (401, 403, 407) or re.search(denied, text):
         return "permission"
@@ -163,11 +192,22 @@ def fetch_error(error: Exception, location: str) -> BadImage:
     location = Location(location)
     kind, transient = _kind(error), "network" if split(location) else "io"
     if kind == "missing":
-        return BadImage("fetch", kind, f"{location} does not exist")
+        return BadImage("fetch", kind, missing(location))
+    if kind == "refused":
+        text = f"{location} leads into a private network, where a list may lead only with --allow-private"
+        return BadImage("fetch", kind, text)
     status = getattr(error, "status", None)
     reason = f"http status {status}" if status else getattr(error, "strerror", None) or f"{error}"
     message = f"{location}: {type(error).__name__}: {reason.replace(location.uri, location)}"
     return BadImage("fetch", kind or transient, message)
+
+
+def missing(location: str) -> str:
+    """The sentence for a file that is not there; it says so where the name is a path of Windows."""
+    windows = re.search(r"(?:^|/)((?:[A-Za-z]:[\\/]|\\\\).*)", location)
+    if windows and split(location) is None:
+        return f"{windows[1]} is a path of Windows: write it as this machine has it, such as /mnt/c/photos"
+    return f"{Location(location)} does not exist"
 
 
 def map_ahead(function: Callable, arguments: Iterable, *, depth: int = READS_AHEAD) -> Iterator:

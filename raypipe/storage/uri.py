@@ -8,7 +8,12 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"}
+ARROW_SCHEMES = {  # and the name of what reads them in pyarrow.fs
+    "s3": "S3FileSystem",
+    **dict.fromkeys(("gs", "gcs"), "GcsFileSystem"),
+    **dict.fromkeys(("hdfs", "viewfs"), "HadoopFileSystem"),
+    **dict.fromkeys(("abfs", "abfss"), "AzureFileSystem"),
+}
 WEB_SCHEMES = {"http", "https"}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)  # two letters or more: C:\ is a Windows drive
 # What pyarrow takes behind a `?`. Any other `?` belongs to the object's key.

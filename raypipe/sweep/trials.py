@@ -56,6 +56,7 @@ class Sweep:
     group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
+    allow_private: bool = False  # what a list or table names may lie in a private network
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
     actors: int | None = None  # trials at a time; None = one per core, or as many as the GPUs hold
 
@@ -85,7 +86,7 @@ class Trial:
     def job(self) -> Label:
         """The options of the trial's run."""
         size = min(self.segmenter.batch_size, max(1, len(self.images) // BATCHES))
-        given = {name: getattr(self.sweep, name) for name in ("input", "column", "device")}
+        given = {name: getattr(self.sweep, name) for name in ("input", "column", "allow_private", "device")}
         return Label(**given, output=self.output, keep_soft=self.segmenter.soft, batch_size=size, max_bad_fraction=1.0)
 
 
@@ -111,7 +112,7 @@ def labelled_images(job: Sweep, task: Task) -> pa.Table:
     They come in the order of their ids, which are hashes: a random one, and always the same. Raises ValueError when no
     label belongs to an image, or none can be measured against.
     """
-    manifest = list_inputs(job.input, column=job.column)
+    manifest = list_inputs(job.input, column=job.column, allow_private=job.allow_private)
     keys, limits = manifest["key"].to_pylist(), {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
     found = labels.match(task, job.labels, keys, kind=chosen(job.label_kind, job.label_value), **limits)
     location, kind = found.location, found.kind and str(found.kind)

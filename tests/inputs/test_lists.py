@@ -54,7 +54,7 @@ def test_a_list_may_have_very_long_cells(tmp_path, monkeypatch):
     path = tmp_path / "list.csv"
     path.write_text(f"caption,file_name\n{'x' * 200_000},a.jpg\n")
     assert keys(path) == ["a.jpg"]
-    monkeypatch.setattr("raypipe.inputs.lists.FIELD_CHARACTERS", 1000)
+    monkeypatch.setattr("raypipe.inputs.records.FIELD_CHARACTERS", 1000)
     with pytest.raises(ValueError, match=r"list\.csv cannot be read as \.csv: field larger"):
         list_inputs(str(path))
 

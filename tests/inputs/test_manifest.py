@@ -20,7 +20,7 @@ def test_a_folder_is_listed_in_order_with_ids_from_absolute_paths(tmp_path, monk
     assert [row["key"] for row in rows] == ["a.jpg", "a/deep/er/x.weird", "a/no_extension", "a/z.png", "b.jpg"]
     path = str(tmp_path / "a.jpg")
     image_id = hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
-    nothing = dict.fromkeys(("start", "length", "row", "column"))
+    nothing = dict.fromkeys(("start", "length", "row", "column")) | {"public": False}
     assert rows[0] == {"image_id": image_id, "uri": path, "key": "a.jpg", "location": path} | nothing
     assert rows == listed(f"{tmp_path}/") == listed(f"file://{tmp_path}")
 
