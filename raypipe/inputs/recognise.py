@@ -46,8 +46,10 @@ class Look(NamedTuple):
     like: str  # one of WORDS; "" where nothing can be said: one level only
     levels: dict[int, int]  # pixels by value, of `index` and where there are one or two levels
     shares: dict[str, float]  # of its pixels that each kind sets
-    is_many: bool = False  # an index map of so many numbers that they must be identities, or with more than 8 bits
+    is_many: bool = False  # an index map of so many numbers that they must be identities
+    is_deep: bool = False  # an index map of more than 8 bits
     is_opaque: bool = False  # it could be transparent somewhere, but is not
+    is_sheet: bool = False  # the higher of two values covers most of it and of its border
 
 
 def recognise(
@@ -106,8 +108,16 @@ def look(name: str, file: Stored) -> Look:
         values, counts = _histogram(file.values)
     told = like in ("", "index") or len(values) == 2
     by_level = dict(zip(values.tolist(), counts.tolist(), strict=True)) if told and len(values) <= FEW else {}
-    is_many = like == "index" and (len(values) > FEW or white > 255)
-    return Look(name, like, by_level, shares, is_many, file.alpha is not None)
+    return Look(
+        name,
+        like,
+        by_level,
+        shares,
+        is_many=like == "index" and len(values) > FEW,
+        is_deep=like == "index" and white > 255,
+        is_opaque=file.alpha is not None,
+        is_sheet=len(values) == 2 and _sheet(file.values == max(by_level)) == "ink",
+    )
 
 
 def _histogram(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,8 +134,8 @@ def _grey(file: Stored) -> tuple[np.ndarray, float]:
     if file.picture.ndim == 2:
         return file.values, file.white
     if file.is_palette:
-        used = np.unique(file.values)
-        colours = np.array([file.picture[file.values == number][0] for number in used], int)
+        _, first = np.unique(file.values, return_index=True)
+        colours = file.picture.reshape(-1, 3)[first].astype(int)  # those that are used
         is_grey = len(np.unique(colours, axis=0)) > 1 and np.ptp(colours, axis=1).max() < 16
         return (file.brightest(), 255) if is_grey else (file.values, 0)
     spread = file.brightest().astype(int) - file.picture.min(2)
@@ -154,11 +164,12 @@ def _like(levels: np.ndarray, values: np.ndarray, counts: np.ndarray, white: flo
         return _like_of_colours(values, file)
     if values[0] == 0 and values[-1] == white and len(values) == 2:
         return _sheet(levels > white / 2)
-    if len(values) <= FEW and not file.is_lossy and not _is_smooth(values, counts, white):
+    may_be_numbers = white > 1 and not file.is_lossy
+    if may_be_numbers and len(values) <= FEW and not _is_smooth(values, counts, white):
         return "index"
     inner = (levels > 0) & (levels < white)
     alike = (levels[:, 1:] == levels[:, :-1])[inner[:, 1:]]
-    if not file.is_lossy and len(alike) and alike.mean() >= FLAT:
+    if may_be_numbers and len(alike) and alike.mean() >= FLAT:
         return "index"
     between = (levels >= DARK * white) & (levels <= PALE * white)
     return "photograph" if between.mean() > PHOTOGRAPH else _sheet(levels > white / 2)
@@ -198,8 +209,9 @@ def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, st
     if meanings:
         return _of_export(meanings, what, option)
     by_like: dict[str, list[Look]] = defaultdict(list)
+    are_cut_out = any(each.like == "alpha" for each in looks)
     for each in looks:
-        is_whole = each.is_opaque and any(other.like == "alpha" for other in looks)  # all of a picture, cut out
+        is_whole = are_cut_out and each.is_opaque  # all of its picture
         by_like["" if is_whole else each.like].append(each)
     unclear = by_like.pop("", [])
     likes = set(by_like)
@@ -247,21 +259,29 @@ def _of_numbers(looks: list[Look], what: str, option: str) -> tuple[Kind, str]:
     total = Counter()
     for each in looks:
         total.update(each.levels)
-    values, is_many = set(total), any(each.is_many for each in looks)
-    if {1, 2, 3} == values:
-        return Kind("value", (1,)), "trimaps (1 object, 2 ground, 3 edge)"
-    if is_many:
+    values, objects = set(total), set(total) - {0}
+    if any(each.is_many for each in looks):
         return Kind("nonzero"), "identities (any value but 0)"
-    objects = values - {0}
+    if values == {1, 2, 3}:
+        return Kind("value", (1,)), "trimaps (1 object, 2 ground, 3 edge)"
     if len(objects) == 2 and VOID in objects and 0 in values:
         return _beside_void(min(objects), total, looks)
     if len(objects) == 1:
-        return Kind("nonzero"), f"value {objects.pop()}"
+        if 2 * sum(each.is_sheet for each in looks) > len(looks):
+            text = "most %s are set up to the border, such as %r; is value 0 the object? %s"
+            log.warning(text, what, next(each.name for each in looks if each.is_sheet), option)
+        return Kind("nonzero"), f"value {_number(objects.pop())}"
+    if any(each.is_deep for each in looks) and 0 in values:
+        return Kind("nonzero"), "identities (any value but 0)"
     pixels = sum(total.values())
-    shown = {value: f"{value} (#{value:06x})" if value > 0xFFFF else str(value) for value in total}  # as a colour
-    found = ", ".join(f"{shown[value]} {count / pixels:.1%}" for value, count in total.most_common(8))
+    found = ", ".join(f"{_number(value)} {count / pixels:.1%}" for value, count in total.most_common(8))
     more = ", ..." if len(total) > 8 else ""
     raise ValueError(f"the {what} have several values, {found}{more}; which of them is the object? {option}")
+
+
+def _number(value: int) -> str:
+    """A value for people, with its colour where it is one."""
+    return f"{value} (#{value:06x})" if value > 0xFFFF else str(value)
 
 
 def _beside_void(value: int, total: Counter, looks: list[Look]) -> tuple[Kind, str]:

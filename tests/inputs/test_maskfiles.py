@@ -88,6 +88,8 @@ MADE = {  # a file of a mask, its kind
     "trimap": (lambda m: grey(np.where(m, 1, np.where(ring(m), 3, 2))), "1"),
     "trimap of a matting": (lambda m: grey(np.where(m, 255, np.where(ring(m), 128, 0))), "255"),
     "void": (lambda m: grey(np.where(m, 15, np.where(ring(m), 255, 0))), "15"),
+    "void, 16 bits": (lambda m: Image.fromarray(np.where(m, 1, ring(m) * 255).astype(np.uint16)), "1"),
+    "few soft levels": (lambda m: Image.fromarray(np.where(m, 0.75, 0.25 * (ring(m))).astype(np.float32)), "light"),
     "void, palette": (lambda m: palette(np.where(m, 2, np.where(ring(m), 255, 0)), *[RED, BLACK] * 128), "2"),
     "cut-out": (lambda m: cut_out(m, 0), "alpha"),
     "cut-out with white beneath": (lambda m: cut_out(m, 255), "alpha"),
@@ -105,7 +107,7 @@ MADE = {  # a file of a mask, its kind
 def test_a_mask_is_the_same_however_it_is_stored(tmp_path, name):
     make, kind = MADE[name]
     options = {"transparency": 0} if "transparent number" in name else {}
-    ending = ".tif" if "32 bits" in name else ".png"
+    ending = ".tif" if name in ("32 bits", "few soft levels") else ".png"
     folder = save(tmp_path / "all", map(make, objects()), ending, **options)
     assert str(recognised(folder)) == kind
     np.testing.assert_array_equal(read_all(folder, recognised(folder)), objects())
@@ -137,7 +139,7 @@ def test_ink_on_white_and_on_transparent_are_one_kind(tmp_path, caplog):
 def test_an_empty_and_a_full_mask_say_nothing_of_the_kind(tmp_path):
     first, (full, empty) = objects()[0], np.stack([np.ones(SIZE, bool), np.zeros(SIZE, bool)])
     for name, (make, kind) in MADE.items():
-        if "trimap" in name or "transparent number" in name or "white" in name or "32" in name:
+        if "trimap" in name or "transparent number" in name or "white" in name or "32" in name or "soft" in name:
             continue
         folder = save(tmp_path / name, [make(mask) for mask in (first, full, empty)], names="abc")
         assert str(recognised(folder)) == kind, name
@@ -160,6 +162,13 @@ def test_a_rare_file_of_another_kind_is_a_remark(tmp_path, caplog):
     folder = save(tmp_path, [*sheets, grey(255 - objects()[0] * 255)], names="abcdefghijklmnopqrstu")
     assert str(recognised(folder)) == "light"
     assert "1 ink on white, such as 'u.png'" in caplog.text
+
+
+def test_numbers_that_are_set_up_to_the_border_are_a_remark(tmp_path, caplog):
+    folder = save(tmp_path, [grey(~mask) for mask in objects()])
+    assert str(recognised(folder)) == "nonzero"
+    assert "most labels are set up to the border, such as 'a.png'; is value 0 the object? OPTION" in caplog.text
+    np.testing.assert_array_equal(read_all(folder, parse("0")), objects())
 
 
 def test_0_and_1_beside_0_and_255_are_both_masks(tmp_path):
