@@ -7,7 +7,7 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-from raypipe.images import SIGNATURES
+from raypipe.formats import SIGNATURES
 from raypipe.types import BadImage
 
 LONGEST_PATH = 4096  # characters; longer text is no address
