@@ -70,6 +70,7 @@ SIGNATURES = [
     (rb"BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "archive"),
     (rb".{257}ustar", "tar"),
     (rb"version https://git-lfs", "git-lfs"),
+    (rb"(\.git|\.\.|/annex)[\w/.]*/objects/\S+\s*$", "git-annex"),
     (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "HTML"),
     (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*|<!--.*)?<(!doctype )?svg", "SVG"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<\?xml", "XML"),
@@ -87,9 +88,10 @@ NO_PICTURE = {  # what to do about files that no picture converter reads
     **dict.fromkeys(("HTML", "XML"), "a download may have brought an error page: fetch the picture again"),
     "garbled PNG": "its line ends were changed, as in transfers as text: fetch it again as binary",
     "git-lfs": "it is a pointer: run `git lfs pull` first",
+    "git-annex": "it is a pointer: run `git annex get` first",
     "AppleDouble": "it holds a Mac's notes on another file: remove it from the input",
     "OLE": "it is a Microsoft document or a thumbnail cache: remove it from the input",
-    **dict.fromkeys(("sound", "SQLite", "plain text"), "remove it from the input"),
+    **dict.fromkeys(("sound", "SQLite"), "remove it from the input"),
 }
 
 # TIFF tags (TIFF 6.0, DNG 1.7) and the values that tell a camera's sensor data from a picture
@@ -130,8 +132,13 @@ def depth(name: str, data: bytes) -> int:
         return 8
 
 
-def way_out(name: str) -> str:
+def way_out(name: str, data: bytes) -> str:
     """What to do about a file of a format that is not read."""
+    if name == "plain text":
+        beginning = " ".join(data[:60].decode("utf-8", "replace").split())
+        return (
+            f"{name} is not an image; it begins {beginning!r}: fetch the picture again, or remove this from the input"
+        )
     if name in NO_PICTURE:
         return f"{name} is not an image; {NO_PICTURE[name]}"
     kind = f"{name} (camera RAW)" if name in RAW else name

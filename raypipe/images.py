@@ -55,9 +55,8 @@ def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
     """
     with _opened(data, max_pixels) as (image, content):
         pixels = _to_rgb(image, content)
-        if image.format == "JPEG" and (pixels[-1, -8:] == 128).all():
-            if not _is_whole(content[: salvage.end_of_scan(content)]):
-                raise BadImage("decode", "truncated", "JPEG whose data end before its last row")
+        if image.format == "JPEG" and (pixels[-1, -8:] == 128).all() and not _is_whole(content):
+            raise BadImage("decode", "truncated", "JPEG whose data end before its last row")
         return upright(pixels, image)
 
 
@@ -76,7 +75,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]
     """The loaded picture, and the part of the file that it came from."""
     name, data = formats.identify(data)
     if name not in READERS:
-        raise BadImage("decode", "unsupported", formats.way_out(name))
+        raise BadImage("decode", "unsupported", formats.way_out(name, data))
     try:
         yield _loaded(name, data, max_pixels)
     except (BadImage, MemoryError):
@@ -99,10 +98,12 @@ def _loaded(name: str, data: bytes, max_pixels: int) -> tuple[Image.Image, bytes
             with _without_pillow_limit(image.size):
                 image.load()
             return image, content
-        except (BadImage, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:
-            failure = failure or error
+            if isinstance(error, BadImage) and (failure is None or error.kind == "too_large"):
+                raise
+            failure = failure or error.with_traceback(None)  # whose frames would keep the picture
     raise failure
 
 
@@ -196,19 +197,22 @@ def _orientation(image: Image.Image) -> object:
 
 def _with_end(data: bytes) -> bytes:
     """A JPEG that lacks its end marker, with one. Raises BadImage when more than that is missing."""
-    scans = data.rstrip(b"\0\xff")  # what fills up a file that was cut
+    end = salvage.end_of_scans(data)
+    scans = data[: max(end, 0)].rstrip(b"\0\xff")  # what fills up a file that was cut
     scans += b"\xff\0" if data.startswith(b"\xff\0", len(scans)) else b""  # as data write 255
-    if not salvage.has_all_scans(scans) or not _is_whole(scans):
+    if end < 0 or not _is_whole(scans + END_OF_JPEG):
         raise BadImage("decode", "truncated", "JPEG without an end marker: the file was cut")
     return scans + END_OF_JPEG
 
 
-def _is_whole(scans: bytes) -> bool:
-    """Whether a JPEG, given up to its end marker, has data for all of its pixels.
+def _is_whole(data: bytes) -> bool:
+    """Whether a JPEG has data for all of its pixels.
 
-    Decoders fill what is missing with mid grey and only warn. So more data before the end marker would change a picture
+    Decoders fill what is missing with mid grey and only warn. So more data behind the last scan would change a picture
     that was cut, also as some downloads and repair tools close it again; a whole one stays as it is.
     """
+    end = salvage.end_of_scans(data)
+    scans = data[: salvage.end_of_scan(data) if end < 0 else end]
     restarts = re.findall(rb"\xff([\xd0-\xd7])", scans) or [b"\xd7"]
     more = b"\x5a\xa5" * 64
     after_restart = bytes([0xFF, 0xD0 + (restarts[-1][0] + 1) % 8]) + more  # what decoders wait for between intervals

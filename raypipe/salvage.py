@@ -35,13 +35,16 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0"
 def readings(name: str, data: bytes, *, max_pixels: int) -> Iterator[bytes]:
     """The file, and then what is left of it without metadata: first but for an orientation, then without any.
 
-    A decoder that fails on a profile, a text, a checksum or the end of a file gets to the pixels in a later one. Of a
-    PNG with at most max_pixels the last one has its pixel stream packed anew, if that holds them all.
+    A decoder that fails on a profile, a text, a checksum or the end of a file gets to the pixels in a later one. The
+    last one of a JPEG ends with its last scan; that of a PNG with at most max_pixels has its pixel stream packed anew,
+    if that holds them all.
     """
     yield data
     bare = {"JPEG": _bare_jpeg, "PNG": _bare_png, "TIFF": _bare_tiff, "WebP": _bare_webp}.get(name)
     for keep_orientation in (True, False) if bare else ():
         yield bare(data, keep_orientation)
+    if name == "JPEG":
+        yield data[: max(0, end_of_scans(data))]
     if name == "PNG":
         yield from _packed_anew(data, max_pixels)
 
@@ -70,21 +73,23 @@ def jpeg_kind(data: bytes) -> int:
     return next((marker for marker, _, _ in jpeg_segments(data) if marker in SOF), 0)
 
 
-def has_all_scans(data: bytes) -> bool:
-    """Whether the scans of a JPEG bring every bit of every coefficient; what is inside a scan is not looked at."""
-    missing: dict[tuple[int, int], int] = {}
+def end_of_scans(data: bytes) -> int:
+    """Where the data end of the scan that brings a JPEG's last bits; -1 when scans are missing.
+
+    Whether the data inside a scan are whole is not looked at.
+    """
+    missing: dict[tuple[int, int], int] = {}  # lowest bit that has come, of each coefficient of each component
     for marker, start, end in jpeg_segments(data):
         if marker in SOF:
-            components = data[start + 10 : end : 3]
-            missing = {(component, i): 1 for component in components for i in range(64)}
-        elif marker == SOS:
-            scan = data[start + 4 : end]
-            if len(scan) < 6:
-                return False
+            missing = {(component, i): 1 for component in data[start + 10 : end : 3] for i in range(64)}
+        elif marker == SOS and len(scan := data[start + 4 : end]) >= 6:
             first, last, bits = scan[-3:]
             for component in scan[1:-3:2]:
                 missing |= {(component, i): bits & 15 for i in range(first, min(last, 63) + 1)}
-    return bool(missing) and not any(missing.values())
+            if not any(missing.values()):
+                following = MARKER.search(data, end)
+                return following.start() if following else len(data)
+    return -1
 
 
 def _bare_jpeg(data: bytes, keep_orientation: bool) -> bytes:

@@ -245,6 +245,13 @@ def test_a_jpeg_without_its_last_pixels_is_truncated(tail, options, image):
             assert kind_of(plain[:at] + tail)[0] == "truncated"
 
 
+def test_a_cut_jpeg_in_front_of_other_data_is_not_taken_for_a_whole_one(image):
+    plain = encoded(image)["plain.jpg"]
+    for tail in (b"\xff\xe5" + JUNK, b"\x12\xff\x42" + JUNK + b"\xff\xd9", b"\xff\xfe\xff\xd9"):
+        assert kind_of(plain[: len(plain) * 3 // 4] + tail)[0] in ("truncated", "corrupt")
+        assert same_pixels(plain[:-2] + tail, plain)
+
+
 def test_a_progressive_jpeg_without_its_last_scans_is_truncated(image):
     plain = encoded(image)["progressive.jpg"]
     scans = [match.start() for match in re.finditer(rb"\xff\xc4|\xff\xda", plain)]
@@ -483,6 +490,8 @@ def test_a_tiff_of_other_bands_is_unsupported_and_says_how_many(bands):
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "XML", "fetch the picture again"),
         (b"<?xml version='1.0'?><!-- x --><svg width='9'>", "SVG", "magick photo.svg"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-lfs", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s1--0.jpg\n", "git-annex", "git annex get"),
+        (b"{'error': 'too many requests'}", "plain text", "too many requests"),
         (b"\x89PNG\n\x1a\n\0\0\0\x0dIHDR", "garbled PNG", "binary"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\x04CgBI", "CgBI", "convert"),
         (b"\xff\xd8\xff\xf7", "JPEG-LS", "convert"),
@@ -493,7 +502,7 @@ def test_a_tiff_of_other_bands_is_unsupported_and_says_how_many(bands):
     ],
 )
 def test_files_that_are_no_readable_pictures_are_called_what_they_are(head, name, advice):
-    kind, message = kind_of(head + b" 0123456789abcdef" * 40)
+    kind, message = kind_of(head + (b"" if name == "git-annex" else b" 0123456789abcdef" * 40))
     assert kind == "unsupported" and message.startswith(name) and advice in message
 
 
