@@ -142,6 +142,8 @@ def _heading(run: Run, segmenter: type[Segmenter], sample: list[dict], *, shown:
     own = [f"{key} {value}" for key, value in settings.items() if key not in SHARED and value is not None]
     lines = [f"run {_last(str(run))} of {made[:10]}: {count}{failed}", ", ".join(own), segmenter.finds()]
     names = legend.names(segmenter, [row["segments"] for row in sample])
+    if max(len(row["segments"]) for row in sample) > len(COLOURS):
+        lines.append(f"The colours repeat after {len(COLOURS)} masks.")
     return Heading(title, lines, names, foreground not in (None, "whole"))
 
 

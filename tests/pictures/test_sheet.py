@@ -94,6 +94,17 @@ def test_a_sheet_says_what_it_shows_and_which_colour_is_what(tmp_path):
     assert [bool((head == colour).all(2).any()) for colour in COLOURS] == [True] * 3 + [False] * 4
 
 
+def test_a_sheet_of_one_image_with_more_masks_than_colours_explains_itself_in_a_narrow_place(tmp_path):
+    write_images(tmp_path / "photos", [GOOD], size=(90, 60))
+    job = Label(input=str(tmp_path / "photos"), output=str(tmp_path / "run"), local=True, sheet=True)
+    pixels = np.asarray(Image.open(label(job, Kmeans(foreground="whole", k=9)).sheet))
+    assert pixels.shape[1] == 2 * sheet.TILE + sheet.SLIT + 2 * sheet.GAP
+    assert all((pixels == colour).all(2).any() for colour in COLOURS)
+    assert (pixels[:, -sheet.GAP // 2 :] == 255).all()
+    heading = sheet._heading(Run(job.output), Kmeans, load(Run(job.output)).to_pylist(), shown=1, good=1, all_=1)
+    assert heading.lines[-1] == "The colours repeat after 7 masks." and ": 1 image" in heading.lines[0]
+
+
 def test_colours_are_named_by_labels_where_all_images_have_the_same():
     named = [{"label": "eye"}, {"label": "shell"}]
     assert legend.names(None, [named, named]) == ["eye", "shell"]

@@ -1,11 +1,9 @@
 """The page about a run: what is chosen for it, its figures, its safety, and how it works in a browser."""
 
-import io
 import json
 import os
 import re
 import shlex
-from hashlib import blake2b, sha256
 from html import unescape
 from pathlib import Path
 
@@ -15,18 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support import browsing
-from support.browsing import open_uri
+from support.shares import row, write_run
 
 import raypipe
-from raypipe import masks, schema
 from raypipe.cli import verbs as cli
-from raypipe.pictures.layers import draw, draw_layers
-from raypipe.pictures.overlay import COLOURS
-from raypipe.report import measures, words
+from raypipe.report import words
 from raypipe.report.report import Report, report
-from raypipe.run import Run, new_attempt
+from raypipe.run import Run
 from raypipe.run.rows import load, run_names
-from raypipe.storage import hold
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
@@ -35,23 +29,6 @@ HOSTILE = [
     "{{ 7 * 7 }} ${7 * 7}.png",
     "&lt;b&gt;.png",
 ]
-
-
-def row(key: str, shares: list[float] = (0.25,), **values) -> dict:
-    """A masks row of a 20 x 10 image whose masks are left parts of it. Values replace columns."""
-    found = masks.encode_segments(np.stack([np.arange(200).reshape(10, 20) < 200 * share for share in shares]))
-    blank = {"image_id": blake2b(key.encode(), digest_size=16).hexdigest(), "uri": f"/gone/{key}", "key": key}
-    blank |= {"sha256": "", "height": 10, "width": 20, "segments": found, "foreground": None, "note": "", "error": ""}
-    return blank | {"seconds": 0.01, "attempt": "a"} | values
-
-
-def write_run(place: Path, rows: list[dict], *, per_part: int = 7, method: str = "kmeans") -> Run:
-    run, attempt = Run(str(place), method), new_attempt()
-    run.freeze({"k": 2}, {"weights": {}})
-    with hold(run.folder, attempt):
-        for task, start in enumerate(range(0, len(rows), per_part)):
-            run.commit(attempt, task, pa.Table.from_pylist(rows[start : start + per_part], schema=schema.MASKS))
-    return Run(str(place))
 
 
 def write_photographs(folder: Path) -> None:
@@ -86,110 +63,6 @@ def labelled(tmp_path_factory) -> Path:
 def page(labelled) -> Path:
     report(Report(runs=(str(labelled / "k2"), str(labelled / "k3")), output=str(labelled / "both.html")))
     return labelled / "both.html"
-
-
-# Figures
-
-
-def test_figures_agree_with_a_slow_loop(tmp_path):
-    rng = np.random.default_rng(1)
-    rows = [row(f"{i}.png", list(rng.random(rng.integers(1, 4)))) for i in range(30)]
-    rows[4]["segments"], rows[9]["error"] = [], "decode: corrupt: a: b"
-    table = measures.read(write_run(tmp_path / "run", rows))
-    for wanted, found in zip(rows, table.to_pylist(), strict=True):
-        shares = [segment["area"] / 200 for segment in wanted["segments"]]
-        assert found["count"] == len(shares) and found["share"] == (shares or [0])[0]
-        assert found["largest"] == max(shares, default=0) and found["smallest"] == min(shares, default=1)
-        assert found["reason"] == ("decode: corrupt" if wanted["error"] else "")
-        assert found["megapixels"] == 0.0002 and np.isnan(found["score"])
-    assert measures.reasons(table) == [("decode: corrupt", 1)] and len(measures.good(table)) == 29
-
-
-def test_a_row_that_was_done_again_counts_once(tmp_path):
-    write_run(tmp_path / "run", [row("a.png", error="fetch: network: gone"), row("b.png")])
-    run = write_run(tmp_path / "run", [row("a.png")])
-    assert sorted(measures.read(run)["key"].to_pylist()) == ["a.png", "b.png"]
-    assert measures.reasons(measures.read(run)) == []
-
-
-def test_an_agreement_counts_for_every_run_that_it_compares(tmp_path):
-    first, second, third = (write_run(tmp_path / name, [row("a.png"), row("b.png")]) for name in "xyz")
-    compared = {b"raypipe.runs": json.dumps([str(first), str(second)]).encode()}
-    agreement = pa.table({"key": ["a.png", "b.png"], "agreement": [0.25, 0.75]}).replace_schema_metadata(compared)
-    first.folder.write_table(agreement, "metrics", "agreement", "agreement.parquet")
-    for run, others in ((first, []), (second, [first, third])):
-        table = measures.read(run, others)
-        assert dict(zip(table["key"].to_pylist(), table["agreement"].to_pylist(), strict=True)) == {
-            "a.png": 0.25,
-            "b.png": 0.75,
-        }
-    assert "agreement" not in measures.read(third, [first, second]).column_names
-    assert "agreement" not in measures.read(second).column_names
-
-
-def test_the_oddest_come_first_and_the_rest_is_the_same_random_sample_each_time(tmp_path):
-    rows = [row(f"{i:03d}.png", [0.2 + 0.001 * (i % 9), 0.7]) for i in range(200)]
-    rows[50], rows[60] = row("050.png", [0.995]), row("060.png", [0.2, 0.0])
-    rows[70] = row("070.png", [0.2, 0.7], note="few_colours")
-    table = measures.good(measures.read(write_run(tmp_path / "run", rows, per_part=64)))
-    chosen = measures.choose([table], 20)
-    assert [choice.key for choice in chosen[:3]] == ["050.png", "060.png", "070.png"]
-    assert all(choice.oddness >= measures.ODD for choice in chosen[:3]) and chosen[3].oddness == 0
-    smallest = sorted(rows, key=lambda row: row["image_id"])[:17]
-    assert {choice.key for choice in chosen if choice.is_random} == {row["key"] for row in smallest}
-    shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
-    assert measures.choose([shuffled], 20) == chosen
-
-
-def test_at_most_half_of_the_sample_is_odd(tmp_path):
-    rows = [row(f"{i:03d}.png", [0.2 if i % 3 else 0.9]) for i in range(90)]
-    chosen = measures.choose([measures.good(measures.read(write_run(tmp_path / "run", rows)))], 20)
-    assert len(chosen) <= 20 and sum(choice.is_random for choice in chosen) == 10
-
-
-def test_histograms_agree_with_a_slow_loop_and_share_their_edges():
-    rng = np.random.default_rng(2)
-    values = [rng.gamma(2, 1, 500), np.append(rng.gamma(3, 1, 300), np.nan)]
-    found = measures.histogram(values)
-    for counts, array in zip(found.counts, values, strict=True):
-        pairs = list(zip(found.edges[:-1], found.edges[1:], strict=True))
-        slow = [sum(low <= value < high for value in array) for low, high in pairs]
-        slow[-1] += sum(array == found.edges[-1])
-        assert counts.tolist() == slow
-    assert found.medians == [np.median(values[0]), np.nanmedian(values[1])]
-    whole = measures.histogram([np.array([2.0, 2.0, 4.0])])
-    assert whole.counts[0].tolist() == [0, 2, 0, 1, 0]
-    assert measures.histogram([np.array([np.nan])]).counts[0].sum() == 0
-
-
-# Pictures
-
-
-def test_layers_show_each_mask_in_its_colour_and_the_small_one_on_top():
-    large, small = np.zeros((2, 40, 60), bool)
-    large[:, :50], small[10:30, 10:30] = True, True
-    found = {"segments": masks.encode_segments(np.stack([large, small])), "foreground": masks.encode_rle(large)}
-    layers = draw_layers(found, (40, 60))
-    fill, contour = (np.asarray(open_uri(uri).convert("RGBA")) for uri in layers)
-    assert tuple(fill[20, 20]) == (*COLOURS[1], 255) and tuple(fill[5, 5]) == (*COLOURS[0], 255)
-    assert tuple(fill[20, 55]) == (0, 0, 0, 255)  # outside the foreground
-    assert tuple(contour[10, 20]) == (*COLOURS[1], 255) and contour[20, 20, 3] == 0
-
-
-def test_a_picture_shrinks_until_it_fits_its_bytes():
-    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
-    content = encoded(noise)
-    found = row("a.png", height=400, width=600, sha256=sha256(content).hexdigest())
-    found["segments"] = masks.encode_segments(noise[None, :, :, 0] > 127)
-    large = draw(content, [found], side=480, max_bytes=10**9)
-    small = draw(content, [found], side=480, max_bytes=60_000)
-    assert (large.width, large.height) == (480, 320) and small.width < 480 and small.nbytes <= 60_000
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 # The page
