@@ -29,7 +29,7 @@ CAPTION = 26  # pixels of text below
 GAP = 24  # between pairs, and around all
 SLIT = 4  # between an original and its masks
 MAT = (236, 236, 233)  # behind pictures of another shape
-SETTING_LINES = 2
+MOST_LINES = 2  # of one fact in the heading
 SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft"}  # settings that are no method's own
 
 
@@ -105,12 +105,15 @@ def draw_sheet(heading: Heading, tiles: list[Tile], box: tuple[int, int]) -> np.
 def _draw_heading(heading: Heading, width: int) -> np.ndarray:
     """Title, lines and legend: RGB uint8 (H, width, 3)."""
     inside, y = width - 2 * GAP, GAP + 24
-    head = np.full((400, width, 3), 255, np.uint8)
+    head = np.full((800, width, 3), 255, np.uint8)
     for line in text.wrapped(heading.title, inside, size=24):
         text.write(head, line, (GAP, y), size=24, colour=text.INK, weight=text.BOLD)
         y += 32
     for each in heading.lines:
-        for line in text.wrapped(each, inside, size=16)[:SETTING_LINES]:
+        broken = text.wrapped(each, inside - 20, size=16)
+        if len(broken) > MOST_LINES:
+            broken = [*broken[: MOST_LINES - 1], f"{broken[MOST_LINES - 1]} …"]
+        for line in broken:
             text.write(head, line, (GAP, y - 4), size=16, colour=text.MUTED)
             y += 24
     entries = [(tuple(map(int, colour)), name) for colour, name in zip(COLOURS, heading.colours, strict=False)]
