@@ -85,8 +85,8 @@ def _score(name: str, values: Sequence[object], addresses: Addresses) -> float:
             found.append(None)
     if not found:
         return POSSIBLE if _rank(name) > 0 else UNLIKELY
-    score = sorted(map(_likelihood, found), reverse=True)[(len(found) - 1) // 2]
-    is_named = _rank(name) > 0
+    scores, is_named = sorted(map(_likelihood, found), reverse=True), _rank(name) > 0
+    score = scores[(len(found) - 1) // 2] or (min(scores[0], POSSIBLE) if is_named else UNLIKELY)
     if score not in (POSSIBLE, EVIDENT):
         return score
     if score == POSSIBLE and not is_named:

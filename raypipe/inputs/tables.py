@@ -39,6 +39,8 @@ def list_tables(
     The first one decides about the column; then each file's footer is read, never its pixels. Raises ValueError when
     none is readable or the column is missing.
     """
+    for kept in (_footer, _first_rows, _column_kept):  # a table may have been written anew since this process read it
+        kept.cache_clear()
     first = _footer_or_error(files[0][0])
     if isinstance(first, Exception) and len(files) == 1:
         raise ValueError(f"{files[0][1]} is not a readable Parquet table: {first}")
