@@ -17,7 +17,7 @@ from raypipe import storage
 from raypipe.inputs import folders, maskkinds, recognise
 from raypipe.inputs.items import PICTURES
 from raypipe.inputs.manifest import list_inputs
-from raypipe.inputs.maskkinds import Kind
+from raypipe.inputs.maskkinds import LIGHT, Kind
 from raypipe.storage import Folder, Location
 
 # What tools hang on a mask's name, behind the image's or before it.
@@ -116,7 +116,7 @@ def kind_of(
     return recognise.recognise(matches.files, kind, what=what, option=option, meanings=matches.meanings, **limits)
 
 
-def read(location: str, kind: Kind, *, max_bytes: int, max_pixels: int) -> np.ndarray:
+def read(location: str, kind: Kind = LIGHT, *, max_bytes: int, max_pixels: int) -> np.ndarray:
     """A mask file as bool (H, W), read as a kind. Raises BadImage when it cannot be read or is of another kind."""
     content = storage.read_bytes(location, max_bytes=max_bytes)
     return kind.mask(maskkinds.stored(content, max_pixels=max_pixels))
