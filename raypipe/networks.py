@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import logging
+import queue
 import re
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 
 from raypipe.lookup import one_line, suggest
 from raypipe.types import Segmenter
 
+log = logging.getLogger("raypipe")
+PATIENCE = 4.0  # seconds for a connection to where weights are fetched from
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight files
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained` reads of a repository
 OLD_WEIGHTS = ("pytorch_model*.bin",)  # read instead where a repository has no safetensors
@@ -52,6 +62,40 @@ def locate_each(method: Segmenter) -> dict[str, Path]:
     return {field: locate(getattr(method, field), method=method.name) for field in method.networks}
 
 
+def look_for_each(method: Segmenter) -> None:
+    """Have the networks of a method on this machine, fetched if need be, and see from afar whether they are networks.
+
+    Quick and small: reads the first bytes of weight files, and config.json. Raises what `locate` raises, and ValueError
+    for files that are no checkpoint or of another architecture (`model_types`).
+    """
+    for field, path in locate_each(method).items():
+        for file in _weight_files(path):
+            check_begins(file, _beginnings(file), method=method.name, expected="a checkpoint")
+        expected, config = method.model_types.get(field), path / "config.json"
+        if path.is_dir() and expected and config.is_file():
+            found = json.loads(config.read_bytes()).get("model_type")
+            if found != expected:
+                text = f"{field} {str(path)!r} holds a network of type {found!r}, expected {expected!r}"
+                raise ValueError(f"{method.name}: {text}; `raypipe weights {method.name} --to DIR` fetches one")
+
+
+def check_begins(file: Path, beginnings: Sequence[bytes], *, method: str, expected: str) -> None:
+    """Raise ValueError for a file that does not begin as one of its kind does. expected: what it should be."""
+    with file.open("rb") as content:
+        head = content.read(32)
+    if head.startswith(LFS_POINTER):
+        raise ValueError(f"{method}: {file} is a pointer of Git LFS, not {expected}; run `git lfs pull` in its folder")
+    if not head.startswith(tuple(beginnings)):
+        raise ValueError(f"{method}: {file} is not {expected}: it begins with {head[:12]!r}; fetch it again")
+
+
+def _beginnings(file: Path) -> tuple[bytes, ...]:
+    if file.suffix != ".safetensors":
+        return b"PK\x03\x04", b"\x80"  # of torch, and of torch before 1.6
+    with file.open("rb") as content:
+        return (content.read(8) + b"{",)  # a length, then JSON
+
+
 def locate(weights: str, *, method: str) -> Path:
     """The folder or file of weights: a local path as it is, or a Hugging Face id `org/name[@revision]`, fetched once.
 
@@ -65,11 +109,14 @@ def locate(weights: str, *, method: str) -> Path:
         return path.resolve()
     if not is_hub_id(weights):
         raise FileNotFoundError(f"{method}: weights {weights!r} is neither a folder nor a file nor a Hugging Face id")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     name, _, revision = weights.partition("@")
     way_out = f"run `raypipe weights {method} --to DIR` where there is internet and pass --weights DIR"
     try:
+        if not (constants.HF_HUB_OFFLINE or _is_cached(name, revision)):
+            check_reachable(constants.ENDPOINT)
+            log.info("%s: fetching %s from Hugging Face, once", method, weights)
         for patterns in ([*FILES], [*FILES, *OLD_WEIGHTS]):
             options = {"allow_patterns": patterns, "ignore_patterns": [*NESTED]}
             path = Path(snapshot_download(name, revision=revision or None, **options))
@@ -80,6 +127,35 @@ def locate(weights: str, *, method: str) -> Path:
         raise FileNotFoundError(f"{method}: {text}; {way_out}") from error
     # offline, what an interrupted download left counts as the repository
     raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {path} holds none; {way_out}")
+
+
+def check_reachable(url: str) -> None:
+    """Raise ConnectionError at once where the host of a URL, or the proxy to it, cannot be reached.
+
+    Libraries that download would try again, for minutes. Where names are not answered at all that takes PATIENCE.
+    """
+    place = urlsplit(url)
+    proxy = getproxies().get(place.scheme)
+    if proxy and not proxy_bypass(place.hostname):
+        place = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    ends: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            port = place.port or {"https": 443}.get(place.scheme, 80)
+            socket.create_connection((place.hostname, port), PATIENCE).close()
+        except OSError as error:
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    threading.Thread(target=connect, daemon=True).start()  # looking up a name has no time limit of its own
+    try:
+        error = ends.get(timeout=PATIENCE)
+    except queue.Empty:
+        error = TimeoutError(f"no answer within {PATIENCE:.0f} s")
+    if error:
+        raise ConnectionError(f"{place.hostname} cannot be reached: {one_line(error)}")
 
 
 def is_hub_id(weights: str) -> bool:
@@ -106,6 +182,8 @@ def reason(error: BaseException) -> str:
         if error.__cause__ is None:
             break
         error = error.__cause__
+    if isinstance(error, ConnectionError):
+        return f"no connection: {one_line(error)}"
     if any(word in type(error).__name__ for word in ("Connect", "Proxy", "Timeout")):  # those of each HTTP library
         return f"no connection: {one_line(error)}"
     return one_line(error)
@@ -236,6 +314,16 @@ def _spread(method: Segmenter) -> None:
             way_out = f"run `raypipe weights {method.name} --to {folder}` again"
             raise ValueError(f"{method.name}: weights {str(folder)!r} has no folder {name!r}; {way_out}")
         setattr(method, name, str(folder / name))
+
+
+def _is_cached(name: str, revision: str) -> bool:
+    """Whether a repository's weights have been fetched before."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return bool(_weight_files(Path(snapshot_download(name, revision=revision or None, local_files_only=True))))
+    except errors.LocalEntryNotFoundError:
+        return False
 
 
 def _weight_files(path: Path) -> list[Path]:

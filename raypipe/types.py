@@ -57,6 +57,7 @@ class Segmenter(ABC):
     needs: ClassVar[str] = ""  # weights to get before the first run; "" means nothing
     ends: ClassVar[tuple[str, str]] = ("", "")  # what an image's first and last masks are, where they have an order
     networks: ClassVar[tuple[str, ...]] = ()  # fields that name a network, by id or folder: `weights` and any others
+    model_types: ClassVar[Mapping[str, str]] = {}  # of these, what `model_type` in their config.json must say, if known
     licences: ClassVar[Mapping[str, str]] = {}  # of the default of each of these fields, from its model card
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
@@ -80,6 +81,13 @@ class Segmenter(ABC):
         """What its masks are: the first paragraph of its documentation; "" without one."""
         text = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
         return "" if text.startswith(f"{cls.__name__}(") else text  # what a dataclass writes for want of one
+
+    def fetch(self) -> None:  # noqa: B027 - only who keeps weights in its own way has something to do
+        """Have the weights on this machine that `networks` does not name, downloaded if need be, and look at them.
+
+        Called before anything starts, on the driver where that is the machine that labels. Quick where the weights are
+        there. Raises FileNotFoundError or ValueError that names the ways out.
+        """
 
     def load(self, device: str) -> None:  # noqa: B027 - most CPU methods have nothing to load
         """Read weights. Runs once per actor, never on the driver. device: "cpu" or "cuda"."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -299,3 +300,52 @@ def test_normalised_pixels_have_imagenets_mean_at_zero():
     expected = (np.array([124, 116, 104]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(found[:, 0, 0], expected, atol=1e-6)
     assert np.abs(expected).max() < 0.02
+
+
+# Before anything starts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+        ("model.safetensors", b"<!doctype html><html></html>", "is not a checkpoint: it begins with b'<!doctype ht'"),
+        ("pytorch_model.bin", b"hello", "is not a checkpoint: it begins with b'hello'"),
+        ("sam_vit_h.pth", b"", "is not a checkpoint: it begins with b''"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_seen_from_afar(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"dino_pca: .*{name} {re.escape(message)}"):
+        networks.look_for_each(DinoPca(weights=str(tmp_path)))
+    with pytest.raises(ValueError, match=f"dino_pca: .*{name} {re.escape(message)}"):
+        networks.look_for_each(DinoPca(weights=str(tmp_path / name)))
+
+
+def test_a_network_of_another_type_is_seen_from_afar(weights):
+    networks.look_for_each(DinoPca(weights=str(weights)))
+    with pytest.raises(ValueError, match="holds a network of type 'dinov2_with_registers', expected 'clipseg'; `rayp"):
+        networks.look_for_each(Clipseg(weights=str(weights)))
+
+
+def test_every_network_of_a_method_is_looked_for(both, tmp_path):
+    networks.look_for_each(TwoNetworks(weights=str(both)))
+    with pytest.raises(FileNotFoundError, match="two_networks: .* holds no weights"):
+        networks.look_for_each(TwoNetworks(weights=str(both), backbone=str(tmp_path)))
+
+
+@pytest.mark.parametrize("url", ["https://no-such-host.invalid", "http://127.0.0.1:1"])
+def test_a_host_that_cannot_be_reached_is_final_at_once(url, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    host = "127.0.0.1" if "127" in url else "no-such-host.invalid"
+    with pytest.raises(ConnectionError, match=f"^{host} cannot be reached: "):
+        networks.check_reachable(url)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "127.0.0.1:1"])
+def test_behind_a_proxy_it_is_the_proxy_that_is_reached(proxy, monkeypatch):
+    monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConnectionError, match=r"^127\.0\.0\.1 cannot be reached: Connection refused"):
+        networks.check_reachable("https://no-such-host.invalid/weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -88,7 +89,8 @@ def _of_file(path: str) -> dict:
     """The options in the --config file by name. path: also a URI. Raises ValueError that names it."""
     where = f"--config {without_secrets(path)}"
     try:
-        local = storage.local_path(path)
+        # Relative to the current folder also in a submitted job, whose folder may well bring it along.
+        local = storage.local_path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
         # What is local may also be a pipe, such as <(...) of a shell.
         content = Path(local).read_bytes() if local else storage.read_bytes(path, max_bytes=MOST_BYTES)
         values = yaml.load(content.decode(), Loader) or {}

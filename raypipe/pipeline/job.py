@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pyarrow as pa
 
-from raypipe import refiners
+from raypipe import networks, refiners
 from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds, moved
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run
-from raypipe.runtime import cores
+from raypipe.runtime import address, cores
 from raypipe.storage import Location, local_path, normalise
 from raypipe.types import PatternSegmenter, Segmenter
 
@@ -52,7 +51,9 @@ def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Non
         raise ValueError("refine and the refiner's options must be given together")
     _check_ranges(job, segmenter)
     _check_effects(job, segmenter, refiner)
-    if job.actors and "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
+    if job.device == "cuda" and (job.local or not address.is_elsewhere()):
+        cores.device_here(job.device, gpus=plan_work(job, segmenter, refiner).gpus)
+    if job.actors and not address.is_elsewhere():
         cpus = cores.for_local_ray()
         if job.actors + 1 > cpus:
             raise ValueError(f"--actors {job.actors} leaves no CPU for reading and writing: at most {cpus - 1} here")
@@ -136,6 +137,17 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
         max_pixels=job.max_pixels,
         max_bytes=job.max_bytes,
     )
+
+
+def fetch_weights(job: Label, work: Work) -> None:
+    """Have the weights of the method and of its foreground here before anything starts, where this machine labels.
+
+    Elsewhere the workers look for theirs. Raises FileNotFoundError or ValueError that names the ways out.
+    """
+    if job.local or not address.is_elsewhere():
+        for method in filter(None, (work.segmenter, work.finder)):
+            networks.look_for_each(method)
+            method.fetch()
 
 
 def list_images(job: Label, work: Work, run: Run) -> pa.Table:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from raypipe.pipeline.dry_run import Estimate, estimate
 from raypipe.pipeline.graph import label_here, label_on_ray
-from raypipe.pipeline.job import Label, check_job, list_images, open_run, plan_work
+from raypipe.pipeline.job import Label, check_job, fetch_weights, list_images, open_run, plan_work
 from raypipe.pipeline.moved import refuse_moved
 from raypipe.pipeline.stages import Work
 from raypipe.pipeline.summary import Summary, named, too_many
@@ -78,6 +78,8 @@ def attempt(
         log.info("%s of %s to label", f"{len(pending):,}", count_of_images(len(images)))
         if not len(pending) and run.is_complete():
             return _ended(job, work, run, images, pending, run.commits(), Counter(), start)
+        if len(pending):
+            fetch_weights(job, work)
         places = {name: value and Location(value) for name, value in asdict(job).items() if name in PLACES}
         options = asdict(job) | places  # without credentials
         begun = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}

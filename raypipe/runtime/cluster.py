@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import ray.data
 
-from raypipe.runtime import cores
+from raypipe.runtime import address, cores
 from raypipe.runtime.interruption import restored_handlers
 from raypipe.storage import Locked, local_path
 
@@ -44,15 +44,17 @@ class Resources:
 def connected(*, stall: float) -> Iterator[None]:
     """Use the Ray this process has, join the cluster of RAY_ADDRESS, or start a local one that ends with the block.
 
-    stall: seconds without any finished task after which Ray Data gives a job up.
+    stall: seconds without any finished task after which Ray Data gives a job up. Raises ValueError where no cluster
+    answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield _configure(stall)
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    address.check()
     options = {"logging_level": "error", "log_to_driver": False}
-    if not os.environ.get("RAY_ADDRESS"):
+    if not address.joins_cluster():
         options |= {"address": "local", "num_cpus": cores.for_local_ray(), "include_dashboard": False}
     with restored_handlers(), _stderr_only_if_it_fails():
         ray.init(**options)
@@ -71,13 +73,16 @@ def resources(*, gpus: float, device: str, actors: int | None) -> Resources:
     Raises ValueError when the actors would leave no CPU for the other stages, and for a network on a cluster that
     shows no GPU: it may have just not started one.
     """
-    found, joined = ray.cluster_resources(), bool(os.environ.get("RAY_ADDRESS"))
+    found, joined = ray.cluster_resources(), address.joins_cluster()
     cpus, all_gpus = int(found.get("CPU", 0)), found.get("GPU", 0.0)
     device = _device(device, gpus, all_gpus, joined)
     per_actor = gpus if device == "cuda" else 0.0
     if joined:
         return Resources(device, per_actor, 1, actors)
     if actors is None:
+        if per_actor > all_gpus:
+            text = f"--device cuda: an actor needs {per_actor:g} GPUs, Ray has {all_gpus:g}; --device cpu does without"
+            raise ValueError(text)
         actors = max(1, min(int(all_gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
     if actors + 1 > cpus:
         raise ValueError(f"--actors {actors} leaves no CPU for reading and writing: Ray has {cpus}, at most {cpus - 1}")

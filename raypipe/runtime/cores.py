@@ -31,5 +31,5 @@ def device_here(device: str, *, gpus: float) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device on this machine")
+        raise ValueError("--device cuda: torch finds no CUDA device on this machine; --device cpu does without")
     return "cuda" if torch.cuda.is_available() else "cpu"

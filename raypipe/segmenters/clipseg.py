@@ -31,6 +31,7 @@ class Clipseg(PatternSegmenter):
     source = "Lueddecke and Ecker, CVPR 2022, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0 (weights)"
     networks, licences = ("weights",), {"weights": "Apache-2.0"}
+    model_types = {"weights": "clipseg"}
     needs = "CIDAS/clipseg-rd64-refined, 0.6 GB: fetched on the first run, or by `raypipe weights clipseg`"
     soft = True
     gpus = 0.25  # the network is small; four actors keep a GPU busy while they prepare images

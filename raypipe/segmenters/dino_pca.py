@@ -30,6 +30,7 @@ class DinoPca(PatternSegmenter):
     source = "Oquab et al. 2023 and Darcet et al. 2023, as read by the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0 (weights)"
     networks, licences = ("weights",), {"weights": "Apache-2.0"}
+    model_types = {"weights": "dinov2_with_registers"}
     parts = ("bright", "dark")
     needs = (
         "facebook/dinov2-with-registers-giant, 4.5 GB: fetched on the first run, or by `raypipe weights dino_pca`; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from raypipe import lookup, networks
 from raypipe.lookup import one_line
 from raypipe.types import Segmenter, Segments
 
+log = logging.getLogger("raypipe")
 # rembg's models that answer with one mask and run on this machine, with the licences of their weights. Left out: `sam`
 # (wants points), `u2net_cloth_seg` (three masks), the cloud services (images would leave the machine), `..._custom`
 # (give the file as `model`).
@@ -34,6 +36,10 @@ MODELS = {
     "u2net_human_seg": "Apache-2.0",
     "u2netp": "Apache-2.0",
 }
+
+
+RELEASES = "https://github.com"  # where rembg fetches them from
+NO_WEIGHTS = "--foreground grabcut (or whole, or given:DIR) needs no weights"
 
 
 @dataclass
@@ -60,6 +66,7 @@ class Rembg(Segmenter):
             hint = lookup.suggest(self.model, MODELS)
             raise ValueError(f"rembg: {self.model!r} is an unknown model and no .onnx file; {hint}")
         if self._is_file():
+            self.model = os.path.abspath(os.path.expanduser(self.model))  # workers may have another current folder
             self.needs = f"the file {self.model}"
         elif self.model != "u2net":
             self.needs = f"{self.model}.onnx: fetched on the first run, or put into U2NET_HOME, or given as a file"
@@ -67,6 +74,11 @@ class Rembg(Segmenter):
 
     def _is_file(self) -> bool:
         return self.model.endswith(".onnx")
+
+    def fetch(self) -> None:
+        """Have the network's file here. Raises FileNotFoundError with the ways out, ValueError for another file."""
+        begins = [b"\x08"]  # with the version, the first field
+        networks.check_begins(Path(self._weights(self._kind())), begins, method=self.name, expected="an ONNX file")
 
     def load(self, device: str) -> None:
         """Open the network, one session per actor.
@@ -76,19 +88,21 @@ class Rembg(Segmenter):
         # numba, which rembg imports, sets the process to as many threads as there are cores; torch's would crowd out
         # the other workers. OMP_NUM_THREADS is what Ray gives an actor.
         os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)))
-        kind = self._local_session() if self._is_file() else known_session(self.model)
+        kind = self._kind()
         self._path = Path(self._weights(kind))
         self._session = kind(self.model, _session_options(), providers=_providers(device))
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.inner_session.get_providers():
             raise RuntimeError("rembg: onnxruntime could not start on CUDA (see its lines above); use --device cpu")
 
-    def _local_session(self) -> type:
-        """A U2-Net session on our own file. rembg's `u2net_custom` only takes files below its own folder."""
+    def _kind(self) -> type:
+        """rembg's session class. Of our own file one of U2-Net: `u2net_custom` only takes files in its own folder."""
+        if not self._is_file():
+            return known_session(self.model)
         from rembg.sessions.u2net import U2netSession
 
-        path = Path(self.model).expanduser().resolve()
+        path = Path(self.model).resolve()
         if not path.is_file():  # asked on the worker: the driver need not have the file
-            raise FileNotFoundError(f"rembg: there is no model file {str(path)!r}")
+            raise FileNotFoundError(f"rembg: there is no model file {str(path)!r}; {NO_WEIGHTS}")
 
         class LocalSession(U2netSession):
             @classmethod
@@ -108,14 +122,17 @@ class Rembg(Segmenter):
                 "U2NET_HOME=DIR"
             )
         try:
+            if not _is_there(session) and not _is_offline():
+                networks.check_reachable(RELEASES)
+                log.info("rembg: fetching %s.onnx, once", session.name())
             return fetch(session)
         except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
-            reason = one_line(error)
+            chosen = "" if self.model == "u2net" else f" --weights {self.model}"
             raise FileNotFoundError(
-                f"rembg: no weights for model {self.model!r} and they could not be downloaded ({reason}); "
-                f"run once with internet, or copy {self.model}.onnx to {_home(session)} (U2NET_HOME sets this "
-                "folder), or pass a file as rembg:/path/file.onnx, or use grabcut, given:DIR or whole as the "
-                "foreground, which need no weights"
+                f"rembg: {self.model}.onnx is not on this machine and could not be fetched ({one_line(error)}); "
+                f"{NO_WEIGHTS}, or run `raypipe weights rembg{chosen} --to DIR` where there is internet and set "
+                f"U2NET_HOME=DIR, or put the file there: {os.path.join(_home(session), self.model)}.onnx, or name it: "
+                "rembg:/path/file.onnx"
             ) from None
 
     def checksums(self) -> dict[str, str]:
@@ -148,10 +165,13 @@ def known_session(model: str) -> type:
 
 def fetch(session: type) -> str:
     """Path of a session class's ONNX file below U2NET_HOME, downloaded if it is not there. Raises rembg's errors."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")  # as Hugging Face reads it
-    if offline and not _is_there(session):
+    if _is_offline() and not _is_there(session):
         raise OSError("HF_HUB_OFFLINE is set")
     return str(session.download_models())
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")  # as Hugging Face reads it
 
 
 def _home(session: type) -> str:

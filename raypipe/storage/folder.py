@@ -15,7 +15,7 @@ from pyarrow import fs as pafs
 
 from raypipe.storage.files import resolve
 from raypipe.storage.parquet import parquet_bytes
-from raypipe.storage.uri import Location, join
+from raypipe.storage.uri import Location, absolute, join
 
 ADVICE = {
     errno.ENOSPC: "free some space or choose another --output, then run the same command again: it resumes",
@@ -30,10 +30,13 @@ DEAD_AFTER = 3600.0  # seconds after which a temporary file belongs to no live w
 
 
 class Folder:
-    """A folder by its URI. Cheap to pickle: the file system is opened where it is used. Names are parts of a path."""
+    """A folder by its URI. Cheap to pickle: the file system is opened where it is used. Names are parts of a path.
+
+    It is the same folder in processes with another current folder: a relative path becomes absolute.
+    """
 
     def __init__(self, uri: str):
-        self.uri = Location(uri).uri
+        self.uri = absolute(uri)
 
     def __getstate__(self) -> dict:
         return {"uri": self.uri}

@@ -15,6 +15,7 @@ ARROW_SCHEMES = {  # and the name of what reads them in pyarrow.fs
     **dict.fromkeys(("abfs", "abfss"), "AzureFileSystem"),
 }
 WEB_SCHEMES = {"http", "https"}
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what `ray job submit` starts
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)  # two letters or more: C:\ is a Windows drive
 # What pyarrow takes behind a `?`. Any other `?` belongs to the object's key.
 OPTION = (
@@ -97,13 +98,20 @@ def split(uri: str) -> Parts | None:
 
 
 def local_path(uri: str) -> str | None:
-    """The absolute path of a local file (links are not resolved); None for a remote URI."""
+    """The absolute path of a local file (links are not resolved); None for a remote URI.
+
+    Raises ValueError for a relative path in a submitted job: it would lie in a folder that Ray deletes.
+    """
     if split(uri) is not None:
         return None
     match = SCHEME.match(uri := _full(uri))
     if match:
         return os.path.abspath(os.fsdecode(unquote_to_bytes("/" + match[2].partition("/")[2])))
-    return os.path.abspath(os.path.expanduser(uri))
+    path = os.path.expanduser(uri)
+    if not os.path.isabs(path) and SUBMITTED in os.environ:
+        where = f"a submitted job runs in {os.getcwd()}, which Ray deletes"
+        raise ValueError(f"the path {uri!r} is relative, but {where}; give an absolute path or a URI")
+    return os.path.abspath(path)
 
 
 def absolute(uri: str) -> str:

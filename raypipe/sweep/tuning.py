@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -16,7 +17,7 @@ from raypipe import segmenters
 from raypipe.lookup import one_line
 from raypipe.pipeline.foregrounds import Foreground
 from raypipe.pipeline.graph import probe
-from raypipe.pipeline.job import frozen_settings, plan_work
+from raypipe.pipeline.job import fetch_weights, frozen_settings, plan_work
 from raypipe.pipeline.label import attempt
 from raypipe.runtime import cores
 from raypipe.runtime.progress import Progress, count_of_images
@@ -80,12 +81,12 @@ def run_on_tune(todo: list[Trial]) -> None:
     from raypipe.runtime import cluster
 
     sweep = todo[0].sweep
+    refuse_unloadable(todo, fetch_weights_of)
     with cluster.connected(stall=1800.0):
         cluster.warn_of_local_paths(input=sweep.input, labels=sweep.labels, output=sweep.output)
         gpus = plan_work(todo[0].job, todo[0].segmenter, None).gpus
         resources = cluster.resources(gpus=gpus, device=sweep.device, actors=sweep.actors)
-        if not has_labelled(Folder(sweep.output)):
-            refuse_unloadable(todo, resources)
+        refuse_unloadable(todo, partial(probe_on_worker, resources=resources))
         todo, total = share_foreground(todo), sum(len(trial.images) for trial in todo)
         with tempfile.TemporaryDirectory() as scratch, Progress(total, count_commits(todo)):
             try:
@@ -102,17 +103,31 @@ def run_on_tune(todo: list[Trial]) -> None:
                 write_state(trial, status="stopped")
 
 
-def refuse_unloadable(todo: list[Trial], resources) -> None:
-    """Load the method with one setting after the other until one succeeds; raise the first one's error if none does."""
+def refuse_unloadable(todo: list[Trial], attempt_to: Callable[[Trial], None]) -> None:
+    """Try the method with one setting after the other until one succeeds; raise the first one's error if none does.
+
+    A sweep that has labelled anything before is spared this.
+    """
+    if has_labelled(Folder(todo[0].sweep.output)):
+        return
     first = None
     for trial in todo:
-        work = replace(plan_work(trial.job, trial.segmenter, None), device=resources.device)
         try:
-            probe(work, gpus=resources.gpus)
+            attempt_to(trial)
             return
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, FileNotFoundError) as error:
             first = first or error
     raise first
+
+
+def fetch_weights_of(trial: Trial) -> None:
+    """Have a trial's weights here, where this machine labels. Raises what `fetch_weights` raises."""
+    fetch_weights(trial.job, plan_work(trial.job, trial.segmenter, None))
+
+
+def probe_on_worker(trial: Trial, resources) -> None:
+    """Load a trial's method on a worker. Raises what `probe` raises."""
+    probe(replace(plan_work(trial.job, trial.segmenter, None), device=resources.device), gpus=resources.gpus)
 
 
 def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:

@@ -3,14 +3,17 @@
 import dataclasses
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.faulty import GOOD, write_images
 from support.tiny.rembg import write_network
 
+from raypipe.cli.verbs import main
 from raypipe.pipeline.job import Label, plan_work
 from raypipe.pipeline.stages import Segment
 from raypipe.segmenters.rembg import Rembg
@@ -86,6 +89,45 @@ def test_missing_weights_without_network_are_one_clear_error(tmp_path, monkeypat
         Rembg().load("cpu")
     for word in ("u2net.onnx", str(tmp_path), "U2NET_HOME", "internet", "rembg:/path/file.onnx", "grabcut", "whole"):
         assert word in str(caught.value)
+
+
+def test_missing_weights_are_one_sentence_before_anything_starts(tmp_path, monkeypatch, capsys):
+    write_images(tmp_path / "photos", [GOOD])
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    place = ["--input", str(tmp_path / "photos"), "--output", str(tmp_path / "run")]
+    assert main(["label", "kmeans", *place]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(
+        "raypipe: rembg: u2net.onnx is not on this machine and could not be fetched (127.0.0.1 cannot"
+    )
+    for word in ("--foreground grabcut", "`raypipe weights rembg --to DIR`", f"{tmp_path}/u2net.onnx"):
+        assert word in last
+    assert not list((tmp_path / "run").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "is a pointer of Git LFS, not an ONNX file; run `git lfs pull`",
+        ),
+        (b"<html>", "is not an ONNX file: it begins with b'<html>'; fetch it again"),
+        (b"", "is not an ONNX file: it begins with b''"),
+    ],
+)
+def test_a_file_that_is_no_network_is_seen_from_afar(content, message, network, tmp_path):
+    Rembg(model=str(network)).fetch()
+    (tmp_path / "other.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match=f"rembg: .*other.onnx {re.escape(message)}"):
+        Rembg(model=str(tmp_path / "other.onnx")).fetch()
+
+
+def test_a_relative_file_means_the_same_from_anywhere(network, monkeypatch):
+    monkeypatch.chdir(network.parent)
+    assert Rembg(model=network.name).model == str(network)
 
 
 def test_a_missing_file_is_named(tmp_path):

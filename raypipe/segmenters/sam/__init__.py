@@ -58,6 +58,7 @@ class Sam(PatternSegmenter):
     source = "Kirillov et al., ICCV 2023, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "Apache-2.0"
     networks, licences = ("weights",), {"weights": "Apache-2.0"}
+    model_types = {"weights": "sam"}
     needs = (
         "facebook/sam-vit-huge, 2.6 GB: fetched on the first run, or by `raypipe weights sam`; "
         "without a GPU hours per image, and minutes with `--preset library`"
