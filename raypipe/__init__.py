@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ def load(run: str, columns: list[str] | None = None) -> pa.Table:
 def decode(row: dict) -> np.ndarray:
     """The masks of one row as bool (N, H, W), at the image's size. row: a dict with `segments`, `height` and `width`.
 
-    N is 0 for an image without segment; a failed image (`error` is not "") has none either.
+    N is 0 for an image without segment; a failed image (`error` is not "") has none either. Raises TypeError for
+    anything but one row.
     """
     from raypipe.masks import decode_segments
 
+    if not isinstance(row, Mapping):
+        text = "expected one row as a dict, such as those of raypipe.load(RUN).to_pylist()"
+        raise TypeError(f"decode: {text}, got a {type(row).__name__}")
     return decode_segments(row["segments"], (row["height"], row["width"]))

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import yaml
 
 from raypipe import refiners, segmenters, storage
+from raypipe.cli import words as plain_words
 from raypipe.evaluation import tasks
 from raypipe.pipeline.options import checked, flags, refiner_with
 from raypipe.storage import without_secrets
-from raypipe.types import BadImage
+from raypipe.types import BadImage, name_of
 
 log = logging.getLogger("raypipe")
 MOST_BYTES = 1 << 20  # of a config file; options take a few hundred
@@ -72,7 +73,10 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     names = {name.removeprefix("no-").replace("-", "_") for name in typed}
     swept = {word.partition("=")[0] for word in words if "=" in word}  # by `--over`
     values = _without_presets(values, kinds, names | swept)
-    found = _parsed(f"raypipe {verb}" + (f" {argv[0]}" if method else ""), options, kinds, words, values, path)
+    kinds = {"options": options, **kinds, "terminal": Terminal}
+    plain_words.check(words, list(kinds.values()))
+    prog = f"raypipe {verb}" + (f" {argv[0]}" if method else "")
+    found = _parsed(prog, kinds, words, values, path, plain_words.example(verb, method))
     log.setLevel("DEBUG" if found["terminal"].debug else "INFO")
     given = names | {name for name, value in values.items() if value is not None}
     return Command(found["options"], [found.get(name) for name in parts], found["terminal"], names, given)
@@ -99,8 +103,11 @@ def _of_file(path: str) -> dict:
         raise ValueError(f"{where}: {reason}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: not valid YAML: {error}") from error
-    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
-        raise ValueError(f"{where}: expected flat lines such as `batch_size: 8`, one option each")
+    nested = [name for name, value in values.items() if isinstance(value, dict)] if isinstance(values, dict) else []
+    if nested or not isinstance(values, dict):
+        got = f"{nested[0]!r} with lines of its own below it" if nested else f"a {type(values).__name__}"
+        advice = "; --print-config writes such a file"
+        raise ValueError(f"{where}: expected flat lines such as `batch_size: 8`, one option each, got {got}{advice}")
     if "config" in values:
         raise ValueError(f"{where}: a config file cannot name another one, got config: {values['config']!r}")
     return values
@@ -114,21 +121,31 @@ def _without_presets(values: dict, kinds: dict[str, type], named: set[str]) -> d
     return {name: value for name, value in values.items() if name not in chosen}
 
 
-def _parsed(prog: str, options: type, kinds: dict[str, type], words: list[str], values: dict, path: str | None) -> dict:
+def _parsed(
+    prog: str, kinds: dict[str, type], words: list[str], values: dict, path: str | None, example: str
+) -> dict[str, object]:
     """Instances of the verb's dataclass, of its parts and of Terminal, by name. `values` count as earlier flags."""
     import tyro
 
-    kinds = {"options": options, **kinds, "terminal": Terminal}
     if values:
         try:
             values = checked(values, list(kinds.values()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"--config {without_secrets(path)}: {error}") from error
         words = [*(word for name, value in values.items() for word in flags(name, value)), *words]
-    fields = [(name, tyro.conf.OmitArgPrefixes[kind]) for name, kind in kinds.items()]
-    description = kinds.get("method", options).__doc__
-    found = tyro.cli(dataclasses.make_dataclass("Options", fields), prog=prog, description=description, args=words)
-    return {name: getattr(found, name) for name in kinds}
+    if "method" in kinds and not kinds["method"].soft and "refine" not in kinds and {"-h", "--help"} & {*words}:
+        kinds = kinds | {"method": plain_words.without(kinds["method"], "threshold")}  # refused
+    titles = {name: name if name == "terminal" else name_of(kind) for name, kind in kinds.items()}
+    titles["options"] = prog.split()[1]
+    fields = [(titles[name], tyro.conf.OmitArgPrefixes[kind]) for name, kind in kinds.items()]
+    found = tyro.cli(
+        dataclasses.make_dataclass("Options", fields),
+        prog=prog,
+        description=f"For example:\n  {example}",
+        args=words,
+        registry=plain_words.REGISTRY,
+    )
+    return {name: getattr(found, titles[name]) for name in kinds}
 
 
 def _typed_flags(words: list[str]) -> dict[str, str | None]:

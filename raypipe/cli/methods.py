@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import tyro
+
 from raypipe import segmenters
 from raypipe.types import PatternSegmenter
 
@@ -12,6 +14,8 @@ from raypipe.types import PatternSegmenter
 @dataclass(frozen=True)
 class Methods:
     """What there is and what it needs."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()  # only these; all without a name
 
 
 class Listed(list):
@@ -27,8 +31,8 @@ class Listed(list):
 
 
 def methods(options: Methods) -> Listed:
-    """All methods, sorted by name."""
-    return Listed(_row(segmenters.find(name)) for name in segmenters.names())
+    """The named methods, or all, sorted by name. Raises ValueError for an unknown one, with the nearest name."""
+    return Listed(_row(segmenters.find(name)) for name in options.names or segmenters.names())
 
 
 def _row(kind: type) -> dict:

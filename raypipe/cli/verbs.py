@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from raypipe import lookup
 
@@ -57,8 +57,23 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code; wrong flags leave through SystemExit(2)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run one verb. Returns the exit code; wrong flags leave through SystemExit(2).
+
+    A reader of stdout that has gone, as of `raypipe ... | head`, is no error: the code is then a shell's own, 141.
+    """
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at its end
+        return 141
+
+
+def _main(argv: list[str]) -> int:
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
@@ -71,15 +86,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = argv[0], argv[1:]
     log.setLevel("DEBUG" if "--debug" in rest else "INFO")
     if verb not in VERBS:
-        return _said(f"unknown command {verb!r}; {lookup.suggest(verb, VERBS)}", 2)
+        return _said(f"unknown command {verb!r}; {_instead(verb, rest)}", 2)
     try:
         return _run(verb, rest)
     except SystemExit:
         raise
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) and error.filename is None and _is_unread(sys.stdout):
+            raise
         if log.isEnabledFor(logging.DEBUG):
             traceback.print_exception(error)
         return _failed(error)
+
+
+def _instead(verb: str, rest: list[str]) -> str:
+    """What to write instead of an unknown command."""
+    from raypipe import segmenters
+
+    if verb in segmenters.names():
+        return f"it is a method: {shlex.join(['raypipe', 'label', verb, *rest])}"
+    return lookup.suggest(verb, VERBS)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _run(verb: str, argv: list[str]) -> int:
@@ -116,11 +151,16 @@ def _run(verb: str, argv: list[str]) -> int:
 def _choose_method(verb: str, options: type, argv: list[str]) -> int:
     """Tell how to go on without a method's name."""
     from raypipe import segmenters
+    from raypipe.cli import words as plain_words
 
     needed = [f.name for f in dataclasses.fields(options) if f.default is f.default_factory is dataclasses.MISSING]
     words = " ".join(f"--{name} {name.upper()}" for name in needed)
     names = "\n".join(f"  {name}" for name in segmenters.names())
+    if named := [word for word in argv if word in segmenters.names()]:
+        rest = [word for word in argv if word != named[0]]
+        return _said(f"the method comes first: {_typed(verb, [named[0], *rest])}", 2)
     print(f"usage: raypipe {verb} METHOD {words} [OPTIONS]\n\nMethods:\n{names}\n")
+    print(f"For example:\n  {plain_words.example(verb, None)}\n")
     print(f"All options: raypipe {verb} METHOD --help        What each method needs: raypipe methods")
     return 0 if argv and argv[0] in ("-h", "--help") else 2
 

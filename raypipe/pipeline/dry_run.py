@@ -56,8 +56,9 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
     actors = _actors(job, work, device)
     result = Estimate(
         method=work.segmenter.name,
+        **({"foreground": str(work.foreground)} if work.foreground else {}),
         needs=_needs(work),
-        licence=work.segmenter.licence,
+        licence=_licence(work),
         input=str(Location(job.input)),
         images=len(images),
         pending=len(pending),
@@ -76,8 +77,8 @@ def _expected(job: Label, work: Work, pending: pa.Table, *, device: str, actors:
     log.info("timing up to %s; --no-timing leaves this out", count_of_images(len(rows)))
     timed = _timed(work, device, rows, alone=job.local)
     if "missing" in timed:
-        reason = "left out, since a dry run sets HF_HUB_OFFLINE and downloads nothing"
-        return {"timing": f"{reason}: {timed['missing']}"}
+        reason = "left out, since weights are not on this machine yet and a dry run downloads nothing"
+        return {"timing": f"{reason}: {_needs(work)}"}
     seconds = timed["load_seconds"] + STARTUP * (not job.local) + timed["seconds_per_image"] * len(pending) / actors
     return {
         "seconds_per_image": round(timed["seconds_per_image"], 4),
@@ -93,6 +94,13 @@ def _needs(work: Work) -> str:
     foreground = work.finder.needs if work.finder else ""
     needs = work.segmenter.needs, foreground and f"for the foreground: {foreground}"
     return "; ".join(filter(None, needs)) or "nothing"
+
+
+def _licence(work: Work) -> str:
+    """The licences of the method and of what computes its foreground."""
+    if work.finder is None:
+        return work.segmenter.licence
+    return f"{work.segmenter.licence}; of the foreground: {work.finder.licence}"
 
 
 def _actors(job, work: Work, device: str) -> int:

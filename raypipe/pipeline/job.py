@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -17,6 +19,8 @@ from raypipe.run import Run
 from raypipe.runtime import address, cores
 from raypipe.storage import Location, local_path, normalise
 from raypipe.types import PatternSegmenter, Segmenter
+
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def _check_effects(job: Label, segmenter: Segmenter, refiner: Callable | None) -
             f"--device cuda has no effect: {segmenter.name} runs on the CPU only"
             " (a rembg foreground would use a GPU if onnxruntime-gpu were installed instead of onnxruntime)"
         )
-    for option, other in (("actors", "local"), ("timeout", "local"), ("sheet", "dry_run")):
+    for option, other in (("actors", "local"), ("timeout", "local")):
         if getattr(job, option) and getattr(job, other):
             raise ValueError(f"--{option} has no effect with --{other.replace('_', '-')}")
     if not job.timing and not job.dry_run:
@@ -92,7 +96,15 @@ def _check_effects(job: Label, segmenter: Segmenter, refiner: Callable | None) -
 
 
 def check_folders(source: str, output: str) -> None:
-    """Raise ValueError for an output that is a file, or that a later listing of the input would find."""
+    """Raise ValueError for an output that is a file, or that a later listing of the input would find.
+
+    Also for a Windows path, which elsewhere would be the name of one odd file in the current folder.
+    """
+    for path in (source, output):
+        if os.name != "nt" and WINDOWS_PATH.match(path) and not os.path.exists(path):
+            here = re.sub(r"^(\w):", lambda drive: f"/mnt/{drive[1].lower()}", path.replace("\\", "/"))
+            text = f"{path!r} is a path of Windows, and this is {sys.platform}; give the path here"
+            raise ValueError(f"{text}" + (f", in WSL {here!r}" if path[1] == ":" else ""))
     shown, folder = str(Location(output)), local_path(output) or "/"
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)

@@ -38,6 +38,9 @@ def checked(values: dict, kinds: list[type]) -> dict:
         if refiner := refiner_with(name):
             text = f"option {name!r} (value {value!r}) has no effect without a refiner; set refine to {refiner!r}"
             raise TypeError(text)
+        if owners := methods_with(name):
+            text = f"option {name!r} (value {value!r}) is one of {', '.join(owners)}, not of this method; leave it out"
+            raise TypeError(text)
         raise TypeError(f"unknown option {name!r} (value {value!r}); {lookup.suggest(name, types)}")
     return {name: _checked(name, value, types[name]) for name, value in values.items()}
 
@@ -53,6 +56,11 @@ def flags(name: str, value) -> list[str]:
 def refiner_with(name: str) -> str | None:
     """The refiner that has an option; None when no one has it."""
     return next((each for each in refiners.names() if name in _types(refiners.find(each))), None)
+
+
+def methods_with(name: str) -> list[str]:
+    """The methods that have an option."""
+    return [each for each in segmenters.names() if name in _types(segmenters.find(each))]
 
 
 def _types(kind: type) -> dict[str, object]:

@@ -111,6 +111,8 @@ def _values(name: str, text: str, kinds: list[type]) -> list | Interval:
         return _interval(name, text, kinds, match)
     values = []
     for part in text.split(","):
+        if re.fullmatch(rf"{NUMBER}:{NUMBER}", part.strip()):
+            raise ValueError(f"--over {name}: the range {part.strip()!r} lacks its step; write start:stop:step")
         match = RANGE.fullmatch(part.strip())
         texts = _range(name, *match.groups()) if match else [part.strip()]
         values += [_value(name, each, kinds) for each in texts]

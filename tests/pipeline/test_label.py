@@ -339,7 +339,10 @@ def test_a_dry_run_names_the_foregrounds_weights_and_downloads_none(tmp_path, mo
     monkeypatch.setenv("U2NET_HOME", str(tmp_path / "weights"))
     estimate = raypipe.label("kmeans", str(tmp_path / "photos"), str(tmp_path / "run"), dry_run=True)
     assert estimate["needs"].startswith("for the foreground: u2net.onnx, 176 MB")
-    assert "a dry run sets HF_HUB_OFFLINE and downloads nothing: rembg: no weights" in estimate["timing"]
+    assert estimate["foreground"] == "rembg"
+    assert estimate["licence"].endswith("of the foreground: Apache-2.0 (u2net weights), MIT (rembg)")
+    assert "a dry run downloads nothing: for the foreground: u2net.onnx, 176 MB" in estimate["timing"]
+    assert "HF_HUB" not in estimate["timing"]
     assert "expected_time" not in estimate and not (tmp_path / "weights").exists()
 
 

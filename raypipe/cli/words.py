@@ -1,0 +1,136 @@
+"""The words of a command line: how options look in the help, and what is said about words that fit none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Annotated, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from raypipe.pipeline.options import WORDS, methods_with
+from raypipe.types import PatternSegmenter, Segmenter, name_of
+
+NAMES = {str: "TEXT", int: "INT", float: "NUMBER"}  # of a value, in the help
+REGISTRY = ConstructorRegistry()
+
+
+EXAMPLES = {  # of each verb, for its help; METHOD stands for the one that was named
+    "label": "raypipe label METHOD --input photos/ --output runs/METHOD",
+    "report": "raypipe report runs/kmeans",
+    "export": """raypipe export runs/kmeans --format coco --where "share > 0.01\"""",
+    "verify": "raypipe verify runs/kmeans",
+    "compact": "raypipe compact runs/kmeans",
+    "methods": "raypipe methods kmeans",
+    "weights": "raypipe weights clipseg --to weights/clipseg",
+    "demo": "raypipe demo",
+    "evaluate": "raypipe evaluate runs/kmeans --labels labels/",
+    "sweep": "raypipe sweep kmeans --input photos/ --labels labels/ --output sweeps/k --over k=2,3,4",
+    "agree": "raypipe agree runs/kmeans runs/watershed",
+    "benchmark": "raypipe benchmark --quick --only kmeans guided",
+}
+
+
+@REGISTRY.primitive_rule
+def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Text, numbers and lists of them, each also where it may be None, in plain words; None for other types."""
+    kind, is_list, may_be_none = _taken_apart(info.type)
+    if kind not in NAMES:
+        return None
+
+    def read(words: list[str]):
+        if may_be_none and words == ["None"]:
+            return None
+        values = [_value(word, kind) for word in words]
+        return tuple(values) if is_list else values[0]
+
+    return PrimitiveConstructorSpec(
+        nargs="*" if is_list else 1,
+        metavar=NAMES[kind] + " ..." * is_list,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, list | tuple if is_list else kind | int),
+        str_from_instance=lambda value: list(map(str, value if is_list and value is not None else [value])),
+    )
+
+
+def example(verb: str, method: type[Segmenter] | None) -> str:
+    """A command line to copy. method: the one that was named, if any."""
+    text = EXAMPLES[verb].replace("METHOD", name_of(method) if method else "kmeans")
+    takes_foreground = verb == "label" and method and issubclass(method, PatternSegmenter)
+    return text + " --foreground grabcut --sheet" * bool(takes_foreground)
+
+
+def without(kind: type, name: str) -> type:
+    """The dataclass with one option left out of its help."""
+    hidden = Annotated[get_type_hints(kind)[name], tyro.conf.Suppress]
+    members = {"__annotations__": {name: hidden}, name: kind.__dataclass_fields__[name].default}
+    kept = {each: getattr(kind, each) for each in ("__module__", "__doc__")}
+    return dataclass(type(kind.__name__, (kind,), members | kept))
+
+
+def check(words: list[str], kinds: list[type]) -> None:
+    """Raise ValueError for words that no option takes, such as a pattern that the shell has spread, and for an option
+    of another method. Other unknown options are left to tyro, which knows the nearest one.
+    """
+    room_of, free = _room(kinds)
+    behind, room, stray = "", 0, {}
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if word in ("-h", "--help"):
+            return
+        if flag.startswith("--"):
+            name = flag[2:].replace("-", "_")
+            if name not in room_of:
+                return _refuse_of_other(name, flag, kinds)
+            behind, room = flag, 0 if equals else room_of[name]
+        elif room:
+            room -= 1
+        else:
+            stray.setdefault(behind, []).append(word)
+    if sum(map(len, stray.values())) > free:
+        behind, more = list(stray.items())[-1]
+        if not behind:
+            raise ValueError(f"{more[0]!r} belongs to no option; write it behind one, such as --input {more[0]}")
+        text = f"no option takes {' '.join(more)!r} behind the value of {behind}"
+        raise ValueError(f"{text}; quote what has blanks or stars, as in {behind} 'my photos/*.jpg'")
+
+
+def _refuse_of_other(name: str, flag: str, kinds: list[type]) -> None:
+    method = next((name_of(kind) for kind in kinds if issubclass(kind, Segmenter)), None)
+    if method and (owners := methods_with(name)):
+        raise ValueError(f"{flag} is an option of {', '.join(owners)}; {method} has none of that name")
+
+
+def _taken_apart(hint) -> tuple[object, bool, bool]:
+    """Of a type: what one value is, whether it is a list, whether it may be None."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    rest = [choice for choice in choices if choice is not NoneType]
+    hint = rest[0] if len(rest) == 1 else hint
+    is_list = get_origin(hint) in (tuple, list)
+    return (get_args(hint)[0] if is_list else hint), is_list, NoneType in choices
+
+
+def _value(word: str, kind: type):
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"expected {WORDS[kind]}, got {word!r}") from None
+
+
+def _room(kinds: list[type]) -> tuple[dict[str, float], float]:
+    """How many words each option takes behind it, by name, and how many stand alone."""
+    room, free = {}, 0.0
+    for kind in kinds:
+        hints = get_type_hints(kind, include_extras=True)
+        for name in (field.name for field in fields(kind)):
+            value, is_list, _ = _taken_apart(hints[name])
+            takes = math.inf if is_list else float(value is not bool)
+            if tyro.conf.Positional in getattr(hints[name], "__metadata__", ()):
+                free += takes
+            else:
+                room |= {name: takes} if takes else {name: takes, f"no_{name}": takes}
+    return room, free
