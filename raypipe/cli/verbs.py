@@ -6,10 +6,12 @@ configuration, 130 and 143 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+import select
 import shlex
 import sys
 import traceback
@@ -92,7 +94,7 @@ def _main(argv: list[str]) -> int:
     except SystemExit:
         raise
     except BaseException as error:
-        if isinstance(error, BrokenPipeError) and error.filename is None and _is_unread(sys.stdout):
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
             raise
         if log.isEnabledFor(logging.DEBUG):
             traceback.print_exception(error)
@@ -109,12 +111,11 @@ def _instead(verb: str, rest: list[str]) -> str:
 
 
 def _is_unread(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    """Whether it is a pipe that nobody reads any more."""
+    poll = select.poll()
+    with contextlib.suppress(OSError):  # no file
+        poll.register(stream.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _run(verb: str, argv: list[str]) -> int:

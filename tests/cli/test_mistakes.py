@@ -1,7 +1,8 @@
 """What people type wrong: answered before Ray starts, without a traceback, with the value and what to write instead."""
 
-import os
 import re
+import shlex
+import subprocess
 import sys
 
 import pytest
@@ -23,7 +24,9 @@ def place(tmp_path_factory):
     for photo in (root / "photos").iterdir():
         size = Image.open(photo).size
         Image.new("L", size, 0).save(root / "labels" / f"{photo.stem}.png")
-        Image.new("L", (size[0] + 3, size[1]), 0).save(root / "otherlabels" / f"{photo.stem}.png")
+        other = Image.new("L", (size[0] + 3, size[1]), 0)
+        other.paste(255, (0, 0, 9, 9))
+        other.save(root / "otherlabels" / f"{photo.stem}.png")
     (root / "file").write_text("x")
     (root / "list.csv").write_text("path,who\nphotos/a.jpg,anna\n")
     (root / "unknown.yaml").write_text("forground: grabcut\n")
@@ -40,7 +43,7 @@ def place(tmp_path_factory):
 
 LABEL = "label kmeans --input photos --output new --foreground grabcut"
 SWEEP = "sweep kmeans --input photos --labels labels --output swept --foreground grabcut"
-MISTAKES = [  # name, what is typed (| between words where a word has blanks), exit code, what the answer must say
+MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer must say
     ("verb", "lable kmeans", 2, ["'lable'", "did you mean 'label'"]),
     ("method for verb", "kmeans --input photos", 2, ["'kmeans'", "raypipe label kmeans --input photos"]),
     ("method", "label kmean --input photos --output new", 2, ["'kmean'", "did you mean 'kmeans'"]),
@@ -66,13 +69,13 @@ MISTAKES = [  # name, what is typed (| between words where a word has blanks), e
     ("device of a CPU method", LABEL + " --device cuda", 2, ["--device cuda", "kmeans runs on the CPU only"]),
     ("no input folder", "label kmeans --input fotos --output new", 2, ["fotos does not exist"]),
     ("empty folder", "label kmeans --input empty --output new", 2, ["no images", "empty"]),
-    ("no images", "label kmeans|--input|with text|--output|new", 2, ["no images", "with text", "1 .txt"]),
+    ("no images", "label kmeans --input 'with text' --output new", 2, ["no images", "with text", "1 .txt"]),
     ("output in the input", "label kmeans --input photos --output photos/run", 2, ["photos/run", "inside the input"]),
     ("output is a file", "label kmeans --input photos --output file", 2, ["file", "choose a folder"]),
     ("spread pattern", "label kmeans --input photos/a.jpg photos/b.jpg --output new", 2, ["photos/b.jpg", "quote"]),
     ("path with blanks", "label kmeans --input photos/Sued Afrika --output new", 2, ["'Afrika'", "--input", "quote"]),
-    ("Windows path", r"label kmeans --input C:\Users\anna\photos --output new", 2, ["Windows", "/mnt/c/Users/anna"]),
-    ("Windows output", r"label kmeans --input photos --output D:\runs", 2, ["Windows", "/mnt/d/runs"]),
+    ("Windows path", r"label kmeans --input 'C:\Users\anna\photos' --output new", 2, ["Windows", "/mnt/c/Users/anna"]),
+    ("Windows output", r"label kmeans --input photos --output 'D:\runs'", 2, ["Windows", "/mnt/d/runs"]),
     ("home that is not there", "label kmeans --input ~/no/such/photos --output new", 2, ["/no/such/photos"]),
     ("column", "label kmeans --input list.csv --column image --output new", 2, ["'image'", "'path'", "'who'"]),
     ("foreground", "label kmeans --input photos --output new --foreground GrabCut", 2, ["'GrabCut'", "grabcut"]),
@@ -84,6 +87,12 @@ MISTAKES = [  # name, what is typed (| between words where a word has blanks), e
         ["nope", "does not exist"],
     ),
     ("run nowhere", "label kmeans --input photos --output new --foreground run:nope", 2, ["nope"]),
+    (
+        "no internet",
+        "label kmeans --input photos --output new",
+        2,
+        ["u2net.onnx", "--foreground grabcut", "raypipe weights rembg --to DIR", "empty/u2net.onnx"],
+    ),
     ("rembg model", "label kmeans --input photos --output new --foreground rembg:u2nett", 2, ["did you mean 'u2net'"]),
     ("rembg file", "label kmeans --input photos --output new --foreground rembg:no.onnx", 2, ["no.onnx", "grabcut"]),
     ("no network", "label kmeans --input photos --output new --foreground rembg:page.onnx", 2, ["page.onnx", "<!doc"]),
@@ -100,16 +109,22 @@ MISTAKES = [  # name, what is typed (| between words where a word has blanks), e
     ("other settings", "label kmeans --input photos --output run --foreground whole --k 3", 4, ["k: 2 there, 3 now"]),
     ("other method", "label watershed --input photos --output run --foreground whole", 4, ["kmeans", "watershed"]),
     ("labels missing", "evaluate run --labels lables", 2, ["lables", "does not exist"]),
-    ("labels unmatched", "evaluate run --labels with\ttext", 2, ["with text"]),
+    ("labels of another size", "evaluate run --labels otherlabels", 2, ["another size"]),
+    ("labels all empty", "evaluate run --labels labels", 2, ["no pixel of any of the labels", "--label-kind"]),
+    ("labels unmatched", "evaluate run --labels 'with text'", 2, ["with text"]),
     ("run missing", "report nope", 2, ["nope"]),
     ("run is photos", "verify photos", 2, ["photos", "raypipe run"]),
     ("format", "export run --format cocoa", 2, ["cocoa", "coco"]),
     ("format missing", "export run", 2, ["--format"]),
-    ("where column", "export run --format coco|--where|shar > 0.01", 2, ['"shar"', "share"]),
-    ("where syntax", "export run --format coco|--where|share >> and", 2, ["syntax error", "and"]),
+    ("where column", "export run --format coco --where 'shar > 0.01'", 2, ['"shar"', "share"]),
+    ("where syntax", "export run --format coco --where 'share >> and'", 2, ["syntax error", "and"]),
+    ("where quotes", """export run --format coco --where 'label = "pattern"'""", 2, ["single quotes"]),
+    ("join nowhere", "export run --format coco --where 'share > 0' --join nope.parquet", 2, ["--join", "nope.parquet"]),
     ("over without values", SWEEP + " --over k 2,3", 2, ["'k'", "NAME=VALUES"]),
     ("over a range without step", SWEEP + " --over k=2:5", 2, ["'2:5'", "start:stop:step"]),
     ("over an unknown field", SWEEP + " --over kk=2,3", 2, ["'kk'", "did you mean 'k'"]),
+    ("sweep's labels of another size", SWEEP.replace("s labels", "s otherlabels") + " --over k=2,3", 2, ["size"]),
+    ("sweep's labels all empty", SWEEP + " --over k=2,3", 2, ["no pixel of any of the labels"]),
     ("over and given", SWEEP + " --k 3 --over k=2,3", 2, ["k is both given and swept"]),
     ("sweep's labels missing", SWEEP.replace("labels labels", "labels nope") + " --over k=2,3", 2, ["nope"]),
     ("one run to agree", "agree run", 2, ["two or more", "run"]),
@@ -122,23 +137,23 @@ MISTAKES = [  # name, what is typed (| between words where a word has blanks), e
 def test_a_mistake_is_answered_before_ray_starts(typed, code, words, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    words_typed = [
-        w.replace("\t", " ") for part in typed.split("|") for w in (part.split(" ") if part[0] != "~" else [part])
-    ]
-    if "|" in typed:
-        words_typed = [
-            word for i, part in enumerate(typed.split("|")) for word in (part.split(" ") if not i else [part])
-        ]
-    before = sorted(os.listdir(place))
+    monkeypatch.setenv("U2NET_HOME", str(place / "empty"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens there: no internet
+    monkeypatch.setenv("NO_PROXY", "")
     try:
-        found = main(words_typed)
+        found = main(shlex.split(typed))
     except SystemExit as end:
         found = end.code
-    out, err = capsys.readouterr()
-    text = re.sub(r"[\s│]+", " ", err + out)
+    text = re.sub(r"[\s│]+", " ", "".join(capsys.readouterr()))
     assert found == code, text
-    assert "Traceback" not in text and "goes on" not in text
-    assert all(word in text for word in words), text
-    ray = sys.modules.get("ray")
-    assert ray is None or not ray.is_initialized()
-    assert sorted(os.listdir(place)) == before or code == 2 and not list(place.glob("new/**/*.parquet"))
+    assert "Traceback" not in text and all(word in text for word in words), text
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    assert not list(place.glob("new/**/*.parquet"))
+
+
+def test_stdout_that_nobody_reads_is_no_error(place):
+    for words in (["--help"], ["label", "kmeans", "--help"], ["methods"], ["report", "run"]):
+        command = [sys.executable, "-m", "raypipe", *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=place) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b"" and process.wait() == 141, words
