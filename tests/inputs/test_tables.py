@@ -132,7 +132,7 @@ def test_objects_without_bytes_are_the_files_of_their_paths_row_by_row(statistic
         pa.large_list(STRUCT),
         pa.list_(STRUCT, 1),
         pa.struct([("bytes", pa.large_binary())]),
-        pa.struct([("path", pa.string()), ("bytes", pa.binary_view()), ("more", pa.int8())]),
+        pa.struct([("path", pa.string()), ("bytes", pa.large_binary()), ("more", pa.int8())]),
     ],
     ids=str,
 )
@@ -167,8 +167,8 @@ def test_addresses_of_all_types(kind, tmp_path, caplog):
     if "list" in str(kind):
         column = [[cell] for cell in column]
     path = put(tmp_path, pa.array(column, kind), "photo")
-    assert contents(path) == [b"a.jpg", b"b.jpg"] and keys(path) == ["a.jpg", "b.jpg"]
-    assert left_out(caplog) == {"1 record without image (first: row 1)"} or caplog.text.count("left out") == 2
+    assert contents(path) == [b"a.jpg", b"b.jpg"]
+    assert left_out(caplog) == {"1 record without image (first: row 1)"}
 
 
 def test_several_pictures_in_a_cell_are_a_row_each(tmp_path, caplog):
