@@ -172,8 +172,9 @@ def _labels(pictures: list[str], tar: str) -> dict[str, str]:
         if len(read) > 1:
             several += 1
             found.update(read)
-    if several > len(samples) / 2:
-        shown = ", ".join(f"{number:,} {ending}" for ending, number in found.most_common(9))
-        choice = found.most_common(1)[0][0][1:]
-        raise ValueError(f"most samples in {tar} hold several pictures: {shown}; choose such as --column {choice}")
+    common = [ending for ending, number in found.items() if number > max(several / 2, ending.count(".") - 1)]
+    if several > len(samples) / 2 and len(common) > 1:  # not Felis.catus.jpg, Felis.silvestris.jpg
+        shown = ", ".join(f"{found[ending]:,} {ending}" for ending in common)
+        text = f"most samples in {tar} hold several pictures: {shown}; choose such as --column {common[0][1:]}"
+        raise ValueError(text)
     return labels

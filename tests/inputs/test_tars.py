@@ -123,6 +123,15 @@ def test_dots_in_ordinary_names_make_no_samples(tmp_path):
     assert keys(tmp_path / "x.tar") == [f"x/{name}" for name in names]
 
 
+@pytest.mark.parametrize(
+    "names", ["Felis.catus Felis.silvestris Canis.lupus Canis.aureus", "Dr.Who Dr.No", "a.b a.c b.b"]
+)
+def test_names_of_several_words_make_no_samples(names, tmp_path):
+    names = [f"{name}.jpg" for name in names.split()]
+    tar_of(tmp_path / "x.tar", dict.fromkeys(names, b"1"))
+    assert keys(tmp_path / "x.tar") == [f"x/{name}" for name in names]
+
+
 def test_an_ending_that_is_no_picture_s_can_be_asked_for(tmp_path):
     tar_of(tmp_path / "x.tar", {"1.img": b"1", "1.cls": b"2"})
     assert contents(tmp_path / "x.tar", column="img") == [b"1"]

@@ -32,10 +32,20 @@ def read(source: str, **options) -> dict[str, bytes | BadImage]:
 
 def test_a_folder_with_odd_keys(bucket):
     filesystem, uri = bucket
-    upload(filesystem, {f"set 1/{name}": name.encode() for name in [*NAMES, "_ours/1.jpg", "notes.txt"]})
+    names = [*NAMES, "_set/_MG_1.jpg"]
+    beside = [
+        "notes.txt",
+        ".hidden.jpg",
+        "@eaDir/1.jpg/L.jpg",
+        "1.THM",
+        "run/run.json",
+        "run/_commits/1.parquet",
+        "run/a.png",
+    ]
+    upload(filesystem, {f"set 1/{name}": name.encode() for name in names + beside})
     for source in (uri("set 1"), uri("set 1/")):
-        assert read(source) == {name: name.encode() for name in sorted(NAMES)}
-    assert len(read(uri())) == len(NAMES)
+        assert read(source) == {name: name.encode() for name in sorted(names)}
+    assert len(read(uri())) == len(names)
 
 
 def test_one_object_and_its_id(bucket):
@@ -53,6 +63,17 @@ def test_globs_and_keys_that_look_like_one(bucket):
     assert list(read(uri("2024/*/img_?.png"))) == ["05/img_1.png", "05/img_2.png"]
     assert len(read(uri("2024/**/*.png"))) == 5
     assert list(read(uri("2024/05/img_[1].png")).values()) == [b"2024/05/img_[1].png"]
+
+
+def test_braces_and_a_key_that_has_some(bucket):
+    filesystem, uri = bucket
+    names = [f"shards/{kind}-{i:03d}.png" for kind in ("train", "val") for i in range(3)]
+    upload(filesystem, {name: name.encode() for name in [*names, "odd/{1,2}.png"]})
+    found = read(uri("shards/{train,val}-{000..002}.png"))
+    assert found == read(uri("shards/*.png")) and len(found) == 6
+    assert list(read(uri("odd/{1,2}.png"))) == ["{1,2}.png"]
+    with pytest.raises(ValueError, match="2 of 4 names do not exist, such as 'train-003.png'"):
+        read(uri("shards/train-{001..004}.png"))
 
 
 def test_a_list_with_relative_and_absolute_entries(bucket, tmp_path):
