@@ -36,6 +36,7 @@ SIDECARS = set(
     ".safetensors .mat .h5 .hdf5 .arrow .feather .tfrecord .lst .idx .rec .sha256 .md5 .sig .part .tmp .lock .bak .doc "
     ".docx .xls .xlsx .gpx .kml .srt .wav .ctg .mrk .pp3 .dop .vrd .arp .lrcat .lnk .url .crdownload .partial".split()
 )
+PACKED = {".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"}
 SIDECAR_NAMES = {"license", "licence", "copying", "notice", "readme", "authors", "changelog", "makefile"}
 
 
@@ -140,6 +141,8 @@ def _of_file(source: Location, column: str | None, skipped: Counter, allow_priva
         return list_entries(location, suffix, column, skipped, allow_private=allow_private)
     if PACKED_TAR.search(name):
         raise ValueError(f"{name}: a compressed tar cannot be read in parallel; unpack it to .tar first")
+    if suffix in PACKED:
+        raise ValueError(f"{name} is packed; unpack it and give its folder")
     if suffix in SIDECARS:
         raise ValueError(f"{name} is no image; lists end in {', '.join(sorted(SUFFIXES))}, tables in .parquet")
     return _of_files(iter([(location, name)]), column, skipped, allow_private, sidecars=set())

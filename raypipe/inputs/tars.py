@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from raypipe import storage
+from raypipe import formats, storage
 from raypipe.inputs.folders import why_left_out
 from raypipe.inputs.items import PICTURES, Item, unlisted
 from raypipe.storage import map_ahead
+from raypipe.types import BadImage
 
 TAR_BUFFER = 1 << 15  # bytes: the headers of small neighbours come with one request, large pictures are jumped over
 # What tells a member's ending from its sample's name: 7.seg.png, but not 10.30.png
@@ -39,14 +40,26 @@ def list_tars(files: list[tuple[str, str]], ending: str | None, skipped: Counter
     read, none = partial(_pictures, endings=endings), True
     for (_, name), (items, left_out) in zip(files, map_ahead(read, files), strict=True):
         if len(files) == 1 and len(items) == 1 and items[0].length is None:
-            start = items[0].start
-            raise ValueError(f"{name} is not a readable tar: it is damaged from byte {start} on, or compressed")
+            raise ValueError(f"{name} is not a readable tar: {_what_it_is(files[0][0], items[0].start)}")
         skipped.update(left_out)
         none = none and not items
         yield from items
     if endings and none:
         there = ", ".join(f"{number:,} {reason}" for reason, number in skipped.most_common(9) if reason.startswith("."))
         raise ValueError(f"--column {ending!r}: no member of a tar ends so; the endings are {there}")
+
+
+def _what_it_is(location: str, start: int) -> str:
+    """What there is instead of a tar, or where one is damaged."""
+    filesystem, path = storage.resolve(location)
+    with filesystem.open_input_file(path) as file:
+        head = file.read(1024)
+    try:
+        kind = "tar" if start else formats.identify(head)[0]
+    except BadImage as error:
+        return error.message
+    packed = {"gzip": "it is compressed; unpack it first", "archive": "it is compressed; unpack it first"}
+    return packed.get(kind, f"it is damaged from byte {start} on" if kind == "tar" else f"it holds {kind}")
 
 
 def _pictures(file: tuple[str, str], *, endings: set[str] | None) -> tuple[list[Item], Counter]:

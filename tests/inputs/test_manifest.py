@@ -74,6 +74,12 @@ def test_places_that_cannot_hold_images_are_errors(source):
         list_inputs(source)
 
 
+def test_a_packed_file_is_to_be_unpacked(tmp_path):
+    write(tmp_path, "photos.zip")
+    with pytest.raises(ValueError, match="photos.zip is packed; unpack it"):
+        list_inputs(str(tmp_path / "photos.zip"))
+
+
 def test_tars_and_tables_together_ask_for_a_choice(tmp_path):
     tar_of(tmp_path / "a.tar", {"1.jpg": b"1"})
     huggingface(tmp_path / "b.parquet", [{"bytes": b"one", "path": "1.jpg"}])

@@ -82,6 +82,20 @@ def test_a_compressed_tar_is_refused(name, tmp_path):
         list_inputs(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html>", "it holds HTML"),
+        (b"\1\2\3\4" * 300, "it starts with"),
+        (b"", "zero bytes"),
+    ],
+)
+def test_what_is_given_in_place_of_a_tar_is_named(content, words, tmp_path):
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        list_inputs(str(tmp_path / "x.tar"))
+
+
 def test_a_leading_underscore_is_a_camera_s(tmp_path):
     tar_of(
         tmp_path / "x.tar",
