@@ -117,10 +117,10 @@ class PatternSegmenter(Segmenter):
     An own `__post_init__` calls this one, after `fill_preset` where there are presets.
     """
 
-    # rembg[:model or file.onnx] (GloPER supplement), grabcut, whole, given:DIR (masks, read as they look; KIND in
+    # rembg[:model or file.onnx], grabcut, whole, given:DIR (masks, read as they look; KIND in
     # given:KIND:DIR is light, ink, alpha, nonzero or values such as 1,2) or run:DIR
     foreground: str = "rembg"
-    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on (GloPER reference: alpha != 0)
+    fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on
 
     def __post_init__(self):
         """Raise ValueError for an alpha out of range, or one where the foreground has no alpha."""

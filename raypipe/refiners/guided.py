@@ -17,12 +17,13 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 class Guided:
     """Smooth masks so that their edges follow the image's; the result is soft."""
 
-    refine_radius: int = 9  # half window in px of an image whose short side is refine_working_size (Sempart reference)
-    refine_eps: float = 1e-3  # regulariser in squared guide units, guide in 0..1 (Sempart reference); sweep 1e-5..1e-2
+    # Radius and eps are those of Sempart's reference, working size and guide of its supplement.
+    refine_radius: int = 9  # half window in px of an image whose short side is refine_working_size
+    refine_eps: float = 1e-3  # regulariser in squared guide units, guide in 0..1; 1e-5 to 1e-2 are worth a sweep
     # The radius grows with the image, the filter itself runs at full size: its cost does not depend on the radius, and
     # filtering a reduced image is an approximation that is off by up to 0.17. None: the radius is in image pixels.
-    refine_working_size: int | None = 320  # short side in px that the radius is meant for (Sempart)
-    refine_guide: Literal["mean", "luma", "rgb"] = "mean"  # mean of the three channels (Sempart supplement)
+    refine_working_size: int | None = 320  # short side in px that the radius is meant for
+    refine_guide: Literal["mean", "luma", "rgb"] = "mean"  # mean of the three channels
     refine_subsample: int = 1  # filter an image reduced by this factor: faster, approximate (He and Sun, 2015)
 
     def __post_init__(self):

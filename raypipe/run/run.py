@@ -70,9 +70,10 @@ class Run:
 
         Raises DamagedRun when it is not what it was.
         """
+        content = self.folder.read("run.json")  # a store that cannot be reached is not damaged
         try:
-            content, names = self.folder.read_json("run.json"), ("schema", "method", "settings", "provenance")
-            return None if content is None else {name: content[name] for name in names}
+            names = ("schema", "method", "settings", "provenance")
+            return None if content is None else {name: json.loads(content)[name] for name in names}
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedRun(self, f"its run.json cannot be read ({error!r})") from error
 

@@ -21,11 +21,12 @@ FLAT = 1e-5  # range of a map, as a part of its highest value, up to which it is
 class Clipseg(PatternSegmenter):
     """One soft mask: how well each place fits the prompt, stretched to 0..1 over the image."""
 
-    threshold: float | None = 0.3  # of the stretched probability (reference); sweep 0.2..0.7; None means 0.5
-    weights: str = "CIDAS/clipseg-rd64-refined"  # supplement; a Hugging Face id or a folder
+    # Threshold and size are the reference's ("Pattern of <species>" is its prompt), the rest the GloPER supplement's.
+    threshold: float | None = 0.3  # of the stretched probability; 0.2 to 0.7 are worth a sweep; None means 0.5
+    weights: str = "CIDAS/clipseg-rd64-refined"  # a Hugging Face id or a folder
     # The reference's prompt names the species, which is the name of an image's folder: a method does not see that.
-    prompt: str = "pattern of animal"  # supplement; the reference writes "Pattern of <species>"
-    size: int = 352  # side of the network's square input in px, a multiple of 16 (reference)
+    prompt: str = "pattern of animal"  # what to look for, in words
+    size: int = 352  # side of the network's square input in px, a multiple of 16
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU
 
     source = "Lueddecke and Ecker, CVPR 2022, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"

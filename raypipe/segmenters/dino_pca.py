@@ -21,10 +21,11 @@ FLAT = 1e-5  # spread of the components, relative to the features, up to which t
 class DinoPca(PatternSegmenter):
     """Two soft masks: where the components of an image's features are bright as a picture, and where they are dark."""
 
-    weights: str = "facebook/dinov2-with-registers-giant"  # supplement: dinov2_vitg14_reg; a folder also works
-    size: int = 1008  # side of the network's square input in px, a multiple of 14: 72 x 72 patches (reference)
-    layers: int = 4  # last blocks whose normed outputs are averaged (reference); sweep 1..4
-    normalize: bool = False  # ImageNet mean and deviation, as in training; the reference leaves them out
+    # Weights are the GloPER supplement's (dinov2_vitg14_reg), all else its reference's.
+    weights: str = "facebook/dinov2-with-registers-giant"  # a Hugging Face id or a folder
+    size: int = 1008  # side of the network's square input in px, a multiple of 14: 72 x 72 patches
+    layers: int = 4  # last blocks whose normed outputs are averaged; 1 to 4 are worth a sweep
+    normalize: bool = False  # ImageNet mean and deviation, as in training
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU
 
     source = "Oquab et al. 2023 and Darcet et al. 2023, as read by the GloPER supplement (Chen, Koh, Dobbie)"

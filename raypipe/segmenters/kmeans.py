@@ -26,10 +26,11 @@ FINISH = 0.2  # of eps: 20 attempts stop here and there and the best counts; one
 class Kmeans(PatternSegmenter):
     """Clusters of colours inside a foreground, ordered dark to light."""
 
-    k: int = 2  # number of clusters (GloPER supplement); sweep 2..5
-    attempts: int = 20  # random starts at least, best kept (reference; the supplement's 20 may mean max_iter)
-    max_iter: int = 100  # updates of the centres in one attempt (reference)
-    eps: float = 1.0  # stop when no centre moved further, in grey levels (reference)
+    # k is the GloPER supplement's, the others its reference's; the supplement's "20" may mean max_iter.
+    k: int = 2  # number of clusters; 2 to 5 are worth a sweep
+    attempts: int = 20  # random starts at least, best kept
+    max_iter: int = 100  # updates of the centres in one attempt
+    eps: float = 1.0  # stop when no centre moved further, in grey levels
     size: int | None = None  # square working size; the reference's 1024 gains nothing here and loses the aspect ratio
 
     source = "MacQueen 1967, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"

@@ -17,10 +17,11 @@ BOX = np.ones((3, 3), np.uint8)  # structuring element of all morphology (refere
 class Watershed(PatternSegmenter):
     """One mask: the dark pattern, grown by watershed from the middles of dark regions."""
 
-    blur: int = 5  # side of the binomial blur in px (reference); odd, 1 = none
-    open_iterations: int = 2  # erosions, then dilations, of the dark regions (reference)
-    dilate_iterations: int = 3  # dilations that give the sure background's border (reference)
-    foreground_fraction: float = 0.1  # pattern for sure: deeper than this part of the deepest point (reference)
+    # The reference's, but for size.
+    blur: int = 5  # side of the binomial blur in px; odd, 1 = none
+    open_iterations: int = 2  # erosions, then dilations, of the dark regions
+    dilate_iterations: int = 3  # dilations that give the sure background's border
+    foreground_fraction: float = 0.1  # pattern for sure: deeper than this part of the deepest point
     size: int | None = None  # square working size; the reference's 1024 gains 0.01 Dice and loses the aspect ratio
 
     source = "Beucher and Meyer 1993, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"

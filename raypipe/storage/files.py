@@ -51,7 +51,7 @@ def _arrow(root: str, options: str) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowException, OSError) as error:
         shown = Location(root)
         text = re.sub(r"\S+://\S+@\S+", shown, str(error)).replace(root, shown)  # errors repeat the URI with its secret
-        raise ValueError(f"{shown} cannot be reached: {text}") from None
+        raise ValueError(f"{shown} cannot be reached: {text}; are name, network and credentials right?") from None
 
 
 def _fsspec(location: Location, *, public: bool = False):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from support.faulty import GOOD, write_images
 
@@ -67,6 +68,7 @@ MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer mu
     ("threshold of binary masks", LABEL + " --threshold 0.5", 2, ["--threshold", "add --refine guided"]),
     ("device word", LABEL + " --device gpu", 2, ["--device", "gpu", "cuda"]),
     ("device of a CPU method", LABEL + " --device cuda", 2, ["--device cuda", "kmeans runs on the CPU only"]),
+    ("no GPU", LABEL.replace("kmeans", "gloper") + " --device cuda", 2, ["--device cuda", "--device cpu does without"]),
     ("no input folder", "label kmeans --input fotos --output new", 2, ["fotos does not exist"]),
     ("empty folder", "label kmeans --input empty --output new", 2, ["no images", "empty"]),
     ("no images", "label kmeans --input 'with text' --output new", 2, ["no images", "with text", "1 .txt"]),
@@ -135,6 +137,8 @@ MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer mu
 
 @pytest.mark.parametrize(("typed", "code", "words"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
 def test_a_mistake_is_answered_before_ray_starts(typed, code, words, place, monkeypatch, capsys):
+    if "gloper" in typed and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     monkeypatch.chdir(place)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("U2NET_HOME", str(place / "empty"))

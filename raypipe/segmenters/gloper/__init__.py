@@ -62,20 +62,21 @@ class Gloper(PatternSegmenter):
     to one of them as a whole, which shows as a square.
     """
 
-    threshold: float | None = None  # rho (0.5 in the reference): 0.45..0.60 is useful, 0.15 and less is all, 0.85 none
-    seed: int = 41  # of initial weights and noise, the same for every image and local size (reference)
+    # Defaults are the reference's; what a preset sets is so in `paper`. tau hardly matters.
+    threshold: float | None = None  # rho, 0.5 where it is None: 0.45..0.60 is useful, 0.15 and less is all, 0.85 none
+    seed: int = 41  # of initial weights and noise, the same for every image and local size
     preset: Literal["paper", "balanced", "fast"] = "balanced"  # what is None below; a core takes days, 105 s, 27 s
-    size: int | None = None  # working side in px (reference: 1024, a square)
-    local_sizes: tuple[int, ...] | None = None  # sides of the tiles in px (reference: 4 8 16 32 64 128)
-    steps: int | None = None  # of the optimiser (reference: 1000)
-    widths: tuple[int, ...] | None = None  # channels of the network's five levels (reference: 32 64 128 256 512)
-    lr: float = 1e-3  # of AdamW (reference)
-    weight_decay: float = 0.01  # of AdamW (reference)
-    tau: float = 0.1  # temperature of the assignment (reference); it hardly matters
-    seeds: int | None = None  # optimise with so many seeds, from `seed` on; the least loss counts (reference: 1)
-    reverse: bool = False  # the pattern is the lighter colour; its threshold is 1 - rho of the reference's reverse
-    per_size: bool = False  # after the consensus also one segment per local size (the reference's output)
-    keep_aspect: bool = False  # keep width to height and pad, instead of the reference's square
+    size: int | None = None  # working side in px
+    local_sizes: tuple[int, ...] | None = None  # sides of the tiles in px
+    steps: int | None = None  # of the optimiser
+    widths: tuple[int, ...] | None = None  # channels of the network's five levels
+    lr: float = 1e-3  # of AdamW
+    weight_decay: float = 0.01  # of AdamW
+    tau: float = 0.1  # temperature of the assignment
+    seeds: int | None = None  # optimise with so many seeds, from `seed` on; the least loss counts
+    reverse: bool = False  # the pattern is the lighter colour; its threshold is 1 - rho of the paper's reverse
+    per_size: bool = False  # after the consensus also one segment per local size
+    keep_aspect: bool = False  # keep width to height and pad, instead of a square
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto is bfloat16 on a GPU only
 
     source = "GloPER (Chen, Koh, Dobbie, University of Auckland 2025)"

@@ -37,21 +37,22 @@ LABELS = ("rest", "others", "largest", "second")  # of complementary masks
 class Sam(PatternSegmenter):
     """All masks that a grid of points prompts, or four masks of a foreground made of them."""
 
-    weights: str = "facebook/sam-vit-huge"  # Hugging Face id, folder or official .pth (GloPER supplement: ViT-H)
+    # Weights and preset gloper are the GloPER supplement's, preset library and the rest the official generator's.
+    weights: str = "facebook/sam-vit-huge"  # Hugging Face id, folder or official .pth
     preset: Literal["gloper", "library"] = "gloper"  # sets the options below that are None
     result: Literal["complementary", "masks"] | None = None  # rest, others, largest and second of a foreground, or all
-    foreground: str | None = None  # rembg[:model or file.onnx] (supplement), grabcut, whole, given:DIR or run:DIR
-    points_per_side: int | None = None  # points a side of every crop: 64 (supplement), 32 (official)
-    crop_n_layers: int | None = None  # layers of ever smaller crops: 2 (supplement), 0 (official)
-    crop_n_points_downscale_factor: int = 1  # layer i has points_per_side / factor**i points a side (official)
-    crop_overlap_ratio: float = 512 / 1500  # overlap of crops as a part of the shorter side; halves by layer (official)
-    pred_iou_thresh: float = 0.88  # masks stay above this predicted IoU (official); sweep 0.7..0.92
-    stability_score_thresh: float = 0.95  # masks stay from this stability on (official); sweep 0.85..0.97
-    stability_score_offset: float = 1.0  # shift of the logits that stability is measured with (official)
-    box_nms_thresh: float = 0.7  # box IoU above which a better mask of the same crop replaces one (official)
-    crop_nms_thresh: float = 0.7  # box IoU above which one of a smaller crop replaces one (official)
-    min_mask_region_area: int = 0  # px; smaller holes and islands are removed, 0 = none (official); sweep 0, 100
-    points_per_batch: int = 64  # prompts that the decoder takes at a time (official); up to 1024 on large GPUs
+    foreground: str | None = None  # rembg[:model or file.onnx], grabcut, whole, given:DIR or run:DIR
+    points_per_side: int | None = None  # points a side of every crop: 64, with preset library 32
+    crop_n_layers: int | None = None  # layers of ever smaller crops: 2, with preset library 0
+    crop_n_points_downscale_factor: int = 1  # layer i has points_per_side / factor**i points a side
+    crop_overlap_ratio: float = 512 / 1500  # overlap of crops as a part of the shorter side; halves by layer
+    pred_iou_thresh: float = 0.88  # masks stay above this predicted IoU; sweep 0.7..0.92
+    stability_score_thresh: float = 0.95  # masks stay from this stability on; sweep 0.85..0.97
+    stability_score_offset: float = 1.0  # shift of the logits that stability is measured with
+    box_nms_thresh: float = 0.7  # box IoU above which a better mask of the same crop replaces one
+    crop_nms_thresh: float = 0.7  # box IoU above which one of a smaller crop replaces one
+    min_mask_region_area: int = 0  # px; smaller holes and islands are removed, 0 = none; sweep 0, 100
+    points_per_batch: int = 64  # prompts that the decoder takes at a time; up to 1024 on large GPUs
     crops_per_batch: int = 4  # crops that the encoder takes at a time: 1 GB of attention bias each with ViT-H
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; auto = bfloat16 on a GPU
 
