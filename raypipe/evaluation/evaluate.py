@@ -18,7 +18,7 @@ from raypipe.evaluation import tasks
 from raypipe.evaluation.labels import WHY, Labels, match, nothing
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, written
-from raypipe.inputs.maskkinds import chosen
+from raypipe.inputs.maskkinds import Kind, chosen, parse
 from raypipe.run import Run, rows
 from raypipe.storage import Location, map_ahead, normalise
 
@@ -132,19 +132,22 @@ def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Compar
     if not names:
         raise ValueError("evaluate needs a run, or several to compare")
     task = task or tasks.find(options.task)()
-    runs = {name: evaluate_run(folder, options, task) for name, folder in zip(names, options.runs, strict=True)}
+    runs: dict[str, Evaluation] = {}
+    for name, folder in zip(names, options.runs, strict=True):
+        known = next((parse(each.label_kind or "") for each in runs.values()), None)
+        runs[name] = evaluate_run(folder, options, task, known=known)
     return runs[names[0]] if len(names) == 1 else Comparison(runs)
 
 
-def evaluate_run(folder: str, options: Evaluate, task: Task) -> Evaluation:
-    """Measure one run. folder: the run's."""
+def evaluate_run(folder: str, options: Evaluate, task: Task, *, known: Kind | None = None) -> Evaluation:
+    """Measure one run. folder: the run's. known: how the labels are read, where that was found out before."""
     run = Run(folder)
     if not run.parts():
         raise ValueError(f"{run} has no rows")
     keys = (key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist())
     limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
     kind = chosen(options.label_kind, options.label_value)
-    labels = match(task, options.labels, keys, of=f"an image of {run}", kind=kind, **limits)
+    labels = match(task, options.labels, keys, of=f"an image of {run}", kind=kind, known=known, **limits)
     tally, target = Tally(task), (f"metrics/task={task.name}", _file_name(options.labels, task))
     kind, schema = labels.kind and str(labels.kind), task.schema()
     if kind:
@@ -152,7 +155,7 @@ def evaluate_run(folder: str, options: Evaluate, task: Task) -> Evaluation:
     content = written(map(tally.counted, _measured(run, labels, options)), schema)
     found = tally.summary(len(labels.unused))
     if not found["counts"]["ok"]:
-        raise nothing(options.labels, found["counts"], found["examples"])
+        raise nothing(str(run), options.labels, found["counts"], found["examples"])
     run.folder.write(content, *target)
     return Evaluation(str(run), str(Location(options.labels)), kind, str(run.folder.location(*target)), **found)
 

@@ -55,13 +55,15 @@ def match(
     *,
     of: str = "an image",
     kind: Kind | None = None,
+    known: Kind | None = None,
     max_bytes: int,
     max_pixels: int,
 ) -> Labels:
     """The labels of some images. keys: those of all; one may stand twice. of: the images, for the message.
 
-    kind: of mask files; None = recognised, and said. Raises ValueError when no label belongs to an image or their kind
-    is not evident, besides what the task raises for the folder.
+    kind: of mask files, as a person says; None = recognised, and said. known: found out before, so taken as it is.
+    Raises ValueError when no label belongs to an image or their kind is not evident, besides what the task raises for
+    the folder.
     """
     keys, limits = iter(keys), {"max_bytes": max_bytes, "max_pixels": max_pixels}
     first = next(keys, None)
@@ -70,14 +72,17 @@ def match(
         names = maskfiles.difference(first, matches.unused, what="labels") if first else ""
         raise ValueError(f"no label in {Location(folder)} has the path or the stem of {of}{names}")
     if matches.files:
-        kind = maskfiles.kind_of(matches, kind, what="labels", option=HOW, **limits)
+        kind = known or maskfiles.kind_of(matches, kind, what="labels", option=HOW, **limits)
     elif kind:
         raise ValueError(f"--label-kind and --label-value have no effect: {task.name} labels are no mask files")
     return Labels(task, matches.location, **limits, unused=matches.unused, kind=kind)
 
 
-def nothing(labels: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> ValueError:
-    """The error for labels by which nothing can be measured. counts, examples: of images by status, and their keys."""
+def nothing(of: str, labels: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> ValueError:
+    """The error for labels by which nothing can be measured.
+
+    of: what cannot, for people. counts, examples: of images by status, and their keys.
+    """
     reasons = "; ".join(f"{counts[status]:,} {WHY[status]}, such as {keys[0]!r}" for status, keys in examples.items())
     advice = "; labels are not scaled: each needs its image's size" if "other_size" in examples else ""
-    return ValueError(f"nothing can be measured against {Location(labels)}: {reasons}{advice}")
+    return ValueError(f"{of} cannot be measured against {Location(labels)}: {reasons}{advice}")

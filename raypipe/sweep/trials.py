@@ -148,7 +148,7 @@ def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None
         counts[status] += 1
         examples[status].append(row["key"])
     if examples:
-        raise labels.nothing(folder, counts, examples)
+        raise labels.nothing("a setting", folder, counts, examples)
 
 
 def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = None) -> Trial:

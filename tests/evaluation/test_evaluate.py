@@ -228,13 +228,15 @@ def test_the_command_prints_a_table_and_json_last(labelled, capsys):
     assert f"{found['means']['dice_best']:>9.3f}  dice_best: Dice, better polarity" in lines
 
 
-def test_several_runs_are_compared_side_by_side(labelled, tmp_path, capsys):
+def test_several_runs_are_compared_side_by_side(labelled, tmp_path, capsys, caplog):
     run, labels = labelled
     options = {"foreground": "whole", "local": True, "max_bad_fraction": 1.0}
     raypipe.label("watershed", tmp_path / "photos", tmp_path / "other", **options)
     places = (str(run), str(tmp_path / "other"))
+    caplog.set_level("INFO", "raypipe")
     assert main(["evaluate", *places, "--labels", str(labels), "--group", "prefix", "--json"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
+    assert caplog.messages.count("labels: light on dark, 6 files") == 1
     found = {place: evaluate(Evaluate((place,), str(labels))).means for place in places}
     table = lines[lines.index(next(line for line in lines if line.startswith("dice best"))) :]
     assert table[0].split() == ["dice", "best", "run", "other"]
