@@ -11,23 +11,8 @@ MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)  # of a JPEG
 SOS, EOI, APP0, APP1, APP14, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xFE
 SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 # What a TIFF needs to be read: layout, place, compression, colours (TIFF 6.0); and the orientation
-TIFF_TAGS = {
-    254,
-    *range(256, 260),
-    262,
-    266,
-    273,
-    *range(277, 280),
-    284,
-    292,
-    293,
-    317,
-    *range(320, 326),
-    332,
-    338,
-    339,
-}
-TIFF_TAGS |= {347, *range(512, 522), *range(529, 533)}
+TIFF_TAGS = {254, 262, 266, 273, 284, 292, 293, 317, 332, 338, 339, 347}
+TIFF_TAGS.update(range(256, 260), range(277, 280), range(320, 326), range(512, 522), range(529, 533))
 ORIENTATION = 274
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 

@@ -26,8 +26,8 @@ MACHINE_FOLDERS = set(
     "__macosx".split()
 ) | {"system volume information", "network trash folder", "temporary items", "ipod photo cache"}
 LEFTOVERS = re.compile(
-    r"(?P<thumbnail>.*\.(thm|lrv|ithmb|lrprev))|icon\r|(ehthumbs|thumbs)\w*\.db.*|desktop\.ini|zbthumbnail\.info|pspbrwse\.jbf"
-    r"|.*@syno(eastream|resource)|.*:zone\.identifier|:2e.*",
+    r"(?P<thumbnail>.*\.(thm|lrv|ithmb|lrprev))|icon\r|(ehthumbs|thumbs)\w*\.db.*|desktop\.ini|zbthumbnail\.info"
+    r"|pspbrwse\.jbf|.*@syno(eastream|resource)|.*:zone\.identifier|:2e.*",
     re.IGNORECASE | re.DOTALL,
 )
 RUN, RUN_FOLDERS = "folder{s} of a run of raypipe", {"_commits/", "_runs/"}

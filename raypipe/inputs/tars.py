@@ -98,14 +98,22 @@ def _members(location: str, skipped: Counter) -> tuple[dict[str, Place | str], i
                     archive.members = []  # it would keep them all
                     _add(member, found, skipped)
                 stream.seek(archive.offset)  # tarfile takes a broken header for the end: is its marker there?
-                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                if not _is_at_end(stream):
                     return found, archive.offset
+                stream.seek(archive.offset)
         except (tarfile.TarError, ValueError, EOFError, OSError) as error:
             damaged = archive.offset if archive else 0
             if isinstance(error, OSError) and damaged <= file.size():  # not a jump behind the end: no damage
                 raise
             return found, damaged
     return found, None
+
+
+def _is_at_end(stream: io.BufferedReader) -> bool:
+    """Whether zeros end a tar here: two blocks, or one before the end of the file or another tar."""
+    block, following = stream.read(tarfile.BLOCKSIZE), stream.read(tarfile.BLOCKSIZE)
+    is_alone = following.strip(b"\0") and following[257:262] != b"ustar"
+    return block == bytes(tarfile.BLOCKSIZE) and not is_alone
 
 
 def _is_before_another(stream: io.BufferedReader) -> bool:

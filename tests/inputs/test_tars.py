@@ -45,13 +45,15 @@ def test_links_and_folders_in_tars_are_left_out(tmp_path):
     assert keys(tmp_path / "x.tar") == ["x/good.jpg"]
 
 
-@pytest.mark.parametrize("damage", ["cut in a picture", "cut in a header", "broken header", "no end marker"])
+@pytest.mark.parametrize(
+    "damage", ["cut in a picture", "cut in a header", "broken header", "zeros for a header", "no end marker"]
+)
 def test_what_a_damaged_tar_loses_is_one_error_row(damage, tmp_path):
     tar_of(tmp_path / "x.tar", {f"{i}.jpg": bytes([i]) * 2000 for i in range(5)})
     content = bytearray((tmp_path / "x.tar").read_bytes())
     member = 512 + 2048
-    if damage == "broken header":
-        content[3 * member : 3 * member + 512] = os.urandom(512)
+    if damage in ("broken header", "zeros for a header"):
+        content[3 * member : 3 * member + 512] = os.urandom(512) if damage == "broken header" else bytes(512)
     else:
         end = {"cut in a picture": 3 * member - 100, "cut in a header": 3 * member + 100, "no end marker": 3 * member}
         del content[end[damage] :]
