@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 
 import pyarrow as pa
@@ -12,33 +16,52 @@ from raypipe.pipeline.job import Label
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run, provenance
 from raypipe.runtime.cores import device_here
-from raypipe.runtime.progress import Progress
+from raypipe.runtime.progress import Counts, Progress
 from raypipe.types import Segmenter
 
+log = logging.getLogger("raypipe")
 DECODED = 4  # images that a decoding task holds at a time
 BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of lost work
 BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as long as they may
 
 
-def label_here(job: Label, work: Work, run: Run, pending: pa.Table, settings: dict) -> tuple[Counter, dict]:
-    """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`, and {}."""
+def label_here(
+    job: Label, work: Work, run: Run, pending: pa.Table, settings: dict, *, before: int
+) -> tuple[Counter, dict]:
+    """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`, and {}.
+
+    before: images that earlier starts have done, for the progress.
+    """
     work = replace(work, device=device_here(job.device, gpus=work.gpus))
     segment = stages.Segment(work)
     known = provenance.environment() | foregrounds.mask_kind(pending)
     run.freeze(settings, known | {"weights": segment.checksums()})
-    rows_done, errors, rows_per_block = 0, Counter(), block_size(job, work, on_gpu=work.device == "cuda")
-    with Progress(len(pending), lambda: (rows_done, errors.total())):
+    done, errors, rows_per_block = Counter(rows=before), Counter(), block_size(job, work, on_gpu=work.device == "cuda")
+
+    def counted(rows: Iterable[dict]) -> Iterator[dict]:
+        for row in rows:
+            done.update(rows=1, errors=row["error"] != "")
+            yield row
+
+    with Progress(before + len(pending), lambda: Counts(done["rows"], done["errors"]), before=before):
         for task, start in enumerate(range(0, len(pending), rows_per_block)):
             manifest_rows = pending.slice(start, rows_per_block).to_pylist()
-            rows = stages.table(stages.encode(segment(stages.decode(manifest_rows, work)), work))
+            rows = stages.table(counted(stages.encode(segment(stages.decode(manifest_rows, work)), work)))
             run.commit(work.attempt, task, rows)
             errors += stages.count_errors(rows)
-            rows_done += len(rows)
     return errors, {}
 
 
-def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, settings: dict) -> tuple[Counter, dict]:
-    """The stages on Ray Data. Returns the error rows by `stage: kind`, and what the attempt's record says of Ray."""
+def label_on_ray(
+    job: Label, work: Work, run: Run, pending: pa.Table, settings: dict, *, before: int
+) -> tuple[Counter, dict]:
+    """The stages on Ray Data. Returns the error rows by `stage: kind`, and what the attempt's record says of Ray.
+
+    before: images that earlier starts have done, for the progress.
+    """
+    if "ray" not in sys.modules:
+        address = os.environ.get("RAY_ADDRESS")
+        log.info("joining Ray at %s" if address else "starting Ray", *filter(None, [address]))
     import ray
 
     from raypipe.pipeline import workers
@@ -54,7 +77,8 @@ def label_on_ray(job: Label, work: Work, run: Run, pending: pa.Table, settings: 
         ledger = workers.Ledger.remote()
         sink = workers.CommitSink(run, work.attempt, ledger)
         rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), resources, ledger)
-        with Progress(len(pending), workers.asker(ledger)), cluster.plain_errors():
+        count = workers.asker(ledger, before=before)
+        with Progress(before + len(pending), count, before=before), cluster.plain_errors():
             rows.write_datasink(sink)
         # "place" is the resources' name in the records on disk
         facts = {"resources": ray.cluster_resources(), "place": asdict(resources), "stats": rows.stats()}

@@ -72,7 +72,9 @@ def attempt(
     execute = label_here if job.local else label_on_ray
     with held(run.folder, work.attempt):
         run.clean()
-        pending = run.plan(images if among is None else among, retry_errors=job.retry_errors, limit=job.limit)
+        listed = images if among is None else among
+        pending = run.plan(listed, retry_errors=job.retry_errors)
+        before, pending = len(listed) - len(pending), pending.slice(0, job.limit)
         if len(pending) or job.moved_from:
             refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
         log.info("%s of %s to label", f"{len(pending):,}", count_of_images(len(images)))
@@ -87,7 +89,7 @@ def attempt(
             run.mark_complete(None)
             errors = Counter()
             if len(pending):
-                errors, of_ray = execute(job, work, run, pending, settings)
+                errors, of_ray = execute(job, work, run, pending, settings, before=before)
                 facts |= of_ray
             commits = run.finish(work.attempt)
             summary = _ended(job, work, run, images, pending, commits, errors, start)

@@ -29,6 +29,7 @@ from raypipe import masks, schema
 from raypipe.pipeline import stages
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run
+from raypipe.runtime.progress import Counts
 from raypipe.types import BadImage
 
 MAX_TRIES = 2  # single-image tries of an image whose batch killed its process
@@ -42,7 +43,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._begun, self._stage, self._overran = Counter(), {}, set()
-        self._rows, self._errors = 0, Counter()
+        self._rows, self._errors, self._has_begun = 0, Counter(), False
 
     def begin(self, key: str) -> tuple[int, str, bool]:
         """Note a start. Returns how many starts have no end yet, the stage of the last, and whether that took too long.
@@ -50,6 +51,7 @@ class Ledger:
         key: names a batch or an image.
         """
         self._begun[key] += 1
+        self._has_begun = True
         return self._begun[key], self._stage.get(key, "segment"), key in self._overran
 
     def enter(self, key: str, stage: str) -> None:
@@ -71,9 +73,9 @@ class Ledger:
         self._rows += rows
         self._errors.update(errors)
 
-    def progress(self) -> tuple[int, int]:
-        """Rows and error rows committed so far."""
-        return self._rows, self._errors.total()
+    def progress(self) -> Counts:
+        """Rows and error rows committed so far, and whether any batch was begun."""
+        return Counts(self._rows, self._errors.total(), self._has_begun)
 
 
 class Guard:
@@ -232,14 +234,15 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def asker(ledger) -> Callable[[], tuple[int, int]]:
-    """Asks for rows and error rows committed so far; a ledger that is busy or restarting counts as unchanged."""
-    last = (0, 0)
+def asker(ledger, *, before: int) -> Callable[[], Counts]:
+    """Asks how far the job is; a ledger that is busy or restarting counts as unchanged. before: added to the rows."""
+    last = Counts(before, 0, False)
 
-    def ask() -> tuple[int, int]:
+    def ask() -> Counts:
         nonlocal last
         with contextlib.suppress(GetTimeoutError, RayError):
-            last = max(last, tuple(ray.get(ledger.progress.remote(), timeout=5)))
+            rows, *more = ray.get(ledger.progress.remote(), timeout=5)
+            last = max(last, Counts(before + rows, *more))
         return last
 
     return ask

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 log = logging.getLogger("raypipe")
 LINE_SECONDS = 30.0  # between lines in a log file
 
 
-class Progress:
-    """Context that shows committed images while the block runs. count: returns (rows, error rows) committed so far."""
+class Counts(NamedTuple):
+    """How far a job is."""
 
-    def __init__(self, total: int, count: Callable[[], tuple[int, int]]):
-        self._total, self._count = total, count
-        self._stop, self._start = threading.Event(), time.monotonic()
+    rows: int  # images done, those of earlier starts included
+    errors: int  # how many of them failed, as far as that is counted
+    has_begun: bool = True  # a worker has taken up images
+
+
+class Progress:
+    """Context that shows how many images are done while the block runs. count: how far the job is now.
+
+    before: how many of `total` were done when this start began; the speed is that of all others since then, since
+    images come in bursts where they are committed in blocks.
+    """
+
+    def __init__(self, total: int, count: Callable[[], Counts], *, before: int = 0):
+        self._total, self._count, self._before = total, count, before
+        self._stop, self._last, self._start = threading.Event(), Counts(before, 0), time.monotonic()
+        self._changed = self._start
         self._thread = threading.Thread(target=self._show, daemon=True)
 
     def __enter__(self) -> Progress:
@@ -31,20 +46,48 @@ class Progress:
     def _show(self) -> None:
         if not sys.stderr.isatty():
             while not self._stop.wait(LINE_SECONDS):
-                rows, errors = self._count()
-                rate = rows / (time.monotonic() - self._start)
-                left = f", {speed(rate)}, {duration((self._total - rows) / rate)} left" if rows else ""
-                log.info("%s of %s images, %s errors%s", f"{rows:,}", f"{self._total:,}", errors, left)
+                counts, text = self._look()
+                log.info("%s of %s, %s", f"{counts.rows:,}", count_of_images(self._total), text)
             return
         from tqdm import tqdm
 
-        with tqdm(total=self._total, unit="image", file=sys.stderr, dynamic_ncols=True) as bar:
+        look = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        is_known = all(os.get_terminal_size(sys.stderr.fileno()))  # 0 x 0 under some tools: nothing would be drawn
+        size = {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 24}
+        with tqdm(total=self._total, initial=self._before, file=sys.stderr, bar_format=look, **size) as bar:
             is_over = False
             while not is_over:
                 is_over = self._stop.wait(0.5)
-                rows, errors = self._count()
-                bar.set_postfix_str(f"{errors} errors" if errors else "")
-                bar.update(rows - bar.n)
+                counts, text = self._look()
+                bar.n = counts.rows
+                bar.set_postfix_str(text)  # draws the bar
+
+    def _look(self) -> tuple[Counts, str]:
+        counts, now = self._count(), time.monotonic()
+        if not counts.has_begun:
+            self._start = now  # the start of workers says nothing about the speed
+        if counts.rows != self._last.rows:
+            self._changed = now
+        self._last = counts
+        took, since = self._changed - self._start, now - self._changed
+        return counts, state(counts, self._total, before=self._before, took=took, since=since)
+
+
+def state(counts: Counts, total: int, *, before: int, took: float, since: float = 0.0) -> str:
+    """Speed, time left and errors in words, or what is going on before the first image is done.
+
+    before: of the `total` images, those done when this start began. took: seconds from the first image's begin to the
+    last one that is done. since: seconds after it; they count down the time left, however many images come at once.
+    """
+    rows = counts.rows - before
+    if not rows:
+        return "first images in work" if counts.has_begun else "workers start"
+    took = max(took, 1e-3)
+    left = (total - counts.rows) * took / rows - since
+    words = [speed(rows / took), f"{duration(left)} left" if left >= 0 else "slower now"]
+    if counts.errors:
+        words.append(f"{counts.errors:,} error{'s' * (counts.errors != 1)}")
+    return ", ".join(words)
 
 
 def count_of(count: int, noun: str) -> str:

@@ -20,7 +20,7 @@ from raypipe.pipeline.graph import probe
 from raypipe.pipeline.job import fetch_weights, frozen_settings, plan_work
 from raypipe.pipeline.label import attempt
 from raypipe.runtime import cores
-from raypipe.runtime.progress import Progress, count_of_images
+from raypipe.runtime.progress import Counts, Progress, count_of_images
 from raypipe.storage import Folder, Locked, open_table
 from raypipe.sweep import ranking
 from raypipe.sweep.scoring import score
@@ -88,7 +88,9 @@ def run_on_tune(todo: list[Trial]) -> None:
         resources = cluster.resources(gpus=gpus, device=sweep.device, actors=sweep.actors)
         refuse_unloadable(todo, partial(probe_on_worker, resources=resources))
         todo, total = share_foreground(todo), sum(len(trial.images) for trial in todo)
-        with tempfile.TemporaryDirectory() as scratch, Progress(total, count_commits(todo)):
+        log.info("%s to label: %s in each of %s trials", count_of_images(total), len(todo[0].images), len(todo))
+        count = count_commits(todo)
+        with tempfile.TemporaryDirectory() as scratch, Progress(total, count, before=count().rows):
             try:
                 results = tuner(todo, resources, scratch).fit()
             except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
@@ -130,11 +132,11 @@ def probe_on_worker(trial: Trial, resources) -> None:
     probe(replace(plan_work(trial.job, trial.segmenter, None), device=resources.device), gpus=resources.gpus)
 
 
-def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
+def count_commits(todo: list[Trial]) -> Callable[[], Counts]:
     """A function that gives the rows and error rows committed so far; it reads each commit record once."""
     folders, counts, last = [trial.run.folder for trial in todo], {}, [float("-inf")]
 
-    def committed() -> tuple[int, int]:
+    def committed() -> Counts:
         if time.monotonic() - last[0] > RECOUNT:
             for folder in folders:
                 for name in folder.files("_commits"):
@@ -144,7 +146,7 @@ def count_commits(todo: list[Trial]) -> Callable[[], tuple[int, int]]:
                         errors = open_table(content).read(columns=["error"])["error"].to_pylist()
                         counts[folder.uri, name] = len(errors), sum(map(bool, errors))
             last[0] = time.monotonic()
-        return sum(rows for rows, _ in counts.values()), sum(errors for _, errors in counts.values())
+        return Counts(*map(sum, zip((0, 0), *counts.values(), strict=True)))
 
     return committed
 
@@ -220,6 +222,7 @@ def share_foreground(todo: list[Trial]) -> list[Trial]:
     grabcut = segmenters.find("grabcut")(seed=todo[0].segmenter.seed)
     output = Folder(todo[0].sweep.output).location("foreground").uri
     common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)
+    log.info("first the foreground, which all trials share")
     advance(common, len(common.images), on_ray=True)
     return [with_images(trial, common.images, Foreground("run", output)) for trial in todo]
 

@@ -1,6 +1,7 @@
 """What a finished job says: whom it names, what its exit code means, what the notes in the run's folder count."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from support.faulty import GOOD, RAISES, Faulty, write_images
 from raypipe.cli.verbs import main
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
+from raypipe.runtime import progress
 
 
 def run_job(tmp_path: Path, **options):
@@ -94,3 +96,15 @@ def test_one_image_is_one_image(tmp_path, caplog):
     with caplog.at_level("INFO", "raypipe"):
         text = run_job(tmp_path).text()
     assert "1 of 1 image to label" in caplog.text and text.startswith("1 of 1 image labelled in ")
+
+
+def test_images_of_one_block_are_counted_one_by_one_from_where_the_run_was(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.02)
+    write_images(tmp_path / "photos", [GOOD] * 4)
+    with caplog.at_level("INFO", "raypipe"):
+        job = Label(str(tmp_path / "photos"), str(tmp_path / "again"), local=True)
+        label(replace(job, limit=1), Faulty(sleep=0.1))
+        label(job, Faulty(sleep=0.1))
+    assert "1 of 4 images, first images in work" in caplog.text
+    assert "2 of 4 images, " in caplog.text and "3 of 4 images, " in caplog.text
+    assert len(list((tmp_path / "again/_commits").iterdir())) == 2
