@@ -25,7 +25,7 @@ def open_table(
     `read_footer` gave for the file, to read it once only. checked: compare pages with their checksums, where they have
     any. Raises pa.ArrowInvalid for what is no Parquet, and OSError.
     """
-    file = pa.BufferReader(file) if isinstance(file, bytes) else file
+    file = _in_arrows_memory(file) if isinstance(file, bytes) else file
     options = {"arrow_extensions_enabled": False, "page_checksum_verification": checked}
     return pq.ParquetFile(file, metadata=footer or read_footer(file), **options)
 
@@ -44,7 +44,18 @@ def read_footer(file: pa.NativeFile) -> pq.FileMetaData:
 
 
 def _parsed(footer: bytes) -> pq.FileMetaData:
-    return pq.ParquetFile(pa.BufferReader(MAGIC + footer), arrow_extensions_enabled=False).metadata
+    return pq.ParquetFile(_in_arrows_memory(MAGIC + footer), arrow_extensions_enabled=False).metadata
+
+
+def _in_arrows_memory(content: bytes) -> pa.BufferReader:
+    """A copy of bytes that no thread needs Python for to let go of.
+
+    Arrow's threads hold on to what they read for some microseconds after it was handed over. If the interpreter ends in
+    these and the memory is Python's, the process aborts: "terminate called without an active exception", exit code 134.
+    """
+    sink = pa.BufferOutputStream()
+    sink.write(content)
+    return pa.BufferReader(sink.getvalue())
 
 
 def _is_harmless(stored: bytes) -> bool:
