@@ -29,7 +29,8 @@ class Problem:
     unusable), checksum (record without its own checksum, its content is right), ids (record and data file name
     different images), schema, mask (with deep), doubled (ids), orphan (data file without record), foreign (file or
     folder that is not the run's), leftover (work list or temporary file), attempt (its record), errors
-    (errors.parquet), configuration (run.json), unlabelled (images that had a row).
+    (errors.parquet), configuration (run.json), unlabelled (images that had a row), twice (photographs that were
+    labelled at several places).
     """
 
     file: str  # relative to the run's folder

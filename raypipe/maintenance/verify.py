@@ -24,6 +24,7 @@ from raypipe.maintenance import redo
 from raypipe.maintenance.integrity import Part, Problem, check_part
 from raypipe.run import OURS, DamagedRun, Run, new_attempt, superseded
 from raypipe.run.attempts import newest_by_input, read_record
+from raypipe.run.rows import columns
 from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of
 from raypipe.storage import live_attempt, open_table, without_secrets
@@ -38,6 +39,7 @@ MENDED = {  # kinds of problems that repair ends without removing rows, and how
     "leftover": "leftovers of ended attempts deleted",
     "attempt": "unreadable records of attempts deleted",
 }
+UNMENDED = ("unlabelled", "foreign", "twice")  # kinds that repair leaves as they are
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Verified:
             lines += [f"labelled again: {count_of(self.relabelled, 'image')}"] if self.relabelled else []
             lines += [f"still wrong: {problem.kind}  {problem.file}  {problem.text}" for problem in self.left]
             lines += [] if self.left else ["clean now: every committed row is there, once and unchanged"]
-        elif any(problem.kind not in ("unlabelled", "foreign") for problem in self.problems):
+        elif any(problem.kind not in UNMENDED for problem in self.problems):
             lines.append(f"to repair: raypipe verify {self.run} --repair")
         if self.commands:
             lines += ["to label the images that have no row any more:", *(f"  {line}" for line in self.commands)]
@@ -160,6 +162,7 @@ def find(run: Run, *, deep: bool = False, own: str | None = None) -> Findings:
     if live is None and len(tables) == len(parts):  # else the records do not tell all ids
         problems += _check_ids(run, parts, commits)
         problems += _unlabelled(run, rows)
+        problems += [] if problems else _check_photographs(run)
     return Findings(problems, parts, rows, configuration)
 
 
@@ -259,6 +262,17 @@ def _check_ids(run: Run, parts: list[Part], commits: pa.Table) -> Iterator[Probl
         yield Problem("errors.parquet", "errors", "missing, unreadable, or does not list exactly the failed images")
 
 
+def _check_photographs(run: Run) -> list[Problem]:
+    """Photographs that were labelled once for each of several places: rows of the same key and the same bytes."""
+    rows = pa.concat_tables(columns(run, ["key", "sha256"])) if run.parts() else pa.table({"key": [], "sha256": []})
+    counts = rows.filter(pc.field("sha256") != "").group_by(["key", "sha256"]).aggregate([([], "count_all")])
+    twice = counts.filter(pc.field("count_all") > 1)
+    if not len(twice):
+        return []
+    text = f"{count_of(len(twice), 'photograph')} with several rows, from several places, such as {twice['key'][0]}"
+    return [Problem(f"{run.masks}/", "twice", f"{text}; label the places into runs of their own")]
+
+
 def _listed_errors(run: Run) -> set[str] | None:
     """The image ids in errors.parquet; None when it cannot be read."""
     try:
@@ -285,7 +299,7 @@ def _unlabelled(run: Run, rows: int) -> list[Problem]:
 def _left(run: Run, found: Findings, removed: list[Part]) -> list[Problem]:
     """What is still wrong after a repair: images without a row, folders of others, parts of several configurations."""
     left, _ = _check_configuration(run, [part for part in found.parts if not part.is_condemned])
-    left += [problem for problem in found.problems if problem.kind == "foreign"]
+    left += [problem for problem in found.problems if problem.kind in ("foreign", "twice")]
     now = set(run.commits()["image_id"].to_pylist())
     records = [part.record for part in removed if part.record is not None]
     lost = {image_id for record in records for image_id in record["image_id"].to_pylist()} - now

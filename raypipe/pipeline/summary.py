@@ -70,7 +70,8 @@ def too_many(failed: int, images: int, *, allowed: float) -> str:
     if failed <= allowed * images:
         return ""
     share = f"{failed:,} of {count_of_images(images)} failed ({failed / images:.0%})"
-    return f"{share}, more than --max-bad-fraction {allowed:g} allows; the others are done"
+    others = "; the others are done" if failed < images else ""
+    return f"{share}, more than --max-bad-fraction {allowed:g} allows{others}"
 
 
 def named(errors: pa.Table, first: pa.ChunkedArray) -> dict[str, str]:

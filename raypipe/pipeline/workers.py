@@ -11,6 +11,7 @@ import contextlib
 import faulthandler
 import hashlib
 import io
+import logging
 import os
 import pickle
 import sys
@@ -32,6 +33,7 @@ from raypipe.run import Run
 from raypipe.runtime.progress import Counts
 from raypipe.types import BadImage
 
+log = logging.getLogger("raypipe")
 MAX_TRIES = 2  # single-image tries of an image whose batch killed its process
 BACKSTOP_SECONDS = 5.0  # after the alarm
 CROSSING = pa.schema([("row", pa.large_binary()), ("arrays", pa.list_(pa.large_binary()))])  # see `to_columns`
@@ -44,6 +46,7 @@ class Ledger:
     def __init__(self) -> None:
         self._begun, self._stage, self._overran = Counter(), {}, set()
         self._rows, self._errors, self._has_begun = 0, Counter(), False
+        self._remarks: list[str] = []
 
     def begin(self, key: str) -> tuple[int, str, bool]:
         """Note a start. Returns how many starts have no end yet, the stage of the last, and whether that took too long.
@@ -73,9 +76,13 @@ class Ledger:
         self._rows += rows
         self._errors.update(errors)
 
-    def progress(self) -> Counts:
-        """Rows and error rows committed so far, and whether any batch was begun."""
-        return Counts(self._rows, self._errors.total(), self._has_begun)
+    def remark(self, text: str) -> None:
+        """Keep a line for the terminal."""
+        self._remarks.append(text)
+
+    def progress(self, told: int) -> tuple[Counts, list[str]]:
+        """Rows and error rows committed so far, whether any batch was begun, and the lines after the first `told`."""
+        return Counts(self._rows, self._errors.total(), self._has_begun), self._remarks[told:]
 
 
 class Guard:
@@ -86,7 +93,7 @@ class Guard:
 
     def __call__(self, rows: list[dict]) -> list[dict]:
         key = hashlib.sha256("".join([*self._steps, *(row["image_id"] for row in rows)]).encode()).hexdigest()
-        tries, _, _ = ray.get(self._ledger.begin.remote(key))
+        tries, _, overran = ray.get(self._ledger.begin.remote(key))
         if tries == 1:
             with self._limits(key, self._timeout * len(rows)):
                 result = rows
@@ -94,6 +101,8 @@ class Guard:
                     result = step(result)
                 result = list(result)
         else:
+            if tries == 2:
+                self._say(rows, overran, self._timeout * len(rows))
             result = [done for row in rows for done in self._alone(row)]
         self._ledger.end.remote(key)
         return result
@@ -107,6 +116,8 @@ class Guard:
             if overran:
                 kind, text = "timeout", f"took longer than {self._timeout:g} s, {MAX_TRIES} times; see --timeout"
             row = row | {"error": str(BadImage(died_in, kind, text))}
+        elif tries > 1:
+            self._say([row], overran, self._timeout)
         rows = [row]
         with self._limits(key, self._timeout):
             for stage, step in self._steps.items():
@@ -115,20 +126,30 @@ class Guard:
         ray.get(self._ledger.end.remote(key))
         return rows
 
+    def _say(self, rows: list[dict], overran: bool, seconds: float) -> None:
+        """Tell the terminal why a batch or an image is tried again."""
+        names = rows[0]["key"] + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
+        died = "its process died, as when memory runs out or a library crashes, and it is tried again"
+        text = f"took longer than {seconds:g} s and is tried again; see --timeout" if overran else died
+        self._ledger.remark.remote(f"{names}: {text}")
+
     @contextlib.contextmanager
     def _limits(self, key: str, seconds: float) -> Iterator[None]:
         """End the process, for Ray to start another, when the block takes too long or has lost its GPU."""
 
-        def expire() -> None:
-            ray.get(self._ledger.overran.remote(key))
-            print(f"raypipe: no result after {seconds:g} s, this worker starts anew", flush=True)
-            os._exit(1)
+        def watch() -> None:
+            if is_over(done, seconds, waited=waited, arm=arm):
+                ray.get(self._ledger.overran.remote(key))
+                print(f"raypipe: no result after {seconds:g} s, this worker starts anew", flush=True)
+                os._exit(1)
 
-        alarm = threading.Timer(seconds, expire)
-        alarm.daemon = True
-        alarm.start()
-        # Code that hangs without letting go of the interpreter's lock keeps the alarm from ringing; this needs no lock.
-        faulthandler.dump_traceback_later(seconds + BACKSTOP_SECONDS, exit=True, file=sys.__stderr__)
+        def arm(seconds: float) -> None:
+            # Code that hangs and keeps the interpreter's lock also keeps `watch` from waking; this needs no lock.
+            faulthandler.dump_traceback_later(seconds + BACKSTOP_SECONDS, exit=True, file=sys.__stderr__)
+
+        done, waited = threading.Event(), partial(waited_for_core, threading.get_native_id())
+        arm(seconds)
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield
         except Exception as error:
@@ -137,8 +158,32 @@ class Guard:
             print(f"raypipe: the GPU's context is lost, this worker starts anew: {error}", flush=True)
             os._exit(1)
         finally:
-            alarm.cancel()
+            done.set()
             faulthandler.cancel_dump_traceback_later()
+
+
+def is_over(done: threading.Event, seconds: float, *, waited: Callable[[], float], arm: Callable) -> bool:
+    """Wait until work is done or has taken `seconds`, without those that it waited for a core of a busy machine.
+
+    waited: tells these so far. arm: called with each further stretch of seconds that the work gets.
+    """
+    left, before = seconds, waited()
+    while not done.wait(left):
+        now = waited()
+        left, before = now - before, now
+        if left < 0.01 * seconds:
+            return True
+        arm(left)
+    return False
+
+
+def waited_for_core(thread: int) -> float:
+    """Seconds that a thread of this process was ready to run and no core was free; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/self/task/{thread}/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 class LabelOnCpu:
@@ -235,14 +280,19 @@ class _Pickler(pickle.Pickler):
 
 
 def asker(ledger, *, before: int) -> Callable[[], Counts]:
-    """Asks how far the job is; a ledger that is busy or restarting counts as unchanged. before: added to the rows."""
-    last = Counts(before, 0, False)
+    """Asks how far the job is, and logs the ledger's remarks. before: added to the rows.
+
+    A ledger that is busy or restarting counts as unchanged.
+    """
+    last, told = Counts(before, 0, False), 0
 
     def ask() -> Counts:
-        nonlocal last
+        nonlocal last, told
         with contextlib.suppress(GetTimeoutError, RayError):
-            rows, *more = ray.get(ledger.progress.remote(), timeout=5)
-            last = max(last, Counts(before + rows, *more))
+            (rows, *more), remarks = ray.get(ledger.progress.remote(told), timeout=5)
+            last, told = max(last, Counts(before + rows, *more)), told + len(remarks)
+            for remark in remarks:
+                log.info(remark)
         return last
 
     return ask

@@ -56,6 +56,8 @@ def connected(*, stall: float) -> Iterator[None]:
     options = {"logging_level": "error", "log_to_driver": False}
     if not address.joins_cluster():
         options |= {"address": "local", "num_cpus": cores.for_local_ray(), "include_dashboard": False}
+    # Alarms such as that a worker died, without saying on which image: our ledger does. Ray's own log has them too.
+    ray._private.worker.print_to_stdstream = lambda alarm, **_: log.debug("Ray: %s", "\n".join(alarm["lines"]))
     with restored_handlers(), _stderr_only_if_it_fails():
         ray.init(**options)
     try:

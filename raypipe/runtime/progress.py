@@ -48,13 +48,16 @@ class Progress:
             while not self._stop.wait(LINE_SECONDS):
                 counts, text = self._look()
                 log.info("%s of %s, %s", f"{counts.rows:,}", count_of_images(self._total), text)
+            self._count()  # it may have something to say
             return
         from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
         look = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         is_known = all(os.get_terminal_size(sys.stderr.fileno()))  # 0 x 0 under some tools: nothing would be drawn
         size = {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 24}
-        with tqdm(total=self._total, initial=self._before, file=sys.stderr, bar_format=look, **size) as bar:
+        bar = tqdm(total=self._total, initial=self._before, file=sys.stderr, bar_format=look, **size)
+        with logging_redirect_tqdm(), bar:  # lines of the log stand above the bar
             is_over = False
             while not is_over:
                 is_over = self._stop.wait(0.5)

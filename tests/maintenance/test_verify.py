@@ -401,3 +401,22 @@ def test_what_repair_could_not_restore_stands_under_what_it_did(run):
 
 def run_parts(run: Run) -> list[str]:
     return sorted(run.folder.files("_commits"))
+
+
+def test_a_photograph_that_was_labelled_at_two_places_is_found(tmp_path):
+    def row(place: str, key: str, content: str) -> dict:
+        made = {"image_id": place + key, "uri": f"/{place}/{key}", "key": key, "sha256": content, "segments": []}
+        return made | {"attempt": "a", "error": "" if content else "fetch: missing: x"}
+
+    run, attempt = Run(str(tmp_path / "run"), "kmeans"), new_attempt()
+    run.freeze({"k": 2}, {"weights": {}})
+    places = {"old": ("s1", "s2", ""), "new": ("s1", "other", "")}  # the second is another photograph of that name
+    with hold(run.folder, attempt):
+        for task, (place, contents) in enumerate(places.items()):
+            rows = [row(place, f"{i}.jpg", content) for i, content in enumerate(contents)]
+            run.commit(attempt, task, pa.Table.from_pylist(rows, schema=schema.MASKS))
+        run.finish(attempt)
+    result = check(run)
+    assert found(run) == {("twice", f"{MASKS}/")} and result.exit_code == 1
+    assert "1 photograph with several rows, from several places, such as 0.jpg" in result.text()
+    assert "--repair" not in result.text() and check(run, repair=True).exit_code == 1

@@ -86,9 +86,11 @@ def test_an_image_that_kills_its_process_becomes_one_error_row(tmp_path):
     assert [row["key"] for row in rows if row["error"]] == ["0002.png"] and len(rows) == 12
 
 
-def test_an_image_that_hangs_becomes_one_error_row(tmp_path):
+def test_an_image_that_hangs_becomes_one_error_row_and_is_named_on_the_way(tmp_path, caplog):
     write_images(tmp_path / "photos", [GOOD, HANGS, GOOD])
-    summary = run_job(tmp_path, actors=1, timeout=1.0)
+    with caplog.at_level("INFO", "raypipe"):
+        summary = run_job(tmp_path, actors=1, timeout=1.0)
+    assert "0001.png: took longer than 1 s and is tried again; see --timeout" in caplog.text
     assert summary.errors == {"segment: timeout": 1}
     assert [row["error"] == "" for row in rows_of(tmp_path / "run")] == [True, False, True]
 

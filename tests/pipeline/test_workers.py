@@ -1,5 +1,7 @@
 """The guard of the stages, in a process of its own, and secrets kept out of a run."""
 
+import threading
+
 import pytest
 from support.faulty import GOOD, Faulty, write_images
 
@@ -78,3 +80,24 @@ def test_a_ledger_counts_starts_and_remembers_what_took_too_long():
     assert ledger.begin("a") == (2, "decode", True)
     ledger.end("a")
     assert ledger.begin("a") == (1, "segment", False)
+
+
+def test_time_that_work_waited_for_a_core_of_a_busy_machine_does_not_count():
+    from raypipe.pipeline.workers import is_over, waited_for_core
+
+    waits, stretches = iter([5.0, 5.2, 5.3, 5.3]), []
+    assert is_over(threading.Event(), 0.1, waited=lambda: next(waits), arm=stretches.append)
+    assert stretches == pytest.approx([0.2, 0.1])
+    done = threading.Event()
+    done.set()
+    assert not is_over(done, 60, waited=lambda: 0.0, arm=stretches.append) and len(stretches) == 2
+    assert waited_for_core(threading.get_native_id()) >= 0 and waited_for_core(-1) == 0
+
+
+def test_a_ledger_keeps_what_the_terminal_is_to_be_told():
+    from raypipe.pipeline.workers import Ledger
+
+    ledger = Ledger.__ray_metadata__.modified_class()
+    ledger.remark("a.png: took longer than 217 s and is tried again; see --timeout")
+    counts, remarks = ledger.progress(0)
+    assert counts == (0, 0, False) and len(remarks) == 1 and ledger.progress(1)[1] == []
