@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from raypipe.types import Segmenter
 log = logging.getLogger("raypipe")
 DECODED = 4  # images that a decoding task holds at a time
 BLOCK_BATCHES = 4  # batches per block; a block is the unit of commit and of lost work
+PORTION_SECONDS = 10.0  # between commits of the plain loop, which may take minutes for an image
 BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as long as they may
 
 
@@ -36,20 +38,28 @@ def label_here(
     segment = stages.Segment(work)
     known = provenance.environment() | foregrounds.mask_kind(pending)
     run.freeze(settings, known | {"weights": segment.checksums()})
-    done, errors, rows_per_block = Counter(rows=before), Counter(), block_size(job, work, on_gpu=work.device == "cuda")
-
-    def counted(rows: Iterable[dict]) -> Iterator[dict]:
-        for row in rows:
-            done.update(rows=1, errors=row["error"] != "")
-            yield row
-
+    done, errors, size = Counter(rows=before), Counter(), block_size(job, work, on_gpu=work.device == "cuda")
+    blocks = (pending.slice(start, size).to_pylist() for start in range(0, len(pending), size))
+    rows = (row for block in blocks for row in stages.encode(segment(stages.decode(block, work)), work))
     with Progress(before + len(pending), lambda: Counts(done["rows"], done["errors"]), before=before):
-        for task, start in enumerate(range(0, len(pending), rows_per_block)):
-            manifest_rows = pending.slice(start, rows_per_block).to_pylist()
-            rows = stages.table(counted(stages.encode(segment(stages.decode(manifest_rows, work)), work)))
-            run.commit(work.attempt, task, rows)
-            errors += stages.count_errors(rows)
+        for task, portion in enumerate(_portions(rows, size, done)):
+            table = stages.table(portion)
+            run.commit(work.attempt, task, table)
+            errors += stages.count_errors(table)
     return errors, {}
+
+
+def _portions(rows: Iterable[dict], size: int, done: Counter) -> Iterator[list[dict]]:
+    """Rows by up to `size`, or as many as came in some seconds: little is lost by a Ctrl-C. Counts them in `done`."""
+    portion, start = [], time.monotonic()
+    for row in rows:
+        done.update(rows=1, errors=row["error"] != "")
+        portion.append(row)
+        if len(portion) == size or time.monotonic() - start > PORTION_SECONDS:
+            yield portion
+            portion, start = [], time.monotonic()
+    if portion:
+        yield portion
 
 
 def label_on_ray(

@@ -108,3 +108,10 @@ def test_images_of_one_block_are_counted_one_by_one_from_where_the_run_was(tmp_p
     assert "1 of 4 images, first images in work" in caplog.text
     assert "2 of 4 images, " in caplog.text and "3 of 4 images, " in caplog.text
     assert len(list((tmp_path / "again/_commits").iterdir())) == 2
+
+
+def test_slow_images_are_committed_before_their_block_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("raypipe.pipeline.graph.PORTION_SECONDS", 0.05)
+    write_images(tmp_path / "photos", [GOOD] * 3)
+    label(Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True), Faulty(sleep=0.1))
+    assert len(list((tmp_path / "run/_commits").iterdir())) == 3
