@@ -281,7 +281,7 @@ def test_another_sweep_on_the_same_output_is_refused_with_the_difference(folder)
     with pytest.raises(OtherConfiguration, match="method: 'sweepable' there, 'kmeans' now"):
         run(folder, "k=2,3", segmenter=Kmeans(foreground="whole"))
     (folder / "others").mkdir()
-    Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "others/cat_0.png")
+    Image.fromarray(np.tri(*SIZE, dtype=np.uint8) * 255).save(folder / "others/cat_0.png")
     with pytest.raises(OtherConfiguration, match="labels: '.*labels' there, '.*others' now"):
         sweep(Sweep(str(folder / "photos"), str(folder / "others"), str(folder / "sweep"), ("threshold=0.3",)), Gamma())
 
