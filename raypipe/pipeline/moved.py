@@ -53,14 +53,31 @@ def refuse_moved(run: Run, images: pa.Table, source: str, old: str | None, *, ma
     new, done = images.filter(pc.invert(is_done)), images.filter(is_done)
     is_listed = pc.is_in(commits["image_id"], value_set=images["image_id"].combine_chunks())
     if len(new) and len(others := commits.filter(pc.invert(is_listed))):
-        _refuse_doubles(run, _rows(run, others), new, source, (_base(source, images), old), max_bytes)
-    if old is None:
-        return
+        same, compared = _doubles(_rows(run, others), new, max_bytes)
+        homes = _base(source, images), old and normalise(old).rstrip("/")
+        inside = tuple(f"{home}/" for home in homes if home)
+        # Where the input is known, or they were renamed within it, no other option would put that right.
+        if same and (len(done) or 2 * len(same) < compared or same[0][0]["uri"].startswith(inside)):
+            text = "%s of %s compared: in the run already under another name, now with a second row: %s is %s there"
+            log.warning(text, len(same), count_of_images(compared), same[0][1]["key"], same[0][0]["uri"])
+        elif same:
+            where = (
+                f"{Location(source)} holds images that {run} has already: {same[0][1]['key']} is {same[0][0]['uri']}"
+            )
+            equal = f"there, byte for byte ({len(same)} of {count_of_images(compared)} compared)"
+            advice = f"if they were moved or are reached another way, {_way(run, same, homes[0])}"
+            raise ValueError(f"{where} {equal}; {advice}; to label them once more, choose another --output")
+    if old is not None:
+        _refuse_others(run, commits.filter(is_listed), done, source, old, max_bytes)
+
+
+def _refuse_others(run: Run, commits: pa.Table, done: pa.Table, source: str, old: str, max_bytes: int) -> None:
+    """Raise ValueError when what is at `source` is not what was labelled at `old`. commits: of the images in `done`."""
     if not len(done):
         raise ValueError(
             f"--moved-from {Location(old)}: no image of {Location(source)} was labelled at its place there"
         )
-    rows = _rows(run, commits.filter(is_listed))
+    rows = _rows(run, commits)
     found = pc.index_in(rows["image_id"], value_set=done["image_id"].combine_chunks())
     same, compared = _compare(_sample(rows, done, found), max_bytes)
     if 2 * len(same) < compared:
@@ -71,11 +88,8 @@ def refuse_moved(run: Run, images: pa.Table, source: str, old: str | None, *, ma
         log.warning(text, compared - len(same), count_of_images(compared))
 
 
-def _refuse_doubles(run: Run, rows: pa.Table, new: pa.Table, source: str, homes: tuple, max_bytes: int) -> None:
-    """Hold new images against the run's rows of images that are not listed, by name and then by content.
-
-    homes: where the input is, and where it was as the user says, or None.
-    """
+def _doubles(rows: pa.Table, new: pa.Table, max_bytes: int) -> tuple[list[tuple[dict, dict]], int]:
+    """Pairs (row, new image) with the same bytes, and of how many of the same name the bytes were compared."""
     namesakes = None
     for tail in TAILS:
         names, there = (_tails(each["key"], tail) for each in (new, rows))
@@ -83,25 +97,11 @@ def _refuse_doubles(run: Run, rows: pa.Table, new: pa.Table, source: str, homes:
         namesakes = pairs if namesakes is None else namesakes
         same, compared = _compare(pairs, max_bytes)
         if same:
-            break
-    if not same:
-        if namesakes:
-            text = (
-                "the run has images of the same names with other contents, such as %s: these are labelled as new ones"
-            )
-            log.warning(text, namesakes[0][0]["uri"])
-        return
-    row, image = same[0]
-    inside = tuple(f"{normalise(home).rstrip('/')}/" for home in homes if home)
-    is_inside = row["uri"].startswith(inside)  # renamed within the input: no other option would put that right
-    if 2 * len(same) < compared or is_inside:
-        text = "%s of %s compared: in the run already under another name, now with a second row: %s is %s there"
-        log.warning(text, len(same), count_of_images(compared), image["key"], row["uri"])
-        return
-    where = f"{Location(source)} holds images that {run} has already: {image['key']} is {row['uri']} there"
-    equal = f"byte for byte ({len(same)} of {count_of_images(compared)} compared)"
-    advice = f"if they were moved or are reached another way, {_way(run, same, homes[0])}"
-    raise ValueError(f"{where}, {equal}; {advice}; to label them once more, choose another --output")
+            return same, compared
+    if namesakes:
+        text = "the run has images of the same names with other contents, such as %s: these are labelled as new ones"
+        log.warning(text, namesakes[0][0]["uri"])
+    return [], 0
 
 
 def _tails(keys: pa.ChunkedArray, tail: str | None) -> pa.ChunkedArray:

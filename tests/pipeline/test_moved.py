@@ -155,6 +155,16 @@ def test_a_few_photographs_that_are_in_both_collections_are_told(tmp_path, caplo
     assert f"0003.png is {tmp_path}/2024/0003.png there" in caplog.text
 
 
+def test_one_more_photograph_that_the_other_collection_has_stops_nothing(tmp_path, caplog):
+    write_images(tmp_path / "2024", [GOOD] * 6)
+    write_images(tmp_path / "2025", [GOOD] * 3, seed=1)
+    run_job(tmp_path, "2024")
+    run_job(tmp_path, "2025")
+    shutil.copy(tmp_path / "2024/0005.png", tmp_path / "2025/0005.png")
+    assert run_job(tmp_path, "2025").labelled == 1
+    assert "1 of 1 image compared: in the run already under another name, now with a second row" in caplog.text
+
+
 def test_a_photograph_that_was_renamed_within_the_input_is_told(tmp_path, caplog):
     write_images(tmp_path / "photos", [GOOD] * 3)
     run_job(tmp_path, "photos")
