@@ -104,11 +104,13 @@ def locate(weights: str, *, method: str) -> Path:
     path = Path(weights).expanduser()
     if path.exists():
         if not _weight_files(path):
-            expected = f"expected one of {', '.join(WEIGHTS)}"
+            expected = f"expected one of {', '.join(WEIGHTS)}; `raypipe weights {method} --to DIR` fetches them"
             raise FileNotFoundError(f"{method}: {path.resolve()} holds no weights; {expected}")
         return path.resolve()
     if not is_hub_id(weights):
-        raise FileNotFoundError(f"{method}: weights {weights!r} is neither a folder nor a file nor a Hugging Face id")
+        raise FileNotFoundError(
+            f"{method}: weights {weights!r} is neither a folder nor a file nor a Hugging Face id org/name"
+        )
     from huggingface_hub import constants, snapshot_download
 
     name, _, revision = weights.partition("@")

@@ -144,6 +144,7 @@ def _parsed(
         description=f"For example:\n  {example}",
         args=words,
         registry=plain_words.REGISTRY,
+        config=[tyro.conf.PositionalMetavarFromFieldName],
     )
     return {name: getattr(found, titles[name]) for name in kinds}
 

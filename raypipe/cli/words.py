@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Union, get_args, get_origin, get_type_hints
@@ -36,21 +38,21 @@ EXAMPLES = {  # of each verb, for its help; METHOD stands for the one that was n
 @REGISTRY.primitive_rule
 def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """Text, numbers and lists of them, each also where it may be None, in plain words; None for other types."""
-    kind, is_list, may_be_none = _taken_apart(info.type)
-    if kind not in NAMES:
+    kinds, is_list, may_be_none = _taken_apart(info.type)
+    if not kinds or not set(kinds) <= set(NAMES):
         return None
 
     def read(words: list[str]):
         if may_be_none and words == ["None"]:
             return None
-        values = [_value(word, kind) for word in words]
+        values = [_value(word, kinds) for word in words]
         return tuple(values) if is_list else values[0]
 
     return PrimitiveConstructorSpec(
         nargs="*" if is_list else 1,
-        metavar=NAMES[kind] + " ..." * is_list,
+        metavar=NAMES[kinds[-1]] + " ..." * is_list,
         instance_from_str=read,
-        is_instance=lambda value: value is None or isinstance(value, list | tuple if is_list else kind | int),
+        is_instance=lambda value: value is None or isinstance(value, (list, tuple) if is_list else (*kinds, int)),
         str_from_instance=lambda value: list(map(str, value if is_list and value is not None else [value])),
     )
 
@@ -78,7 +80,7 @@ def check(words: list[str], kinds: list[type]) -> None:
     behind, room, stray = "", 0, {}
     for word in words:
         flag, equals, _ = word.partition("=")
-        if word in ("-h", "--help"):
+        if re.match(r"-[A-Za-z]", word) or word == "--help":
             return
         if flag.startswith("--"):
             name = flag[2:].replace("-", "_")
@@ -103,22 +105,21 @@ def _refuse_of_other(name: str, flag: str, kinds: list[type]) -> None:
         raise ValueError(f"{flag} is an option of {', '.join(owners)}; {method} has none of that name")
 
 
-def _taken_apart(hint) -> tuple[object, bool, bool]:
-    """Of a type: what one value is, whether it is a list, whether it may be None."""
+def _taken_apart(hint) -> tuple[list, bool, bool]:
+    """Of a type: what one value may be, whether it is a list, whether it may be None."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    rest = [choice for choice in choices if choice is not NoneType]
-    hint = rest[0] if len(rest) == 1 else hint
-    is_list = get_origin(hint) in (tuple, list)
-    return (get_args(hint)[0] if is_list else hint), is_list, NoneType in choices
+    kinds = [choice for choice in choices if choice is not NoneType]
+    is_list = bool(kinds) and get_origin(kinds[0]) in (tuple, list)
+    return ([get_args(kinds[0])[0]] if is_list else kinds), is_list, NoneType in choices
 
 
-def _value(word: str, kind: type):
-    try:
-        return kind(word)
-    except ValueError:
-        raise ValueError(f"expected {WORDS[kind]}, got {word!r}") from None
+def _value(word: str, kinds: list[type]):
+    for kind in kinds:
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    raise ValueError(f"expected {' or '.join(WORDS[kind] for kind in kinds)}, got {word!r}")
 
 
 def _room(kinds: list[type]) -> tuple[dict[str, float], float]:
@@ -127,8 +128,8 @@ def _room(kinds: list[type]) -> tuple[dict[str, float], float]:
     for kind in kinds:
         hints = get_type_hints(kind, include_extras=True)
         for name in (field.name for field in fields(kind)):
-            value, is_list, _ = _taken_apart(hints[name])
-            takes = math.inf if is_list else float(value is not bool)
+            values, is_list, _ = _taken_apart(hints[name])
+            takes = math.inf if is_list else float(values != [bool])
             if tyro.conf.Positional in getattr(hints[name], "__metadata__", ()):
                 free += takes
             else:

@@ -59,8 +59,8 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     except OSError as error:
         raise ValueError(f"{storage.fetch_error(error, source).message}") from error
     if first is None:
-        left_out = f"; left out: {_count(skipped)}" if skipped else ""
-        raise ValueError(f"no images, .tar or .parquet files in {source}{left_out}")
+        why = f"left out: {_count(skipped)}" if skipped else "choose a folder, list or table that holds some"
+        raise ValueError(f"no images, .tar or .parquet files in {source}; {why}")
     manifest, again = _manifest(itertools.chain([first], items))
     if skipped:
         log.warning("%s: left out %s", source, _count(skipped))

@@ -11,7 +11,7 @@ from raypipe.lookup import one_line
 from raypipe.storage.uri import SUBMITTED
 
 CONNECT_SECONDS = 5.0  # for a connection to the head
-JOIN_SECONDS = 20.0  # for a Ray that joins and leaves, which takes one second; without a cluster Ray tries for minutes
+JOIN_SECONDS = 45.0  # for a Ray that joins and leaves, which takes one second on an idle machine
 WAYS_OUT = "give HOST:PORT of a running head (its port is 6379 unless told otherwise), or unset RAY_ADDRESS"
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import tyro
 import yaml
 from support.faulty import GOOD, write_images
 
+import raypipe
 from raypipe import refiners, segmenters
 from raypipe.cli import verbs as cli
 from raypipe.cli.config import Terminal
@@ -53,6 +55,47 @@ def test_the_help_of_a_method_explains_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["label", "kmeans", "--refine", "guided", "--help"])
     assert "--refine-radius" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_help_of_each_verb_has_an_example_that_works_and_no_jargon(verb, capsys):
+    words = [verb, "kmeans"] if "method" in cli.VERBS[verb].parts else [verb]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    (example,) = {line.strip() for line in text.splitlines() if line.startswith("  raypipe ")}
+    assert not re.search(r"{None}\||\[\[|\((GloPER|reference|official|supplement)", text)
+    program, *typed = shlex.split(example)
+    assert program == "raypipe" and typed[0] == verb and main([*typed, "--print-config"]) == 0
+
+
+def test_help_is_a_word_too(capsys):
+    assert main(["help"]) == 0
+    everything = capsys.readouterr().out
+    assert main(["--help"]) == 0 and capsys.readouterr().out == everything
+    assert main(["help", "label"]) == 0
+    assert "For example:\n  raypipe label kmeans --input photos/" in capsys.readouterr().out
+
+
+def test_the_help_leaves_out_what_a_method_refuses(capsys):
+    for words, is_there in (["kmeans"], False), (["kmeans", "--refine", "guided"], True), (["gloper"], True):
+        with pytest.raises(SystemExit):
+            main(["label", *words, "--help"])
+        assert ("--threshold" in capsys.readouterr().out) == is_there
+
+
+def test_methods_lists_the_named_ones(capsys):
+    assert main(["methods", "watershed", "kmeans", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["watershed", "kmeans"]
+
+
+def test_decoding_anything_but_a_row_says_what_a_row_is(photos):
+    assert label(photos=photos) == 0
+    rows = raypipe.load(str(photos.parent / "run"))
+    for given in (rows, rows.to_pylist()):
+        with pytest.raises(TypeError, match="decode: expected one row as a dict, such as those of raypipe.load"):
+            raypipe.decode(given)
 
 
 def test_a_run_prints_what_was_done_and_json_last(photos, capsys):

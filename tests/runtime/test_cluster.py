@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from support.faulty import GOOD, write_images
+
+import raypipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,3 +61,27 @@ nodes.shutdown()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--input photos is a local path: all machines of the cluster must see it" in done.stdout
     assert "--output" not in done.stdout
+
+
+def test_relative_paths_mean_the_same_on_a_cluster_whose_workers_are_in_another_folder(tmp_path):
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+    write_images(tmp_path / "mine/photos", [GOOD] * 2)
+    code = """
+import os, subprocess, sys
+from ray.cluster_utils import Cluster
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+words = ["--input", "photos", "--output", "runs/joined", "--foreground", "whole"]
+command = [sys.executable, "-m", "raypipe", "label", "kmeans", *words]
+done = subprocess.run(command, env=os.environ | {"RAY_ADDRESS": nodes.address}, cwd="../mine")
+nodes.shutdown()
+sys.exit(done.returncode)
+"""
+    paths = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
+    environment = os.environ | {"PYTHONPATH": paths}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path / "theirs", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(raypipe.load(str(tmp_path / "mine/runs/joined"))) == 2
+    assert not list((tmp_path / "theirs").iterdir())
