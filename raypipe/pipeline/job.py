@@ -162,16 +162,17 @@ def fetch_weights(job: Label, work: Work) -> None:
             method.fetch()
 
 
-def list_images(job: Label, work: Work, run: Run) -> pa.Table:
+def list_images(job: Label, work: Work, run: Run | None = None) -> pa.Table:
     """The manifest of the whole input, with where the masks of given foregrounds are and how they are read.
 
-    That is how the run has read them before, if it has.
+    run: as whose masks were read before they are read again; None = as they look.
     """
     manifest = list_inputs(job.input, column=job.column, allow_private=job.allow_private)
     if job.moved_from:
         manifest = moved.as_before(manifest, job.input, job.moved_from)
     if work.foreground and work.foreground.is_read:
-        known = ((run.configuration() or {}).get("provenance") or {}).get(foregrounds.MASK_KIND)
+        frozen = run and run.configuration()
+        known = frozen and frozen["provenance"].get(foregrounds.MASK_KIND)
         limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
         return foregrounds.attach(manifest, work.foreground, known=known, **limits)
     return manifest
