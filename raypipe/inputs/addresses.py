@@ -47,11 +47,18 @@ class Addresses:
         """
         text, location = self._meant(entry)
         there = storage.split(location)
-        if self._home and not self._allow_private and (there is None or there.scheme == "local" or "::" in location):
+        if self._home and not self._allow_private and self._leads_here(text, location):
             raise Refused("record{s} of a list from elsewhere that lead to files here: --allow-private permits it")
         storage.check_reader(location)
         is_public = there is not None and not self._allow_private and there.host != self._own_host
         return Item(location, storage.as_text(_key(text)), public=is_public)
+
+    def _leads_here(self, text: str, location: Location) -> bool:
+        """Whether an entry of a list from elsewhere leads to a file here; a bucket's may name a shared mount."""
+        there = storage.split(location)
+        if there is None:
+            return self._home.is_web or text.lower().startswith("file:")
+        return there.scheme == "local" or (not there.is_web and "::" in location)
 
     def finds(self, entry: str) -> bool:
         """Whether there is a file; of what has a scheme it is taken for granted."""

@@ -89,6 +89,21 @@ def test_a_list_from_elsewhere_leads_to_no_file_here(server, caplog):
     assert len(listed(source, allow_private=True)) == 2  # the file is named twice
 
 
+def test_a_list_in_a_bucket_may_name_a_shared_mount_but_no_file_uri(tmp_path, caplog):
+    import fsspec
+
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    lines = [
+        f"{tmp_path}/a.jpg",
+        f"file://{tmp_path}/a.jpg",
+        f"local://{tmp_path}/a.jpg",
+        f"zip://a::file://{tmp_path}/z",
+    ]
+    fsspec.filesystem("memory").pipe("/lists/all.txt", "\n".join(lines).encode())
+    assert contents("memory://lists/all.txt") == [b"picture"]
+    assert any("3 records of a list from elsewhere" in reason and "line 2" in reason for reason in left_out(caplog))
+
+
 def test_originals_are_not_asked_for_in_a_private_network_unless_that_is_allowed(server):
     port, asked = server
     row = {"image_id": "1", "key": "a.jpg", "uri": f"http://127.0.0.1:{port}/a.jpg", "sha256": ""}
