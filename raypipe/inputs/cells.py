@@ -46,7 +46,7 @@ def _leaf(value: object) -> bytes | str | None:
     if isinstance(value, bytes):
         return value or None
     if not isinstance(value, str):
-        words = {bool: "true or false", int: "a number", float: "a number", list: "a list of lists"}
+        words = {bool: "true or false", int: "a number", float: "a number", list: "a nested list"}
         raise Unusable(words.get(type(value), type(value).__name__))
     text = value.strip()
     if not is_picture(text) and (len(text) > LONGEST_PATH or "\n" in text):

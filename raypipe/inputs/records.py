@@ -39,7 +39,10 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
         encoding = "utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be"
     content = content.removeprefix(mark)
     try:
-        return content.decode(encoding), encoding
+        text = content.decode(encoding)
+        if "\0" in text:
+            raise ValueError("it holds null characters, so it is no text; if it is one, save it as UTF-8")
+        return text, encoding
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             raise ValueError(f"it looks like {encoding.upper()} and is not: {error}; save it as UTF-8") from None
@@ -81,9 +84,10 @@ def _separated(text: str) -> Iterator[Record]:
     """Rows of columns. Where tabs separate them there is no quoting: a field may begin with a quotation mark."""
     csv.field_size_limit(FIELD_CHARACTERS)
     lines = io.StringIO(text, newline="").readlines()
+    first = next((line for line in lines if line.strip()), "")
     told = re.fullmatch(r'"?sep=(.)"?\s*', lines[0], re.IGNORECASE) if lines else None
     skipped = 1 if told else 0
-    separator = told[1] if told else _separator(lines[:1])
+    separator = told[1] if told else _separator(first)
     dialect = {"delimiter": separator, "quoting": csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL}
     rows = csv.reader(lines[skipped:], **dialect)
     names, begin = None, skipped
@@ -102,9 +106,9 @@ def _separated(text: str) -> Iterator[Record]:
         yield place, Unusable("more fields than columns") if is_longer else dict(zip(names, cells, strict=False))
 
 
-def _separator(head: list[str]) -> str:
+def _separator(headings: str) -> str:
     """What parts the headings most often."""
-    counts = {each: len(next(csv.reader(head, delimiter=each), [])) for each in ",;\t|"}
+    counts = {each: len(next(csv.reader([headings], delimiter=each), [])) for each in ",;\t|"}
     return max(counts, key=counts.get)
 
 

@@ -75,6 +75,7 @@ def test_names_in_the_bytes_of_an_old_disk_are_found(tmp_path):
         " file_name , label \n a.jpg , x\n b.jpg, y\n",
         "file_name,label,\na.jpg,x,\nb.jpg,y,\n",
         "a.jpg,cat\nb.jpg,dog\n",  # without headings
+        "\n\n file_name;label\na.jpg;x\nb.jpg;y\n",
     ],
 )
 def test_separators_line_ends_and_quotes(text, tmp_path, caplog):
@@ -196,6 +197,13 @@ def test_cut_base64_is_an_error_row(tmp_path):
     path = put(tmp_path, "list.jsonl", json.dumps({"image": text[:-7] + "!" + text[-6:]}))
     (error,) = contents(path, max_bytes=10**6)
     assert (error.kind, "base64" in error.message) == ("invalid", True)
+
+
+def test_a_picture_is_no_list(tmp_path):
+    (picture,) = photographs(tmp_path / "photos", 1)
+    for name in ("list.txt", "list.csv", "list.jsonl"):
+        with pytest.raises(ValueError, match="no text|null characters|UTF-16"):
+            list_inputs(str(put(tmp_path, name, picture + bytes(64))))
 
 
 def test_an_empty_list_says_what_it_left_out(tmp_path):
