@@ -33,6 +33,8 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight file
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained` reads of a repository
 OLD_WEIGHTS = ("pytorch_model*.bin",)  # read instead where a repository has no safetensors
 NESTED = ("*/*",)  # variants for other libraries lie in folders of a repository
+SMALL = 1_000_000_000  # numbers of a network that any machine can make
+MAX_LAYERS = 1000  # of a network; the largest here has 40
 DTYPES = ("auto", "float32", "bfloat16")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -223,6 +225,7 @@ def pretrained(kind: type, path: Path, *, method: str, device: str, **options):
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
+        _check_size(kind, path)
         options |= {"dtype": torch.float32, "local_files_only": True, "ignore_mismatched_sizes": True}
         network, found = kind.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:  # many kinds: no configuration, torn files, another architecture
@@ -232,6 +235,33 @@ def pretrained(kind: type, path: Path, *, method: str, device: str, **options):
         text = f"{len(absent)} of its tensors are absent or of another shape, the first is {absent[0]}"
         raise ValueError(f"{method}: {path} holds no {kind.__name__}: {text}")
     return network.eval().requires_grad_(False).to(device)
+
+
+def _check_size(kind: type, path: Path) -> None:
+    """Raise ValueError when a configuration describes more than its weight files can hold.
+
+    transformers makes what it does not find, or finds in another shape, however large it is.
+    """
+    import torch
+
+    settings = json.loads((path / "config.json").read_bytes())
+    if (layers := max(_numbers_of_layers(settings), default=0)) > MAX_LAYERS:  # first: the class itself counts them
+        raise ValueError(f"its configuration asks for {layers:,} layers")
+    config = kind.config_class.from_pretrained(path, local_files_only=True)
+    with torch.device("meta"):  # no memory and no time for random numbers
+        described = sum(parameter.numel() for parameter in kind(config).parameters())
+    held = sum(file.stat().st_size for file in _weight_files(path))
+    if described > max(held, SMALL):
+        raise ValueError(f"its configuration asks for {described:,} numbers, the weight files have {held:,} bytes")
+
+
+def _numbers_of_layers(settings: object) -> Iterator[int]:
+    """The values of all settings named `...layers`, in settings within settings too."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, dict):
+            yield from _numbers_of_layers(value)
+        elif name.endswith("layers") and isinstance(value, int):
+            yield value
 
 
 @contextmanager

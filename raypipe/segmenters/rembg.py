@@ -90,7 +90,11 @@ class Rembg(Segmenter):
         os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)))
         kind = self._kind()
         self._path = Path(self._weights(kind))
-        self._session = kind(self.model, _session_options(), providers=_providers(device))
+        providers = _providers(device)
+        try:
+            self._session = kind(self.model, _session_options(), providers=providers)
+        except Exception as error:  # onnxruntime's own kinds; it reads nothing outside the file's folder
+            raise ValueError(f"rembg: {self._path} cannot be read as a network: {one_line(error)}") from error
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.inner_session.get_providers():
             raise RuntimeError("rembg: onnxruntime could not start on CUDA (see its lines above); use --device cpu")
 
