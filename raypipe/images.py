@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -37,7 +38,16 @@ UPRIGHT: dict[object, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda image: image.swapaxes(0, 1)[::-1],
 }
 
-BITS, PHOTOMETRIC, ORIENTATION, WHITE_IS_ZERO = 258, 262, 274, 0  # TIFF tags (TIFF 6.0), and a photometric
+HAS_END: dict[str, Callable[[bytes], bool]] = {  # whether a file has the end that its format prescribes
+    "BMP": lambda data: len(data) >= int.from_bytes(data[2:6], "little"),
+    "GIF": lambda data: data.rstrip(b"\0").endswith(b";"),
+    "JPEG": lambda data: salvage.end_of_scan(data) >= 0,
+    "PNG": lambda data: b"IEND" in data,
+    "TIFF": lambda data: int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") < len(data),
+    "WebP": lambda data: len(data) >= 8 + int.from_bytes(data[4:8], "little"),
+}
+
+PHOTOMETRIC, ORIENTATION, WHITE_IS_ZERO = 262, 274, 0  # TIFF tags (TIFF 6.0), and a photometric
 
 NARROW, OUTLIERS = 64, 0.001  # levels of 256, as 14 bits have them; share of the values at either end that counts not
 END_OF_JPEG = b"\xff\xd9"
@@ -53,7 +63,7 @@ def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
     converted; colour profiles are not applied. max_pixels: limit on H * W, checked on the header before decoding.
     Raises BadImage("decode", kind, message): empty, truncated, corrupt, too_large, unsupported, not_an_image.
     """
-    with _opened(data, max_pixels) as (image, content):
+    with opened(data, max_pixels=max_pixels) as (image, content):
         pixels = _to_rgb(image, content)
         if image.format == "JPEG" and (pixels[-1, -8:] == 128).all() and not _is_whole(content):
             raise BadImage("decode", "truncated", "JPEG whose data end before its last row")
@@ -61,18 +71,11 @@ def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
 
 
 @contextmanager
-def opened(data: bytes, *, max_pixels: int) -> Iterator[Image.Image]:
-    """The first picture of an encoded image as it is stored, loaded and not yet upright, to make an array of.
+def opened(data: bytes, *, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
+    """The first picture of an encoded image, loaded as it is stored, not upright; and the bytes that it came from.
 
     Whatever goes wrong, here or in the block, becomes the BadImage that `decode` speaks of.
     """
-    with _opened(data, max_pixels) as (image, _):
-        yield image
-
-
-@contextmanager
-def _opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
-    """The loaded picture, and the part of the file that it came from."""
     name, data = formats.identify(data)
     if name not in READERS:
         raise BadImage("decode", "unsupported", formats.way_out(name, data))
@@ -88,14 +91,14 @@ def _loaded(name: str, data: bytes, max_pixels: int) -> tuple[Image.Image, bytes
     failure = None
     for content in salvage.readings(name, data, max_pixels=max_pixels):
         try:
-            image = _headed(name, content, max_pixels)
+            image = _headed(name, content)
             if image.width * image.height > max_pixels:
                 text = f"{image.width} x {image.height} pixels, the limit is {max_pixels} (--max-pixels)"
                 raise BadImage("decode", "too_large", text)
             if name == "JPEG" and salvage.end_of_scan(content) < 0:
                 content = _with_end(content)
                 image = READERS[name](io.BytesIO(content))
-            with _without_pillow_limit(image.size):
+            with _without_pillow_limit(image.width * image.height):
                 image.load()
             return image, content
         except MemoryError:
@@ -107,16 +110,13 @@ def _loaded(name: str, data: bytes, max_pixels: int) -> tuple[Image.Image, bytes
     raise failure
 
 
-def _headed(name: str, data: bytes, max_pixels: int) -> Image.Image:
+def _headed(name: str, data: bytes) -> Image.Image:
     """A picture whose header alone was read, also above the limit that Pillow has for some formats."""
     try:
         return READERS[name](io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        size = int(re.search(r"\d+", str(error))[0])
-        if size > max_pixels:
-            raise BadImage("decode", "too_large", f"{size} pixels, the limit is {max_pixels} (--max-pixels)") from error
-    with _without_pillow_limit((size, 1)):
-        return READERS[name](io.BytesIO(data))
+    except Image.DecompressionBombError:
+        with _without_pillow_limit():
+            return READERS[name](io.BytesIO(data))
 
 
 def has_narrow_range(data: bytes, pixels: np.ndarray) -> bool:
@@ -138,9 +138,9 @@ def upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 @contextmanager
-def _without_pillow_limit(size: tuple[int, int]) -> Iterator[None]:
-    """Let Pillow decode a picture that is within our limit but above its own, and put its limit back."""
-    if Image.MAX_IMAGE_PIXELS is None or size[0] * size[1] <= Image.MAX_IMAGE_PIXELS:
+def _without_pillow_limit(pixels: float = math.inf) -> Iterator[None]:
+    """Let Pillow read a picture that is within our limit but above its own, and put its limit back."""
+    if Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS:
         yield
         return
     with _pillow_limit:
@@ -154,9 +154,7 @@ def _without_pillow_limit(size: tuple[int, int]) -> Iterator[None]:
 def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
     """A loaded picture as uint8 (H, W, 3)."""
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    # Bits per channel as stored, which Pillow keeps only for grey. PNG specification, 11.2.2: after length, name, width
-    # and height of the IHDR.
-    bits = data[24] if image.format == "PNG" else tags.get(BITS, (8,))[0]
+    bits = formats.depth(image.format, data)
     if image.mode in ("I", "F"):
         bits, values = 16, np.asarray(image)
         if not 255 < values.max() <= 65535 or values.min() < 0 or (values != np.rint(values)).any():
@@ -228,28 +226,14 @@ def _bad(error: Exception, name: str, data: bytes) -> BadImage:
     text, layout = f"{name}: {type(error).__name__}: {error}", ""
     if name == "TIFF" and isinstance(error, SyntaxError):  # it failed on the header, before any pixel
         layout = formats.tiff_layout(data)
-    elif name == "JPEG" and (kind := salvage.jpeg_kind(data)) > 0xC2:  # what is neither baseline nor progressive
-        layout = f"a coding other than baseline or progressive (SOF{kind - 0xC0})"
+    elif name == "JPEG":
+        kind = next((marker for marker, _, _ in salvage.jpeg_segments(data) if marker in salvage.SOF), 0)
+        layout = f"a coding other than baseline or progressive (SOF{kind - 0xC0})" if kind > 0xC2 else ""
     if layout:
         text = f"{name} of {layout} is not read"
     if layout or re.search(r"unknown pixel mode|cannot handle|conversion from|unsupported|not supported", text, re.I):
         return BadImage("decode", "unsupported", f"{text}; convert it first, e.g. with `magick ... photo.png`")
-    return BadImage("decode", "truncated" if _is_cut(name, data) or "truncat" in str(error) else "corrupt", text)
-
-
-def _is_cut(name: str, data: bytes) -> bool:
-    """Whether the end that the format prescribes is missing."""
-    if name == "PNG":
-        return b"IEND" not in data
-    if name == "GIF":
-        return not data.rstrip(b"\0").endswith(b";")
-    if name == "WebP":
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if name == "BMP":
-        return len(data) < int.from_bytes(data[2:6], "little")
-    if name == "TIFF":
-        return int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big") >= len(data)
-    return salvage.end_of_scan(data) < 0
+    return BadImage("decode", "truncated" if not HAS_END[name](data) or "truncat" in str(error) else "corrupt", text)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -11,27 +11,32 @@ MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)  # of a JPEG
 SOS, EOI, APP0, APP1, APP14, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xFE
 SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 # What a TIFF needs to be read: layout, place, compression, colours (TIFF 6.0); and the orientation
-TIFF_TAGS = {254, 262, 266, 273, 284, 292, 293, 317, 332, 338, 339, 347}
+TIFF_TAGS = {254, 262, 266, 273, 274, 284, 292, 293, 317, 332, 338, 339, 347}
 TIFF_TAGS.update(range(256, 260), range(277, 280), range(320, 326), range(512, 522), range(529, 533))
-ORIENTATION = 274
-XMP = b"http://ns.adobe.com/xap/1.0/\0"
+XMP, PNG_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"XML:com.adobe.xmp\0\0"  # the latter not compressed
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel of a PNG, by its colour type
+WEBP_CHUNKS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"XMP "}
+# Of an interlaced PNG: where each pass begins, and its steps (PNG specification, 8.2)
+PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
 def readings(name: str, data: bytes, *, max_pixels: int) -> Iterator[bytes]:
-    """The file, and then what is left of it without metadata: first but for an orientation, then without any.
+    """The file, and then what is left of it without metadata but for an orientation.
 
     A decoder that fails on a profile, a text, a checksum or the end of a file gets to the pixels in a later one. The
     last one of a JPEG ends with its last scan; that of a PNG with at most max_pixels has its pixel stream packed anew,
     if that holds them all.
     """
     yield data
-    bare = {"JPEG": _bare_jpeg, "PNG": _bare_png, "TIFF": _bare_tiff, "WebP": _bare_webp}.get(name)
-    for keep_orientation in (True, False) if bare else ():
-        yield bare(data, keep_orientation)
     if name == "JPEG":
+        yield _bare_jpeg(data)
         yield data[: max(0, end_of_scans(data))]
-    if name == "PNG":
-        yield from _packed_anew(data, max_pixels)
+    elif name == "PNG":
+        yield from _bare_pngs(data, max_pixels)
+    elif name == "TIFF":
+        yield _bare_tiff(data)
+    elif name == "WebP":
+        yield _bare_webp(data)
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -53,11 +58,6 @@ def end_of_scan(data: bytes) -> int:
     return data.find(b"\xff\xd9", start) if start >= 0 else -1
 
 
-def jpeg_kind(data: bytes) -> int:
-    """The marker of a JPEG's frame, which tells how it is coded; 0 when it has none."""
-    return next((marker for marker, _, _ in jpeg_segments(data) if marker in SOF), 0)
-
-
 def end_of_scans(data: bytes) -> int:
     """Where the data end of the scan that brings a JPEG's last bits; -1 when scans are missing.
 
@@ -77,20 +77,16 @@ def end_of_scans(data: bytes) -> int:
     return -1
 
 
-def _bare_jpeg(data: bytes, keep_orientation: bool) -> bytes:
+def _bare_jpeg(data: bytes) -> bytes:
     kept = [data[:2]]
     for marker, start, end in jpeg_segments(data):
         content = data[start + 4 : end]
         if marker == SOS:
             return b"".join([*kept, data[start:]])
-        if marker == APP0:
-            keep = content.startswith(b"JFIF\0") and len(content) >= 14  # it decides about the colour space,
-        elif marker == APP14:
-            keep = content.startswith(b"Adobe") and len(content) >= 12  # as this does
-        elif marker == APP1:
-            keep = keep_orientation and content.startswith((b"Exif\0\0", XMP))
-        else:
-            keep = marker != COM and not APP0 <= marker <= 0xEF
+        keep = marker != COM and not APP0 <= marker <= 0xEF
+        keep |= marker == APP0 and content.startswith(b"JFIF\0") and len(content) >= 14  # decides about the colours,
+        keep |= marker == APP14 and content.startswith(b"Adobe") and len(content) >= 12  # as this does
+        keep |= marker == APP1 and content.startswith((b"Exif\0\0", XMP))
         if keep:
             kept.append(data[start:end])
     return data
@@ -105,77 +101,65 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         at = end + 4
 
 
-def _png(chunks: list[tuple[bytes, bytes, bytes]]) -> bytes:
-    parts = [struct.pack(">I", len(content)) + kind + content + checksum for kind, content, checksum in chunks]
+def _png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of chunks, kind and content of each."""
+    parts = [struct.pack(">I", len(content)) + kind + content + _checksum(kind, content) for kind, content in chunks]
     return b"".join([b"\x89PNG\r\n\x1a\n", *parts])
 
 
-def _checked(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes]:
-    return kind, content, struct.pack(">I", zlib.crc32(kind + content))
+def _checksum(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _bare_png(data: bytes, keep_orientation: bool) -> bytes:
+def _bare_pngs(data: bytes, max_pixels: int) -> Iterator[bytes]:
+    """The PNG without metadata; and packed anew, if its stream holds what the header promises.
+
+    A stream counts if a checksum vouches for it: that of its chunks, or its own at its end.
+    """
     chunks = list(_png_chunks(data))
-    head = [chunk for chunk in chunks if chunk[0] == b"IHDR"][:1]  # with its checksum: it says what the pixels are
-    carriers = {b"PLTE"} | ({b"eXIf"} if keep_orientation else set())
-    head += [_checked(kind, content) for kind, content, _ in chunks if kind in carriers]
-    if keep_orientation:
-        xmp = b"XML:com.adobe.xmp\0\0"  # not compressed
-        head += [_checked(kind, text) for kind, text, _ in chunks if kind == b"iTXt" and text.startswith(xmp)]
+    header, proof = next(((content, proof) for kind, content, proof in chunks if kind == b"IHDR"), (b"", b""))
+    kept = [(kind, content) for kind, content, _ in chunks if kind in (b"PLTE", b"eXIf") or content.startswith(PNG_XMP)]
     stream = b"".join(content for kind, content, _ in chunks if kind == b"IDAT")
-    return _png([*head, _checked(b"IDAT", stream), _checked(b"IEND", b"")])
-
-
-def _packed_anew(data: bytes, max_pixels: int) -> Iterator[bytes]:
-    """The PNG with right checksums, if its stream holds what the header promises and an old checksum vouches for it."""
-    chunks = list(_png_chunks(data))
-    header = next((content for kind, content, _ in chunks if kind == b"IHDR"), b"")
-    stream = b"".join(content for kind, content, _ in chunks if kind == b"IDAT")
+    if proof == _checksum(b"IHDR", header):
+        yield _png((b"IHDR", header), *kept, (b"IDAT", stream), (b"IEND", b""))
     if len(header) != 13:
         return
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    if width * height > max_pixels or colour not in (0, 2, 3, 4, 6):
+    if width * height > max_pixels or colour not in SAMPLES:
         return
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    bits = depth * SAMPLES[colour]
     expected = 0
-    for x, y, right, down in passes if interlaced else [(0, 0, 1, 1)]:
+    for x, y, right, down in PASSES if interlaced else [(0, 0, 1, 1)]:
         columns, rows = max(0, -(-(width - x) // right)), max(0, -(-(height - y) // down))
         expected += rows * (1 + (columns * bits + 7) // 8) if columns else 0
     try:
         rows = zlib.decompressobj().decompress(stream[:-4], expected + 1)  # without its checksum
     except zlib.error:
         return
-    intact = all(chunk == _checked(*chunk[:2]) for chunk in chunks if chunk[0] == b"IDAT")
-    if len(rows) == expected and (intact or stream.endswith(struct.pack(">I", zlib.adler32(rows)))):
-        palette = [_checked(kind, content) for kind, content, _ in chunks if kind == b"PLTE"]
-        yield _png(
-            [_checked(b"IHDR", header), *palette, _checked(b"IDAT", zlib.compress(rows, 1)), _checked(b"IEND", b"")]
-        )
+    is_sound = all(proof == _checksum(kind, content) for kind, content, proof in chunks if kind == b"IDAT")
+    if len(rows) == expected and (is_sound or stream.endswith(struct.pack(">I", zlib.adler32(rows)))):
+        yield _png((b"IHDR", header), *kept, (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
 
 
-def _bare_tiff(data: bytes, keep_orientation: bool) -> bytes:
+def _bare_tiff(data: bytes) -> bytes:
     """The file with a new first directory behind its end."""
     order = "little" if data[:1] == b"I" else "big"
     width, digits, size = (8, 8, 20) if 43 in data[2:4] else (4, 2, 12)  # bytes of a place, of a number, of an entry
     start = int.from_bytes(data[width : 2 * width], order)
     number = int.from_bytes(data[start : start + digits], order)
     places = range(start + digits, min(start + digits + number * size, len(data) - size + 1), size)
-    tags = TIFF_TAGS | ({ORIENTATION} if keep_orientation else set())
-    kept = [data[at : at + size] for at in places if int.from_bytes(data[at : at + 2], order) in tags]
+    kept = [data[at : at + size] for at in places if int.from_bytes(data[at : at + 2], order) in TIFF_TAGS]
     padded = data + b"\0" * (len(data) % 2)
     directory = len(kept).to_bytes(digits, order) + b"".join(kept) + bytes(width)
     return padded[:width] + len(padded).to_bytes(width, order) + padded[2 * width :] + directory
 
 
-def _bare_webp(data: bytes, keep_orientation: bool) -> bytes:
-    carriers = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
-    carriers |= {b"EXIF", b"XMP "} if keep_orientation else set()
+def _bare_webp(data: bytes) -> bytes:
     at, kept = 12, []
     while at + 8 <= len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         content = data[at + 8 : at + 8 + length]
-        if data[at : at + 4] in carriers and len(content) == length:
+        if data[at : at + 4] in WEBP_CHUNKS and len(content) == length:
             kept.append(data[at : at + 8] + content + b"\0" * (length % 2))
         at += 8 + length + length % 2
     body = b"WEBP" + b"".join(kept)

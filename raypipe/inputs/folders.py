@@ -8,7 +8,6 @@ import posixpath
 import re
 import stat
 import unicodedata
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -30,7 +29,7 @@ LEFTOVERS = re.compile(
     r"|pspbrwse\.jbf|.*@syno(eastream|resource)|.*:zone\.identifier|:2e.*",
     re.IGNORECASE | re.DOTALL,
 )
-RUN, RUN_FOLDERS = "folder{s} of a run of raypipe", {"_commits/", "_runs/"}
+RUN, RUN_FOLDERS = "folder{s} of a run of raypipe", {"_commits", "_runs"}
 
 
 def kind(uri: str) -> str:
@@ -125,7 +124,7 @@ def _entries(root: str, relative: str, skipped: Counter, asked: Sequence[str]) -
         if not relative:
             raise
         skipped[f"unreadable folder{{s}} {storage.as_text(relative)!r}"] += 1
-    if "run.json" in names and (own := RUN_FOLDERS.intersection(names)):
+    if "run.json" in names and (own := {f"{name}/" for name in RUN_FOLDERS}.intersection(names)):
         skipped[RUN] += 1 if relative else len(own)
         names = [] if relative else [name for name in names if name not in own]
     return iter(sorted(relative + name for name in names))
@@ -158,13 +157,11 @@ def _walk_remote(uri: str, skipped: Counter, asked: Sequence[str]) -> Iterator[s
 
 
 def _runs_among(names: list[str]) -> set[str]:
-    """The folders of runs of raypipe among sorted paths; the own folders of one that is the root."""
-    found = set()
+    """The folders of runs of raypipe among paths; the own folders of one that is the root."""
+    found, homes = set(), {posixpath.dirname(name) for name in names}
     for folder in {posixpath.dirname(name) for name in names if posixpath.basename(name) == "run.json"}:
-        own = [posixpath.join(folder, name) for name in RUN_FOLDERS]
-        places = [bisect_left(names, path) for path in own]
-        if any(i < len(names) and names[i].startswith(path) for i, path in zip(places, own, strict=True)):
-            found |= {folder} if folder else {path.rstrip("/") for path in own}
+        own = homes.intersection(posixpath.join(folder, name) for name in RUN_FOLDERS)
+        found |= own if not folder else {folder} if own else set()
     return found
 
 
@@ -173,21 +170,22 @@ def glob(pattern: str, skipped: Counter) -> tuple[str, Iterator[str]]:
 
     `*`, `?` and `[abc]`, `[!abc]` stay within a name, `**` stands for any folders. Names with a leading dot match only
     a pattern with one. Names match in any Unicode form; `skipped` counts those that match but for their capitals.
-    `{00..12}` and `{a,b}` stand for names that must all be there: files, or folders with all beneath them. Raises
-    OSError, and ValueError for braces that name something missing.
+    `{00..12}` and `{a,b}` stand for names that must all be there: files, or folders with all beneath them. A local
+    folder whose name has such signs itself is meant as it is: `[2024]/*.jpg`. Raises OSError, and ValueError for
+    braces that name something missing.
     """
     parts = storage.split(pattern)
     path = storage.local_path(pattern) if parts is None else parts.key
     first = min(match.start() for match in (WILDCARD.search(path), BRACES.search(path)) if match)
-    slash = path.rfind("/", 0, first)
-    fixed, rest = path[: max(slash, 0)], path[slash + 1 :]
-    folder = (fixed or "/") if parts is None else parts.at(fixed)
+    names, depth = path.split("/"), path.count("/", 0, first)
+    while parts is None and kind("/".join(names[: depth + 1])) == "folder":
+        depth += 1
+    folder, rest = "/".join(names[:depth]), "/".join(names[depth:])
+    folder = (folder or "/") if parts is None else parts.at(folder)
     folder = in_other_form(folder) or folder
     paths = list(dict.fromkeys(itertools.islice(expand(rest), MOST_PATHS + 1)))
     if len(paths) > MOST_PATHS:
         raise ValueError(f"{storage.Location(pattern)}: braces may stand for at most {MOST_PATHS:,} names")
-    if paths == [rest]:
-        return folder, _matching(folder, rest.split("/"), skipped)
     plain = [path for path in paths if (parts and parts.is_web) or not WILDCARD.search(path)]
     kinds = dict(zip(plain, storage.map_ahead(lambda path: kind(storage.join(folder, path)), plain), strict=True))
     if missing := [path for path in plain if kinds[path] not in ("file", "folder")]:

@@ -106,7 +106,7 @@ def stored(content: bytes, *, max_pixels: int) -> Stored:
     if content.startswith(b"\xff\xd8\xff"):  # JPEG has neither palette nor alpha
         pixels = images.decode(content, max_pixels=max_pixels)
         return Stored(_as_number(pixels), pixels, 0, None, True, False)
-    with images.opened(content, max_pixels=max_pixels) as image:
+    with images.opened(content, max_pixels=max_pixels) as (image, content):
         is_lossy = image.format == "WEBP" and b"VP8L" not in content[: 1 << 16]
         alpha = None
         if image.mode in TRANSPARENT and (image.mode[-1:] in "Aa" or "transparency" in image.info):

@@ -155,6 +155,14 @@ def test_a_pattern_in_other_capitals_says_so(tmp_path, caplog):
         list_inputs(str(tmp_path / "a" / "2.JPG*"))
 
 
+def test_a_folder_whose_name_looks_like_a_pattern_is_meant_as_it_is(tmp_path):
+    write(tmp_path, "[2024] a/b.jpg", "[2024] a/c/d.jpg", "{x,y}/b.jpg", "2 a/b.jpg")
+    assert keys(tmp_path / "[2024] a" / "*.jpg") == ["b.jpg"]
+    assert keys(tmp_path / "[2024] a" / "**" / "*.jpg") == ["b.jpg", "c/d.jpg"]
+    assert keys(tmp_path / "{x,y}" / "?.jpg") == ["b.jpg"]
+    assert keys(tmp_path / "[1-3] a" / "*.jpg") == ["2 a/b.jpg"]
+
+
 # Braces
 
 
