@@ -62,22 +62,17 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
     else:
         location = _matched(keys, files)
     used = set(location.values())
-    return Matches(
-        location, [name for name, place in files.items() if place not in used], list(files.items()), meanings
-    )
+    unused = [name for name, place in files.items() if place not in used]
+    return Matches(location, unused, list(files.items()), meanings)
 
 
 def _matched(keys: Iterable[str], files: dict[str, str]) -> dict[str, str]:
     """The location of the file of each image that has one."""
-    by_path, unused = _by(_path, files), set(files)
-    location, waiting = {}, []
+    by_path, location = _by(_path, files), {}
     for key in keys:
-        names = by_path.get(_path(key), ())
-        if len(names) == 1:
+        if len(names := by_path.get(_path(key), ())) == 1:
             location[key] = files[names[0]]
-            unused.discard(names[0])
-        else:
-            waiting.append(key)
+    unused, waiting = set(files) - {by_path[_path(key)][0] for key in location}, [k for k in keys if k not in location]
     for of_image, of_file in FORMS:
         if not waiting or not unused:
             break
@@ -108,12 +103,9 @@ def difference(key: str, names: Sequence[str], *, what: str) -> str:
     return f"; images are named as {key!r}, {what} as {name!r}{besides}"
 
 
-def kind_of(
-    matches: Matches, kind: Kind | None = None, *, what: str, option: str, max_bytes: int, max_pixels: int
-) -> Kind:
+def kind_of(matches: Matches, kind: Kind | None = None, **options) -> Kind:
     """The kind of a folder's masks: `recognise.recognise`, with its arguments."""
-    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-    return recognise.recognise(matches.files, kind, what=what, option=option, meanings=matches.meanings, **limits)
+    return recognise.recognise(matches.files, kind, meanings=matches.meanings, **options)
 
 
 def read(location: str, kind: Kind = LIGHT, *, max_bytes: int, max_pixels: int) -> np.ndarray:

@@ -18,8 +18,6 @@ KINDS = {  # what counts as set
 }
 HALF = 128  # of 255
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-TRANSPARENT = {"1", "L", "P", "RGB", "LA", "PA", "RGBA", "La", "RGBa"}  # modes whose alpha, or colour key, Pillow gives
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # TIFF 6.0
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,13 @@ def parse(text: str) -> Kind | None:
 
 def chosen(kind: str | None, value: int | str | None) -> Kind | None:
     """The kind that `--label-kind` and `--label-value` ask for; None without them. Raises ValueError."""
-    if kind is None and value is None:
-        return None
     if kind is not None and value is not None:
         raise ValueError(f"--label-kind {kind} has no effect with --label-value, which sets the pixels of these values")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"--label-kind {kind!r}: choose one of {', '.join(KINDS)}, or give --label-value N")
-    found = parse(kind or str(value))
-    if kind is None and (found is None or not found.values):
+    if value is not None and not getattr(parse(str(value)), "values", ()):
         raise ValueError(f"--label-value {value!r}: expected whole numbers such as 1 or 1,2")
-    return found
+    return None if kind is value is None else parse(kind or str(value))
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,8 @@ class Stored:
 
     values: np.ndarray  # (H, W): levels of grey, numbers of a palette, or RGB as one number
     picture: np.ndarray  # what one sees, uint8: (H, W) of grey, (H, W, 3) of colours
-    white: float  # the level of white in `values`; 0 where these are no levels of grey
     alpha: np.ndarray | None  # (H, W) uint8; None = the file has none, so all is opaque
+    white: float  # the level of white in `values`; 0 where these are no levels of grey
     is_lossy: bool  # neighbours of a value are that value too
     is_palette: bool
 
@@ -105,38 +100,27 @@ def stored(content: bytes, *, max_pixels: int) -> Stored:
     """A mask file as it is stored. Raises BadImage, as `images.decode` does, when it cannot be read."""
     if content.startswith(b"\xff\xd8\xff"):  # JPEG has neither palette nor alpha
         pixels = images.decode(content, max_pixels=max_pixels)
-        return Stored(_as_number(pixels), pixels, 0, None, True, False)
-    with images.opened(content, max_pixels=max_pixels) as (image, content):
+        return Stored(_as_number(pixels), pixels, None, 0, True, False)
+    with images.opened(content, max_pixels=max_pixels) as (image, _):
         is_lossy = image.format == "WEBP" and b"VP8L" not in content[: 1 << 16]
-        alpha = None
-        if image.mode in TRANSPARENT and (image.mode[-1:] in "Aa" or "transparency" in image.info):
-            alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
-        values, picture, white = _values(image, content)
+        is_palette, rgba = image.mode in ("P", "PA"), None
+        if is_palette or (image.has_transparency_data and not image.mode.startswith("I")):
+            rgba = np.asarray(image.convert("RGBA"))
+        values, picture, white = (np.asarray(image.getchannel(0)), rgba[:, :, :3], 0) if is_palette else _values(image)
+        alpha = rgba[:, :, 3] if image.has_transparency_data and rgba is not None else None
         turned = (None if each is None else images.upright(each, image) for each in (values, picture, alpha))
-        values, picture, alpha = turned
-        return Stored(values, picture, white, alpha, is_lossy, image.mode in ("P", "PA"))
+        return Stored(*turned, white, is_lossy, is_palette)
 
 
-def _values(image: Image.Image, content: bytes) -> tuple[np.ndarray, np.ndarray, float]:
-    """Values, picture and white of `Stored`, not yet upright."""
-    mode = image.mode
-    if mode in ("P", "PA"):
-        values = np.asarray(image if mode == "P" else image.getchannel(0))
-        colours = np.zeros((256, 3), np.uint8)
-        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)[:256]
-        colours[: len(palette)] = palette
-        return values, colours[values], 0
-    if mode in ("1", "L", "LA", "La"):
+def _values(image: Image.Image) -> tuple[np.ndarray, np.ndarray, float]:
+    """Values, picture and white of `Stored`, not yet upright, where there is no palette."""
+    if image.mode in ("1", "L", "LA", "La"):
         grey = np.asarray(image.convert("L"))
-        bits = content[24] if image.format == "PNG" else 8  # PNG specification, 11.2.2: of the IHDR
-        step = {2: 85, 4: 17}.get(bits, 1)  # what Pillow multiplies small numbers with
-        return grey if step == 1 else grey // step, grey, 255 // step
-    if mode.startswith("I;16"):
+        return grey, grey, 255
+    if image.mode.startswith("I;16"):
         deep = np.asarray(image).astype(np.uint16)
-        tags = image.tag_v2 if image.format == "TIFF" else {}
-        deep = 65535 - deep if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else deep
         return deep, (deep >> 8).astype(np.uint8), 65535
-    if mode in ("I", "F"):
+    if image.mode in ("I", "F"):
         return _wide(np.asarray(image))
     pixels = np.asarray(image.convert("RGB"))
     return _as_number(pixels), pixels, 0
@@ -144,10 +128,10 @@ def _values(image: Image.Image, content: bytes) -> tuple[np.ndarray, np.ndarray,
 
 def _wide(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Whole numbers of 32 bits, or probabilities as floating point. Raises BadImage for other numbers."""
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f" and 0 <= low and high <= 1 and len(np.unique(values)) > 2:
+    low, high, are_whole = values.min(), values.max(), (values == np.rint(values)).all()
+    if 0 <= low and high <= 1 and not are_whole:
         return values, np.rint(values * 255).astype(np.uint8), 1
-    if not low >= 0 or (values != np.rint(values)).any():
+    if not (low >= 0 and are_whole):
         text = f"numbers between {low} and {high} are no mask; save whole numbers, or values in 0..1"
         raise BadImage("decode", "unsupported", text)
     white = 255 if high <= 255 else 65535
@@ -156,5 +140,4 @@ def _wide(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
 def _as_number(pixels: np.ndarray) -> np.ndarray:
     """RGB (H, W, 3) as one number per pixel, int32 (H, W)."""
-    red, green, blue = np.moveaxis(pixels.astype(np.int32), 2, 0)
-    return (red << 16) | (green << 8) | blue
+    return pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)

@@ -19,11 +19,12 @@ log = logging.getLogger("raypipe")
 MOST_FILES = 500  # looked at, evenly spread over a larger folder
 FEW = 32  # levels of a file that may be numbers of classes
 PALE, DARK = 0.75, 0.25  # of white: where light begins and dark ends
-SHEET_BORDER, SHEET_AREA = 0.8, 0.5  # least light shares of a border and a whole that make a white sheet
+SHEET, NO_SHEET = 0.8, 0.5  # light share of the border from which on there is a white sheet, and up to which none
 INK = 0.95  # least dark share of what is opaque on a transparent sheet
 PHOTOGRAPH = 0.5  # from this share of pixels between dark and light on it is no mask
 EVEN = 0.1  # of white: levels that lie closer than this are one
-FLAT = 0.8  # least share of pixels between dark and light that equal their neighbour, in a map of many numbers
+FLAT = 0.8  # least share of pixels between black and white that equal their neighbour, in a map of numbers
+NEAR, ONE_INK = 24, 0.6  # of 255: how far coloured ink is from its median; least share of it that is not farther
 FEW_OF_ANOTHER = 0.1  # files of another kind up to this share are a remark, more an error
 STRAY = 0.05  # share of a value's pixels in those of 255 up to which they are noise
 VOID = 255  # by custom in an index map: pixels that do not count
@@ -43,13 +44,12 @@ class Look(NamedTuple):
     """What one file looks like."""
 
     name: str
-    like: str  # one of WORDS; "" where nothing can be said: one level only
-    levels: dict[int, int]  # pixels by value, of `index` and where there are one or two levels
+    like: str  # one of WORDS; "" where nothing can be said: one level only, or a border that is half light
     shares: dict[str, float]  # of its pixels that each kind sets
-    is_many: bool = False  # an index map of so many numbers that they must be identities
-    is_deep: bool = False  # an index map of more than 8 bits
+    levels: dict[int, int] = {}  # pixels by value, of `index` (the lowest FEW + 1) and of one or two levels
+    are_many: bool = False  # an index map of many numbers or of more than 8 bits: they may be identities
     is_opaque: bool = False  # it could be transparent somewhere, but is not
-    is_sheet: bool = False  # the higher of two values covers most of it and of its border
+    is_sheet: bool = False  # the higher of two values covers most of its border
 
 
 def recognise(
@@ -73,7 +73,7 @@ def recognise(
     def look_at(file: tuple[str, str]) -> Look | None:
         try:
             found = stored(storage.read_bytes(file[1], max_bytes=max_bytes), max_pixels=max_pixels)
-            return look(file[0], found) if kind is None else Look(file[0], "", {}, {kind.name: kind.mask(found).mean()})
+            return look(file[0], found) if kind is None else Look(file[0], "", {kind.name: kind.mask(found).mean()})
         except BadImage:  # whoever needs it is told
             return None
 
@@ -97,27 +97,20 @@ def look(name: str, file: Stored) -> Look:
     """What a mask file looks like."""
     shares = {kind: float(Kind(kind).mask(file).mean()) for kind in ("light", "ink", "nonzero")}
     shares["alpha"] = 1.0 if file.alpha is None else float((file.alpha >= HALF).mean())
-    if file.alpha is not None and shares["alpha"] < 1:
-        return Look(name, _like_of_alpha(file), {}, shares)
+    if shares["alpha"] < 1:
+        return Look(name, _like_of_alpha(file), shares)
     levels, white = _grey(file)
     values, counts = _histogram(levels)
     if white and np.ptp(values) < EVEN * white and (file.is_lossy or len(values) > FEW):  # one level and its noise
         values, counts = np.array([round(values.mean() / white) * white]), np.array([levels.size])
-    like = "" if len(values) == 1 else _like(levels, values, counts, white, file)
-    if file.is_palette and like in ("", "index"):
+    like = "" if len(values) == 1 else _like(levels, values, white, file)
+    if file.is_palette and (like == "index" or len(values) == 1):
         values, counts = _histogram(file.values)
-    told = like in ("", "index") or len(values) == 2
-    by_level = dict(zip(values.tolist(), counts.tolist(), strict=True)) if told and len(values) <= FEW else {}
-    return Look(
-        name,
-        like,
-        by_level,
-        shares,
-        is_many=like == "index" and len(values) > FEW,
-        is_deep=like == "index" and white > 255,
-        is_opaque=file.alpha is not None,
-        is_sheet=len(values) == 2 and _sheet(file.values == max(by_level)) == "ink",
-    )
+    told = FEW + 1 if like == "index" else 2 * (len(values) <= 2)
+    by_level = dict(zip(values[:told].tolist(), counts[:told].tolist(), strict=True))
+    are_many = like == "index" and (len(values) > FEW or white > 255)
+    is_sheet = len(values) == 2 and _sheet(file.values == values[1]) == "ink"
+    return Look(name, like, shares, by_level, are_many, file.alpha is not None, is_sheet)
 
 
 def _histogram(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,52 +149,43 @@ def _like_of_alpha(file: Stored) -> str:
     return "transparent" if dark.any() and (dark | light).mean() >= INK else "alpha"
 
 
-def _like(levels: np.ndarray, values: np.ndarray, counts: np.ndarray, white: float, file: Stored) -> str:
-    """One of WORDS. levels: (H, W). values, counts: the different ones, ascending, and their pixels. white: of them."""
-    if white == 0 and file.is_palette:
-        return "index"
+def _like(levels: np.ndarray, values: np.ndarray, white: float, file: Stored) -> str:
+    """What `Look.like` is. levels: (H, W). values: the different ones, two or more, ascending. white: of them."""
     if white == 0:
-        return _like_of_colours(values, file)
+        return "index" if file.is_palette else _like_of_colours(values, file)
+    light = levels > white / 2
     if values[0] == 0 and values[-1] == white and len(values) == 2:
-        return _sheet(levels > white / 2)
-    may_be_numbers = white > 1 and not file.is_lossy
-    if may_be_numbers and len(values) <= FEW and not _is_smooth(values, counts, white):
-        return "index"
-    inner = (levels > 0) & (levels < white)
-    alike = (levels[:, 1:] == levels[:, :-1])[inner[:, 1:]]
-    if may_be_numbers and len(alike) and alike.mean() >= FLAT:
-        return "index"
+        return _sheet(light)
+    if white > 1 and not file.is_lossy:
+        inner = (levels > 0) & (levels < white)
+        alike = (levels[:, 1:] == levels[:, :-1])[inner[:, 1:]]
+        may_be_soft = values[0] == 0 and values[-1] == white and len(values) > 3  # black, white and edges between
+        if (len(alike) and alike.mean() >= FLAT) or (len(values) <= FEW and not may_be_soft):
+            return "index"
     between = (levels >= DARK * white) & (levels <= PALE * white)
-    return "photograph" if between.mean() > PHOTOGRAPH else _sheet(levels > white / 2)
+    return "photograph" if between.mean() > PHOTOGRAPH else _sheet(light)
 
 
 def _like_of_colours(values: np.ndarray, file: Stored) -> str:
-    is_map = len(values) <= FEW and not file.is_lossy
-    if (len(values) == 2 or not is_map) and _sheet(file.picture.min(2) > PALE * 255) == "ink":
-        return "ink"
-    return "index" if is_map else "photograph"
+    """The same of colours: ink of one colour is no photograph of what was cut out and laid on white."""
+    is_map, light = len(values) <= FEW and not file.is_lossy, file.picture.min(2) > PALE * 255
+    if _sheet(light) != "ink" or (is_map and len(values) > 2):
+        return "index" if is_map else "photograph"
+    ink = file.picture[~light].astype(int)
+    is_one = (abs(ink - np.median(ink, 0)) <= NEAR).all(1).mean() >= ONE_INK
+    return "ink" if is_one else "photograph"
 
 
 def _sheet(light: np.ndarray) -> str:
-    """Ink on a white sheet, or light on dark. light: bool (H, W)."""
-    border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
-    return "ink" if border.mean() >= SHEET_BORDER and light.mean() >= SHEET_AREA else "light"
-
-
-def _is_smooth(values: np.ndarray, counts: np.ndarray, white: float) -> bool:
-    """Whether few levels are black, white and the shades of soft edges, not numbers: some mid grey, all rare."""
-    if values[0] != 0 or values[-1] != white:
-        return False
-    between = counts[1:-1].sum()
-    return values[-2] >= DARK * white and len(values) > 3 and between < min(counts[-1], counts[0], counts.sum() / 4)
+    """Ink on a white sheet, or light on dark, by the border; "" where that is half and half. light: bool (H, W)."""
+    border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]]).mean()
+    return "ink" if border >= SHEET else "light" if border <= NO_SHEET else ""
 
 
 def _share(look: Look, kind: Kind) -> float:
     if kind.name in look.shares:
         return look.shares[kind.name]
-    if not look.levels:
-        return look.shares["nonzero"]
-    return sum(look.levels.get(value, 0) for value in kind.values) / sum(look.levels.values())
+    return sum(look.levels.get(value, 0) for value in kind.values) / max(1, sum(look.levels.values()))
 
 
 def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
@@ -211,16 +195,15 @@ def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, st
     by_like: dict[str, list[Look]] = defaultdict(list)
     are_cut_out = any(each.like == "alpha" for each in looks)
     for each in looks:
-        is_whole = are_cut_out and each.is_opaque  # all of its picture
-        by_like["" if is_whole else each.like].append(each)
+        by_like["" if are_cut_out and each.is_opaque else each.like].append(each)  # opaque: all of its picture
     unclear = by_like.pop("", [])
     likes = set(by_like)
-    if likes <= {"ink", "transparent"} and likes:
-        return Kind("ink"), "ink on white or transparent" if len(likes) > 1 else WORDS[likes.pop()]
-    if likes <= {"alpha", "transparent"} and likes:
-        return Kind("alpha"), WORDS["alpha"]
     if not likes:
         return _of_unclear(unclear, what, option)
+    if likes <= {"ink", "transparent"}:
+        return Kind("ink"), "ink on white or transparent" if len(likes) > 1 else WORDS[likes.pop()]
+    if likes <= {"alpha", "transparent"}:
+        return Kind("alpha"), WORDS["alpha"]
     if likes == {"index", "light"} and all(each.levels for each in by_like["light"]):
         by_like["index"] += by_like.pop("light")  # files of two levels, 0 and the highest: may be numbers too
     like = max(by_like, key=lambda like: len(by_like[like]))
@@ -238,18 +221,17 @@ def _mixed(by_like: dict[str, list[Look]], what: str, option: str) -> None:
     """Say that files are of several kinds: an error, or a remark where one kind is rare."""
     ordered = sorted(by_like.items(), key=lambda pair: -len(pair[1]))
     named = "; ".join(f"{len(found):,} {WORDS[like]}, such as {found[0].name!r}" for like, found in ordered)
-    text = f"the {what} are of several kinds: {named}"
-    if sum(len(found) for _, found in ordered[1:]) > FEW_OF_ANOTHER * sum(len(found) for _, found in ordered):
+    text, counts = f"the {what} are of several kinds: {named}", [len(found) for _, found in ordered]
+    if sum(counts[1:]) > FEW_OF_ANOTHER * sum(counts):
         raise ValueError(f"{text}; put them into folders of one kind, or say how to read all: {option}")
     log.warning("%s; all are read as %s, or say how: %s", text, WORDS[ordered[0][0]], option)
 
 
 def _of_unclear(unclear: list[Look], what: str, option: str) -> tuple[Kind, str]:
-    """The kind of files that have one level each."""
-    values = {value for each in unclear for value in each.levels}
-    if not values:
+    """The kind of files that say nothing, such as empty ones."""
+    if all(each.shares["alpha"] < 1 for each in unclear):
         return Kind("alpha"), WORDS["alpha"]
-    if values <= {0, 255, 65535}:
+    if {value for each in unclear for value in each.levels} <= {0, 255, 65535}:
         return LIGHT, WORDS["light"]
     return _of_numbers(unclear, what, option)
 
@@ -260,8 +242,6 @@ def _of_numbers(looks: list[Look], what: str, option: str) -> tuple[Kind, str]:
     for each in looks:
         total.update(each.levels)
     values, objects = set(total), set(total) - {0}
-    if any(each.is_many for each in looks):
-        return Kind("nonzero"), "identities (any value but 0)"
     if values == {1, 2, 3}:
         return Kind("value", (1,)), "trimaps (1 object, 2 ground, 3 edge)"
     if len(objects) == 2 and VOID in objects and 0 in values:
@@ -271,7 +251,7 @@ def _of_numbers(looks: list[Look], what: str, option: str) -> tuple[Kind, str]:
             text = "most %s are set up to the border, such as %r; is value 0 the object? %s"
             log.warning(text, what, next(each.name for each in looks if each.is_sheet), option)
         return Kind("nonzero"), f"value {_number(objects.pop())}"
-    if any(each.is_deep for each in looks) and 0 in values:
+    if any(each.are_many for each in looks) and 0 in values:
         return Kind("nonzero"), "identities (any value but 0)"
     pixels = sum(total.values())
     found = ", ".join(f"{_number(value)} {count / pixels:.1%}" for value, count in total.most_common(8))

@@ -207,6 +207,27 @@ def test_photographs_are_no_masks(tmp_path):
             recognised(save(tmp_path / str(len(shape)), photos))
 
 
+def test_cut_outs_on_white_are_no_ink(tmp_path):
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    coat = np.stack([90 + 80 * np.sin(x / 3), 60 + 50 * np.cos(y / 3), 60 + x], -1).astype(np.uint8)
+    cuts = [Image.fromarray(np.where(m[..., None], coat, 255).astype(np.uint8)) for m in objects()]
+    for ending in (".png", ".jpg"):
+        with pytest.raises(ValueError, match="look like pictures"):
+            recognised(save(tmp_path / ending, cuts, ending))
+
+
+@pytest.mark.parametrize("is_ink", [False, True])
+def test_masks_that_reach_the_border_or_cover_most_are_of_the_folders_kind(tmp_path, is_ink):
+    first, second = objects()
+    half, most = np.arange(SIZE[1]) % 3 == 0, np.zeros(SIZE, bool)
+    half[0], most[2:-2, 2:-2] = False, True
+    second = second | half
+    masks = [first, second, most if is_ink else first]
+    folder = save(tmp_path, [grey((255 - m * 255) if is_ink else m * 255) for m in masks], names="abc")
+    assert str(recognised(folder)) == ("ink" if is_ink else "light")
+    np.testing.assert_array_equal(read_all(folder, recognised(folder)), masks[:2])
+
+
 def test_a_kind_or_values_may_be_asked_for():
     assert chosen(None, None) is None and str(chosen("ink", None)) == "ink" and chosen(None, "3,1").values == (1, 3)
     for kind, value, message in (
