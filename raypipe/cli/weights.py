@@ -154,13 +154,13 @@ def _from_rembg(options: Weights, folder: Path) -> Fetched:
     if model not in rembg.MODELS:
         rembg.Rembg(model=model)  # raises ValueError with the nearest name
         raise ValueError(f"weights: expected a model of rembg, got the file {model!r}")
-    session, licence = rembg.known_session(model), rembg.MODELS[model]
+    licence = rembg.MODELS[model]
     _check_licence(model, licence, options)
     before = os.environ.get("U2NET_HOME")
     os.environ["U2NET_HOME"] = str(folder)
     try:
         with _explained(model):
-            file = Path(rembg.fetch(session))
+            file = Path(rembg.fetch(model))
     finally:
         del os.environ["U2NET_HOME"]
         if before is not None:

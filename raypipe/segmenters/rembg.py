@@ -78,7 +78,7 @@ class Rembg(Segmenter):
     def fetch(self) -> None:
         """Have the network's file here. Raises FileNotFoundError with the ways out, ValueError for another file."""
         begins = [b"\x08"]  # with the version, the first field
-        networks.check_begins(Path(self._weights(self._kind())), begins, method=self.name, expected="an ONNX file")
+        networks.check_begins(Path(self._weights()), begins, method=self.name, expected="an ONNX file")
 
     def load(self, device: str) -> None:
         """Open the network, one session per actor.
@@ -88,11 +88,10 @@ class Rembg(Segmenter):
         # numba, which rembg imports, sets the process to as many threads as there are cores; torch's would crowd out
         # the other workers. OMP_NUM_THREADS is what Ray gives an actor.
         os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)))
-        kind = self._kind()
-        self._path = Path(self._weights(kind))
+        self._path = Path(self._weights())
         providers = _providers(device)
         try:
-            self._session = kind(self.model, _session_options(), providers=providers)
+            self._session = self._kind()(self.model, _session_options(), providers=providers)
         except Exception as error:  # onnxruntime's own kinds; it reads nothing outside the file's folder
             raise ValueError(f"rembg: {self._path} cannot be read as a network: {one_line(error)}") from error
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.inner_session.get_providers():
@@ -115,27 +114,31 @@ class Rembg(Segmenter):
 
         return LocalSession
 
-    def _weights(self, session: type) -> str:
-        """Path of the session's ONNX file, downloaded if need be."""
+    def _weights(self) -> str:
+        """Path of the ONNX file, downloaded if need be. Whether it is here is asked before rembg is imported.
+
+        The first import after an installation compiles for half a minute.
+        """
         if self._is_file():
-            return session.download_models()
-        if networks.is_non_commercial(MODELS[self.model]) and not _is_there(session):
+            return self._kind().download_models()
+        there = _file(self.model)
+        if networks.is_non_commercial(MODELS[self.model]) and not there:
             raise ValueError(
                 f"rembg: the weights of {self.model} are not for commercial use ({MODELS[self.model]}); to accept "
                 f"that, run `raypipe weights rembg --weights {self.model} --to DIR --accept-license` and set "
                 "U2NET_HOME=DIR"
             )
         try:
-            if not _is_there(session) and not _is_offline():
+            if not there and not _is_offline():
                 networks.check_reachable(RELEASES)
-                log.info("rembg: fetching %s.onnx, once", session.name())
-            return fetch(session)
+                log.info("rembg: fetching %s.onnx, once", self.model)
+            return there or fetch(self.model)
         except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
             chosen = "" if self.model == "u2net" else f" --weights {self.model}"
             raise FileNotFoundError(
                 f"rembg: {self.model}.onnx is not on this machine and could not be fetched ({one_line(error)}); "
                 f"{NO_WEIGHTS}, or run `raypipe weights rembg{chosen} --to DIR` where there is internet and set "
-                f"U2NET_HOME=DIR, or put the file there: {os.path.join(_home(session), self.model)}.onnx, or name it: "
+                f"U2NET_HOME=DIR, or put the file there: {_places(self.model)[0]}, or name it: "
                 "rembg:/path/file.onnx"
             ) from None
 
@@ -167,28 +170,29 @@ def known_session(model: str) -> type:
     return sessions[model]
 
 
-def fetch(session: type) -> str:
-    """Path of a session class's ONNX file below U2NET_HOME, downloaded if it is not there. Raises rembg's errors."""
-    if _is_offline() and not _is_there(session):
+def fetch(model: str) -> str:
+    """Path of a model's ONNX file below U2NET_HOME, downloaded if it is not there. Raises rembg's errors."""
+    if _is_offline() and not _file(model):
         raise OSError("HF_HUB_OFFLINE is set")
-    return str(session.download_models())
+    return str(known_session(model).download_models())
 
 
 def _is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")  # as Hugging Face reads it
 
 
-def _home(session: type) -> str:
-    """The folder where rembg looks for plain `name.onnx` files; later releases call it legacy."""
-    return getattr(session, "legacy_home", session.u2net_home)()
+def _places(model: str) -> list[str]:
+    """Where rembg looks for a model's file: one flat folder, and in later releases before it a folder per model."""
+    flat = os.environ.get("U2NET_HOME") or os.path.join(os.environ.get("XDG_DATA_HOME") or "~", ".u2net")
+    root = os.path.join(os.environ["XDG_DATA_HOME"], "rembg") if os.environ.get("XDG_DATA_HOME") else "~/.rembg"
+    root = os.environ.get("U2NET_HOME") or os.environ.get("REMBG_HOME") or root
+    folders = (flat, os.path.join(root, "models", model))
+    return [os.path.join(os.path.expanduser(folder), f"{model}.onnx") for folder in folders]
 
 
-def _is_there(session: type) -> bool:
-    """Whether the weights of a session class of rembg have been downloaded or copied."""
-    name = f"{session.name()}.onnx"
-    if hasattr(session, "resolve_existing"):  # later releases have a folder per model too
-        return session.resolve_existing(name) is not None
-    return os.path.exists(os.path.join(_home(session), name))
+def _file(model: str) -> str | None:
+    """The file of one of rembg's models that was downloaded or copied; None where there is none."""
+    return next(filter(os.path.exists, reversed(_places(model))), None)
 
 
 def _session_options():

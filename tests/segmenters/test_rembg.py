@@ -180,3 +180,12 @@ def test_loading_it_leaves_torch_its_threads(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "1"
+
+
+def test_missing_weights_are_told_before_rembg_is_imported(tmp_path):
+    """Its first import after an installation compiles for half a minute."""
+    code = "import sys; from raypipe.segmenters.rembg import Rembg\ntry: Rembg().fetch()\n"
+    code += "except FileNotFoundError as error: print('rembg' in sys.modules, error)"
+    environment = os.environ | {"U2NET_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "https_proxy": "http://127.0.0.1:9"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("False rembg: u2net.onnx is not on this machine")
