@@ -90,17 +90,22 @@ def _members(location: str, skipped: Counter) -> tuple[dict[str, Place | str], i
     found: dict[str, Place | str] = {}
     filesystem, path = storage.resolve(location)
     with filesystem.open_input_file(path) as file, io.BufferedReader(file, TAR_BUFFER) as stream:
-        archive = None
+        archive, is_another = None, True
         try:
-            while archive is None or _is_before_another(stream):
+            while is_another:
                 archive = tarfile.TarFile(fileobj=stream)
                 for member in archive:
                     archive.members = []  # it would keep them all
-                    _add(member, found, skipped)
-                stream.seek(archive.offset)  # tarfile takes a broken header for the end: is its marker there?
-                if not _is_at_end(stream):
-                    return found, archive.offset
+                    name, place = _path(member.name), _place(member, found)
+                    if place is not None:
+                        skipped["member{s} replaced by a later one of the same name"] += name in found
+                        found[name] = place
+                    elif not member.isdir():
+                        skipped["sparse file{s}" if member.issparse() else "special file{s}"] += 1
                 stream.seek(archive.offset)
+                is_end, is_another = _end(stream)
+                if not is_end:  # tarfile takes a broken header for it
+                    return found, archive.offset
         except (tarfile.TarError, ValueError, EOFError, OSError) as error:
             damaged = archive.offset if archive else 0
             if isinstance(error, OSError) and damaged <= file.size():  # not a jump behind the end: no damage
@@ -109,32 +114,17 @@ def _members(location: str, skipped: Counter) -> tuple[dict[str, Place | str], i
     return found, None
 
 
-def _is_at_end(stream: io.BufferedReader) -> bool:
-    """Whether zeros end a tar here: two blocks, or one before the end of the file or another tar."""
-    block, following = stream.read(tarfile.BLOCKSIZE), stream.read(tarfile.BLOCKSIZE)
-    is_alone = following.strip(b"\0") and following[257:262] != b"ustar"
-    return block == bytes(tarfile.BLOCKSIZE) and not is_alone
+def _end(stream: io.BufferedReader) -> tuple[bool, bool]:
+    """Whether zeros end a tar here, two blocks of them or all that is left; and whether another tar stands behind them.
 
-
-def _is_before_another(stream: io.BufferedReader) -> bool:
-    """Whether another tar stands behind the zeros that end one; the stream is then at its beginning."""
-    while block := stream.read(tarfile.BLOCKSIZE):
-        if block.strip(b"\0"):
-            stream.seek(-len(block), io.SEEK_CUR)
-            return block[257:262] == b"ustar"
-    return False
-
-
-def _add(member: tarfile.TarInfo, found: dict[str, Place | str], skipped: Counter) -> None:
-    """Note where a member's bytes are, in place of an earlier one of its name."""
-    if member.isdir():
-        return
-    name, place = _path(member.name), _place(member, found)
-    if place is None:
-        skipped["sparse file{s}" if member.issparse() else "special file{s}"] += 1
-        return
-    skipped["member{s} replaced by a later one of the same name"] += name in found
-    found[name] = place
+    The stream is then at its beginning.
+    """
+    count, block = 0, stream.read(tarfile.BLOCKSIZE)
+    while block == bytes(tarfile.BLOCKSIZE):
+        count, block = count + 1, stream.read(tarfile.BLOCKSIZE)
+    is_another = block[257:262] == b"ustar"
+    stream.seek(-len(block), io.SEEK_CUR)
+    return count > 1 or (count == 1 and (is_another or not block.strip(b"\0"))), is_another
 
 
 def _place(member: tarfile.TarInfo, found: dict[str, Place | str]) -> Place | str | None:
