@@ -19,6 +19,7 @@ from raypipe.storage import Location
 ODD = re.compile(r"""[^\x20-\x7e]|[%\\"']""")  # a name with one of these may be spelled otherwise on the disk
 DRIVE = re.compile(r"[A-Za-z]:[\\/]+")
 QUOTES = "\"'"
+ENDPOINT = re.compile(r"endpoint_override=(?:https?://)?([^/&]+)")
 
 
 class Refused(ValueError):
@@ -47,8 +48,10 @@ class Addresses:
         """
         text, location = self._meant(entry)
         there = storage.split(location)
-        if self._home and not self._allow_private and self._leads_here(text, location):
+        if not self._allow_private and self._home and self._leads_here(text, location):
             raise Refused("record{s} of a list from elsewhere that lead to files here: --allow-private permits it")
+        if not self._allow_private and _leads_round(text):
+            raise Refused("record{s} that may lead into a private network: --allow-private permits it")
         storage.check_reader(location)
         is_public = there is not None and not self._allow_private and there.host != self._own_host
         return Item(location, storage.as_text(_key(text)), public=is_public)
@@ -115,6 +118,15 @@ def _spellings(entry: str, *, is_local: bool) -> Iterator[str]:
         with contextlib.suppress(UnicodeEncodeError):
             yield os.fsdecode(plain.encode("cp1252"))  # as an old disk has the bytes of such a list
     yield plain if plain.startswith("\\\\") else plain.replace("\\", "/")
+
+
+def _leads_round(entry: str) -> bool:
+    """Whether an entry comes to the web, or into a private network, by a scheme that does not look where it leads."""
+    parts = storage.split(entry)
+    if parts is None or parts.is_web:
+        return False
+    endpoint = ENDPOINT.search(unquote(parts.options))
+    return "::http" in entry.lower() or (endpoint is not None and not storage.leads_outside(endpoint[1]))
 
 
 def _is_file(location: Location) -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from functools import lru_cache, partial
 from importlib.metadata import version
+from urllib.parse import urlsplit
+
+NAT64, UNICAST = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2000::/3")  # RFC 6052, RFC 4291
 
 
 class Private(OSError):
@@ -21,21 +25,16 @@ def web_files(*, public: bool):
     """
     from fsspec.implementations.http import HTTPFileSystem
 
-    return HTTPFileSystem(get_client=_public_client if public else _client)
+    return HTTPFileSystem(get_client=partial(_client, public=public))
 
 
-async def _client(*, connector=None, **kwargs):
+async def _client(*, public: bool, **kwargs):
     import aiohttp
 
     # Its own name: some hosts refuse those of libraries.
     agent = f"raypipe/{version('raypipe')} (image labelling) aiohttp/{aiohttp.__version__}"
+    connector = aiohttp.TCPConnector(socket_factory=_public_socket) if public else None
     return aiohttp.ClientSession(headers={"User-Agent": agent}, connector=connector, **kwargs)
-
-
-async def _public_client(**kwargs):
-    import aiohttp
-
-    return await _client(connector=aiohttp.TCPConnector(socket_factory=_public_socket), **kwargs)
 
 
 def _public_socket(info: tuple) -> socket.socket:
@@ -49,18 +48,18 @@ def _public_socket(info: tuple) -> socket.socket:
 def is_public(host: str) -> bool:
     """Whether a numeric address is in the internet: not loopback, private, link-local, shared, reserved or a group."""
     address = ipaddress.ip_address(host.partition("%")[0])
-    inner = None if address.version == 4 else address.ipv4_mapped or address.sixtofour
-    return address.is_global and not address.is_multicast and (inner is None or is_public(str(inner)))
+    if address.version == 4:
+        return address.is_global and not address.is_multicast
+    inner = address.ipv4_mapped or address.sixtofour
+    inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else inner
+    return is_public(str(inner)) if inner else address.is_global and address in UNICAST
 
 
+@lru_cache(maxsize=256)
 def leads_outside(host: str) -> bool:
     """Whether a name, with or without a port, means public addresses only, or none. Asks the name server."""
     try:
-        found = socket.getaddrinfo(_without_port(host), None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        found = socket.getaddrinfo(urlsplit(f"//{host}").hostname, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):  # also a UnicodeError
         return True
     return all(is_public(address[0]) for *_, address in found)
-
-
-def _without_port(host: str) -> str:
-    return host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]

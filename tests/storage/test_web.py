@@ -47,6 +47,8 @@ def server():
         ("::ffff:8.8.8.8", True),
         *((host, False) for host in "127.0.0.1 127.9.9.9 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254".split()),
         *((host, False) for host in "100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255 ::1 :: fe80::1%eth0".split()),
+        ("64:ff9b::808:808", True),
+        *((host, False) for host in "::7f00:1 64:ff9b::7f00:1 ::ffff:0:127.0.0.1 fec0::1".split()),
         *((host, False) for host in "fd00::1 ff02::1 ::ffff:127.0.0.1 2002:7f00:1::".split()),
     ],
 )
@@ -61,6 +63,16 @@ def test_a_list_leads_into_no_private_network_unless_that_is_allowed(host, serve
     (refused,) = contents(tmp_path / "list.txt")
     assert (refused.kind, asked) == ("refused", []) and "--allow-private" in refused.message
     assert contents(tmp_path / "list.txt", allow_private=True) == [b"picture"]
+
+
+@pytest.mark.parametrize("entry", ["zip://a.jpg::http://HERE/z.zip", "s3://b/a.jpg?endpoint_override=http://HERE"])
+def test_no_other_scheme_of_a_list_goes_round_that(entry, server, tmp_path, caplog):
+    port, asked = server
+    lines = ["a.jpg", entry.replace("HERE", f"127.0.0.1:{port}"), "s3://b/c.jpg?endpoint_override=https://8.8.8.8:9000"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    assert [row["key"] for row in listed(tmp_path / "list.txt")] == ["a.jpg", "b/c.jpg"] and not asked
+    assert any("1 record that may lead into a private network" in reason for reason in left_out(caplog))
+    assert len(listed(tmp_path / "list.txt", allow_private=True)) == 3
 
 
 def test_a_redirect_into_a_private_network_is_refused(server, tmp_path, monkeypatch):
