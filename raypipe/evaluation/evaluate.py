@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
@@ -64,19 +64,19 @@ class Evaluation:
 
     def text(self) -> str:
         """The table of means and what was left out."""
-        groups, lines = list(self.groups.items()), []
-        width = max([len("mean over images"), *map(len, self.groups)])
-        total = {"images": self.counts["ok"], "failed": self.counts["failed"]} | self.means
-        names = list(self.means)[:TERMINAL_VALUES]
-        lines.append(f"{'':<{width}}  images  failed  " + "  ".join(f"{name.replace('_', ' '):>10}" for name in names))
-        if len(groups) > 1:
-            lines += [_line(group, values, names, width) for group, values in groups[:TERMINAL_GROUPS]]
-            more = len(groups) - TERMINAL_GROUPS
-            lines += [f"... and {more:,} more groups"] if more > 0 else []
-            lines.append(_line("mean over groups", self.group_means, names, width))
-        lines += [_line("mean over images", total, names, width), ""]
-        lines += [f"{_cell(self.means[name], 9)}  {name}: {title}" for name, title in self.titles.items()]
-        return "\n".join([*lines, *self.remarks(), f"per image: {self.table}"])
+        names, lines = ["images", "failed", *list(self.means)[:TERMINAL_VALUES]], []
+        if (count := len(self.groups)) > 1:
+            lines += list(self.groups.items())[:TERMINAL_GROUPS]
+            lines += [(f"... and {count - TERMINAL_GROUPS:,} more groups", {})] * (count > TERMINAL_GROUPS)
+            lines.append(("mean over groups", self.group_means))
+        lines.append(("mean over images", self.counts | {"images": self.counts["ok"]} | self.means))
+        table = _table(
+            "",
+            [name.replace("_", " ") for name in names],
+            [(line, [values.get(name, "") for name in names]) for line, values in lines],
+        )
+        means = [f"{_cell(self.means[name]):>9}  {name}: {title}" for name, title in self.titles.items()]
+        return "\n".join([*table, "", *means, *self.remarks(), f"per image: {self.table}"])
 
     def remarks(self) -> list[str]:
         """What could not be measured, a line per reason."""
@@ -100,25 +100,19 @@ class Comparison:
 
     def text(self) -> str:
         """A table per measure, a column per run; then what was left out, run by run."""
-        names = list(self.runs)
-        groups = sorted({group for each in self.runs.values() for group in each.groups})
-        width = max([len("mean over images"), *map(len, groups)])
-        columns, runs, lines = [max(8, len(name)) for name in names], self.runs.values(), []
-        values_of = []
+        runs, values_of, lines = list(self.runs.values()), [], []
+        groups = sorted({group for each in runs for group in each.groups})
         if len(groups) > 1:
             values_of = [(group, [each.groups.get(group, {}) for each in runs]) for group in groups[:TERMINAL_GROUPS]]
             values_of.append(("mean over groups", [each.group_means for each in runs]))
         values_of.append(("mean over images", [each.means for each in runs]))
-        for i, (measure, title) in enumerate(next(iter(self.runs.values())).titles.items()):
-            heads = "  ".join(f"{name:>{size}}" for name, size in zip(names, columns, strict=True))
-            lines += [title, f"{measure.replace('_', ' '):<{width}}  {heads}"]
-            for group, line in values_of if i < TERMINAL_VALUES else values_of[-1:]:
-                cells = (_cell(values.get(measure), size) for values, size in zip(line, columns, strict=True))
-                lines.append(f"{group:<{width}}  {'  '.join(cells)}")
-            lines.append("")
+        for i, (name, title) in enumerate(runs[0].titles.items()):
+            shown = values_of if i < TERMINAL_VALUES else values_of[-1:]
+            cells = [(line, [values.get(name) for values in of_runs]) for line, of_runs in shown]
+            lines += [title, *_table(name.replace("_", " "), list(self.runs), cells), ""]
         for name, each in self.runs.items():
             lines += [f"{name}: {remark}" for remark in each.remarks()]
-        return "\n".join([*lines, *(f"per image: {each.table}" for each in self.runs.values())])
+        return "\n".join([*lines, *(f"per image: {each.table}" for each in runs)])
 
 
 def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Comparison:
@@ -184,7 +178,7 @@ class Tally:
 
     def summary(self, unused_labels: int) -> dict:
         """The fields of an Evaluation that are counted. Groups without a value have no part in the groups' mean."""
-        statuses = sum(self._statuses.values(), Counter())
+        statuses, shown = sum(self._statuses.values(), Counter()), self._task.SHOWN
         groups = {
             group: {"images": counts["ok"], "failed": counts["failed"]} | self._task.values(self._group_sums[group])
             for group, counts in sorted(self._statuses.items())
@@ -196,10 +190,8 @@ class Tally:
             "unused_labels": unused_labels,
             "empty_labels": self._empty,
             "means": self._task.values(self._sums),
-            "group_means": {name: _mean(values[name] for values in groups.values()) for name in self._task.SHOWN},
-            "titles": {
-                name: ", ".join(filter(None, (each.title, each.unit))) for name, each in self._task.SHOWN.items()
-            },
+            "group_means": {name: _mean(values[name] for values in groups.values()) for name in shown},
+            "titles": {name: f"{each.title}, {each.unit}" if each.unit else each.title for name, each in shown.items()},
             "groups": groups,
             "lacking": {name: count for name, count in self._sums.lacking.items() if count},
             "examples": {status: self._examples[status] for status in WHY if status in self._examples},
@@ -231,7 +223,7 @@ def _measured(run: Run, labels: Labels, options: Evaluate) -> Iterator[dict]:
     yield from map_ahead(measure, every, depth=min(16, 2 * (os.cpu_count() or 1)))
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _mean(values: Iterator[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -243,11 +235,15 @@ def _file_name(labels: str, task: Task) -> str:
     return f"labels-{hashlib.sha256(text.encode()).hexdigest()[:8]}.parquet"
 
 
-def _line(group: str, measured: dict, names: list[str], width: int) -> str:
-    counts = "  ".join(f"{measured[name]:>6,}" if name in measured else f"{'':>6}" for name in ("images", "failed"))
-    means = "  ".join(_cell(measured[name], max(10, len(name))) for name in names)
-    return f"{group:<{width}}  {counts}  {means}"
+def _table(corner: str, heads: list[str], lines: list[tuple[str, list]]) -> list[str]:
+    """Lines of a table for the terminal, with names on the left."""
+    first, *others = zip([corner, *heads], *([name, *map(_cell, cells)] for name, cells in lines), strict=True)
+    columns = [[name.ljust(max(map(len, first))) for name in first]]
+    columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
+    return list(map("  ".join, zip(*columns, strict=True)))
 
 
-def _cell(value: float | None, width: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
+def _cell(value: float | str | None) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +39,9 @@ class Labels:
         if row["key"] not in self.location:
             return None, "no_label"
         limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
-        kind = {"kind": self.kind} if self.kind else {}
+        limits |= {"kind": self.kind} if self.kind else {}
         try:
-            label = self.task.read(self.location[row["key"]], **limits, **kind)
+            label = self.task.read(self.location[row["key"]], **limits)
         except BadImage:
             return None, "bad_label"
         return (label, "ok") if self.task.fits(row, label) else (None, "other_size")
@@ -65,11 +64,10 @@ def match(
     Raises ValueError when no label belongs to an image or their kind is not evident, besides what the task raises for
     the folder.
     """
-    keys, limits = iter(keys), {"max_bytes": max_bytes, "max_pixels": max_pixels}
-    first = next(keys, None)
-    matches = task.match(folder, itertools.chain([first] if first is not None else [], keys))
+    keys, limits = list(keys), {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    matches = task.match(folder, keys)
     if not matches.location:
-        names = maskfiles.difference(first, matches.unused, what="labels") if first else ""
+        names = maskfiles.difference(keys[0], matches.unused, what="labels") if keys else ""
         raise ValueError(f"no label in {Location(folder)} has the path or the stem of {of}{names}")
     if matches.files:
         kind = known or maskfiles.kind_of(matches, kind, what="labels", option=HOW, **limits)

@@ -6,10 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import repeat
 from types import ModuleType
-from typing import BinaryIO
 
 import pyarrow.compute as pc
 import tyro
@@ -79,9 +77,8 @@ def export(options: Export) -> Result:
     about = describe(run, options)
     joined = None if options.join is None else rows.read_joined(options.join)
     images = rows.select(run, where=options.where, joined=joined)
-    originals = None
-    if form.ORIGINALS:
-        originals = Originals(options.input, column=options.column, allow_private=options.allow_private)
+    where_from = {"column": options.column, "allow_private": options.allow_private}
+    originals = Originals(options.input, **where_from) if form.ORIGINALS else None
     output = Location(options.output or run.folder.location("export", options.format))
     target = Target(output)
     target.clear(overwrite=options.overwrite)
@@ -90,7 +87,12 @@ def export(options: Export) -> Result:
     counts, left_out = Counter(), Counter()
     with target, target.stream(LEFT_OUT) as file:
         file.write(csv_line(("key", "uri", "reason")))
-        leave_out = partial(_leave_out, file, left_out)
+
+        def leave_out(row: dict, reason: str, text: str) -> None:
+            """List an image that matches but cannot be exported. reason: what is counted. text: the whole story."""
+            left_out[reason] += 1
+            file.write(csv_line((row["key"], row["uri"], text)))
+
         remarks = form.write(_exportable(images, form, originals, leave_out, counts), target, about)
     if target.renamed:
         remarks["files have their image's id in the name: another image has that name"] = target.renamed
@@ -120,9 +122,8 @@ def check(options: Export, form: ModuleType) -> None:
         raise ValueError("--join has no effect without --where, which may use its columns")
     source, output = (normalise(uri or "").rstrip("/") + "/" for uri in (options.input, options.output))
     if options.input and options.output and output.startswith(source):
-        raise ValueError(
-            f"the output {str(Location(options.output))!r} lies inside the input: the next run would label its files"
-        )
+        place = str(Location(options.output))
+        raise ValueError(f"the output {place!r} lies inside the input: the next run would label its files")
 
 
 def describe(run: Run, options: Export) -> About:
@@ -151,18 +152,19 @@ def describe(run: Run, options: Export) -> About:
     )
 
 
-def _leave_out(file: BinaryIO, counts: Counter, row: dict, reason: str, text: str) -> None:
-    """List an image that matches but cannot be exported. reason: what is counted. text: the whole story."""
-    counts[reason] += 1
-    file.write(csv_line((row["key"], row["uri"], text)))
-
-
 def _exportable(
     images: Iterator[dict], form: ModuleType, originals: Originals | None, leave_out: Callable, counts: Counter
 ) -> Iterator[dict]:
     """The rows that the format can write, counted; with originals their `picture`. All others are listed."""
-    kept = images if getattr(form, "FAILED", False) else _labelled(images, leave_out)
-    for row, content in originals.fetch(kept) if originals else zip(kept, repeat(None)):
+
+    def labelled() -> Iterator[dict]:
+        for row in images:
+            if row["error"] and not getattr(form, "FAILED", False):
+                leave_out(row, f"labelling failed: {': '.join(row['error'].split(': ', 2)[:2])}", row["error"])
+            else:
+                yield row
+
+    for row, content in originals.fetch(labelled()) if originals else zip(labelled(), repeat(None)):
         try:
             if isinstance(content, BadImage):
                 raise content
@@ -172,11 +174,3 @@ def _exportable(
             continue
         counts.update(images=1, segments=len(row["segments"]))
         yield row | picture
-
-
-def _labelled(images: Iterator[dict], leave_out: Callable) -> Iterator[dict]:
-    for row in images:
-        if row["error"]:
-            leave_out(row, f"labelling failed: {': '.join(row['error'].split(': ', 2)[:2])}", row["error"])
-        else:
-            yield row

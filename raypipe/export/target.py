@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,10 @@ from typing import BinaryIO
 
 from pyarrow import fs as pafs
 
-from raypipe.storage import TEMPORARY, Folder
+from raypipe.storage import Folder
 
 RECORD = "_export.json"  # what was exported; the mark of a folder that may be replaced
+UNFINISHED = ".part"  # how the name of a large file ends that is being written
 WRITES_AHEAD = 16  # remote files written at the same time
 NAME_BYTES = 200  # of one part of a path; file systems take 255, and a suffix is added
 PATH_BYTES = 900  # of a whole relative path; object stores take 1,024
@@ -84,30 +84,21 @@ class Target:
     @contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
         """A large file to write piece by piece; on a local disk it gets its name when it is complete."""
-        path = self.folder.path(name)
-        if not self.folder.is_local:
-            with self.folder.fs.open_output_stream(path, compression=None, buffer_size=1 << 20) as file:
-                yield file
-            return
-        self._make(posixpath.dirname(path))
-        temporary = posixpath.join(posixpath.dirname(path), f"{TEMPORARY}{uuid.uuid4().hex}")
-        try:
-            with open(temporary, "xb", buffering=1 << 20) as file:
-                yield file
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        written = name + UNFINISHED * self.folder.is_local
+        with self._opened(written, buffer_size=1 << 20) as file:
+            yield file
+        if written != name:
+            os.replace(self.folder.path(written), self.folder.path(name))
 
     def _write(self, content: bytes, name: str) -> None:
+        with self._opened(name) as file:  # not synchronised: an export can be made again
+            file.write(content)
+
+    def _opened(self, name: str, **options) -> BinaryIO:
         path = self.folder.path(name)
         if self.folder.is_local:
             self._make(posixpath.dirname(path))
-            with open(path, "xb") as file:  # not synchronised: an export can be made again
-                file.write(content)
-            return
-        with self.folder.fs.open_output_stream(path, compression=None) as file:
-            file.write(content)
+        return self.folder.fs.open_output_stream(path, compression=None, **options)
 
     def _claim(self, paths: list[str]) -> bool:
         """Take paths unless a file or a folder has one, or a file stands where one needs a folder. Case is ignored."""
@@ -126,14 +117,9 @@ class Target:
 def safe_stem(key: str, image_id: str) -> str:
     """A key without extension as a relative path that stays inside its folder on every system."""
     parts = [UNSAFE.sub("_", part) for part in posixpath.splitext(key)[0].split("/") if part not in ("", ".", "..")]
-    parts = [_shortened(part, image_id) for part in parts]
-    if parts and re.fullmatch(r"[A-Za-z]:.*", parts[0]):
+    for i, content in enumerate(map(str.encode, parts)):
+        if len(content) > NAME_BYTES:
+            parts[i] = f"{content[: NAME_BYTES - 9].decode(errors='ignore')}-{image_id[:8]}"
+    if parts and re.match("[A-Za-z]:", parts[0]):
         parts[0] = parts[0].replace(":", "_", 1)  # a drive
     return "/".join(parts) or image_id
-
-
-def _shortened(part: str, image_id: str) -> str:
-    content = part.encode()
-    if len(content) <= NAME_BYTES:
-        return part
-    return f"{content[: NAME_BYTES - 9].decode(errors='ignore')}-{image_id[:8]}"

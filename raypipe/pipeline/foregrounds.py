@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -33,16 +33,12 @@ class Foreground:
 
     def __str__(self) -> str:
         """The spec with an absolute path and without credentials: what is frozen and shown."""
-        argument = str(Location(self.argument)) if self.is_read else self.argument
-        return self._spelled(argument)
+        return (replace(self, argument=str(Location(self.argument))) if self.is_read else self).spec
 
     @property
     def spec(self) -> str:
         """The same with all that opens it: what `parse` reads."""
-        return self._spelled(self.argument)
-
-    def _spelled(self, argument: str) -> str:
-        return ":".join(filter(None, (self.kind, self.masks and str(self.masks), argument)))
+        return ":".join(filter(None, (self.kind, self.masks and str(self.masks), self.argument)))
 
     @property
     def is_read(self) -> bool:
