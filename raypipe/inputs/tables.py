@@ -6,7 +6,7 @@ import itertools
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import pyarrow as pa
@@ -39,15 +39,12 @@ def list_tables(
     The first one decides about the column; then each file's footer is read, never its pixels. Raises ValueError when
     none is readable or the column is missing.
     """
-    for kept in (_footer, _first_rows, _column_kept):  # a table may have been written anew since this process read it
+    for kept in (_footer, _first_rows, _column):  # a table may have been written anew since this process read it
         kept.cache_clear()
-    first = _footer_or_error(files[0][0])
-    if isinstance(first, Exception) and len(files) == 1:
-        raise ValueError(f"{files[0][1]} is not a readable Parquet table: {first}")
-    footers = [first, *map_ahead(_footer_or_error, (location for location, _ in files[1:]))]
+    footers = list(map_ahead(_footer_or_error, (location for location, _ in files)))
     good = [pair for pair, footer in zip(files, footers, strict=True) if not isinstance(footer, Exception)]
     if not good:
-        raise ValueError(f"none of the {len(files)} .parquet files is readable: {first}")
+        raise ValueError(f"{files[0][1]} is not a readable Parquet table: {footers[0]}")
     name, folder, are_pictures = _planned(good[0][0], column, Addresses(good[0][0], allow_private=allow_private))
     for (location, file), footer in zip(files, footers, strict=True):
         if isinstance(footer, Exception):
@@ -114,15 +111,21 @@ def _planned(location: Location, column: str | None, addresses: Addresses) -> tu
 
 def _sample(location: Location, kinds: dict[str, str]) -> list[dict]:
     """The first rows of some columns; [] where they are damaged, which those who fetch them find out."""
-    footer = _footer(location)
     count = SAMPLE_OF_BYTES if "bytes" in kinds.values() else SAMPLE
-    paths = [path for name in kinds for path in _stored(footer, name)]
-    filesystem, path = storage.resolve(location)
     try:
-        with filesystem.open_input_file(path) as file, storage.open_table(file, footer) as table:
-            return next(table.iter_batches(count, columns=paths), pa.RecordBatch.from_pylist([])).to_pylist()
+        return next(_batches(location, kinds, count), [])
     except (pa.ArrowException, OSError):
         return []
+
+
+def _batches(location: Location, names: Iterable[str], count: int, group: int | None = None) -> Iterator[list[dict]]:
+    """The rows of some columns, `count` at a time, of one row group or of all."""
+    footer, (filesystem, path) = _footer(location), storage.resolve(location)
+    columns = [stored for name in names for stored in _stored(footer, name)]
+    groups = range(footer.num_row_groups) if group is None else [group]
+    with filesystem.open_input_file(path) as file, storage.open_table(file, footer) as table:
+        for batch in table.iter_batches(count, row_groups=groups, columns=columns):
+            yield batch.to_pylist()
 
 
 def _leaves(value: object) -> list[bytes | str | None]:
@@ -163,13 +166,10 @@ class _Table:
 
     def _records(self, group: int, row: int, folder: str | None) -> Iterator[Record]:
         """The rows of a row group, of which the first one is the row-th."""
-        columns = self._stored + (_stored(self._footer, folder) if folder else [])
-        facts, (filesystem, path) = self._footer.row_group(group), storage.resolve(self._location)
+        facts, names = self._footer.row_group(group), [self._name, folder] if folder else [self._name]
         count = max(1, min(BATCH_ROWS, BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
-        with filesystem.open_input_file(path) as file, storage.open_table(file, self._footer) as table:
-            for batch in table.iter_batches(count, row_groups=[group], columns=columns):
-                yield from ((f"row {i}", record) for i, record in enumerate(batch.to_pylist(), row))
-                row += len(batch)
+        records = itertools.chain.from_iterable(_batches(self._location, names, count, group))
+        return ((f"row {i}", record) for i, record in enumerate(records, row))
 
     def _pictures(self, group: int, first: int, left_out: LeftOut) -> Iterator[Item]:
         """The pictures of a row group, of which the first row is the first-th, without reading one."""
@@ -208,15 +208,13 @@ class _Table:
         return Item(self._location, key, part, start, None, row, column, self._is_public)
 
 
+@lru_cache(maxsize=1)  # consecutive rows share it; more than one may not fit in memory
 @storage.patiently
 def _column(location: Location, stored: tuple[str, ...], group: int) -> pa.ChunkedArray:
     """Some stored columns of one column, of one row group."""
     filesystem, path = storage.resolve(location)
     with filesystem.open_input_file(path) as file, storage.open_table(file, _footer(location)) as table:
         return table.read_row_group(group, columns=list(stored)).column(0)
-
-
-_column_kept = lru_cache(maxsize=1)(_column)  # consecutive rows share it; more than one may not fit in memory
 
 
 @lru_cache(maxsize=8)
@@ -240,7 +238,7 @@ def read_cell(location: Location, column: str, *, row: int, index: int, max_byte
     is_whole = column in footer.schema.to_arrow_schema().names
     stored = _stored(footer, column if is_whole else column.removesuffix(".bytes"))
     try:
-        found = leaves(_column_kept(location, tuple(stored), group)[row - firsts[group]].as_py())
+        found = leaves(_column(location, tuple(stored), group)[row - firsts[group]].as_py())
         leaf = found[index] if index < len(found) else None
         if leaf is None:
             raise BadImage("fetch", "missing", f"row {row} of {location} has no bytes and no path")
