@@ -34,7 +34,8 @@ def find_column(
         if column in columns:
             return column
         raise ValueError(f"no column {column!r}; the columns are {shown}; choose one with --column")
-    scores = {name: _score(name, values, addresses) for name, values in columns.items()}
+    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    scores = {name: _score(name, records, addresses) for name in columns}
     best = max(scores.values(), default=UNLIKELY)
     names = [name for name in columns if scores[name] == best]
     if best == UNLIKELY:
@@ -52,13 +53,15 @@ def find_column(
 def find_folder(records: Sequence[dict], column: str, addresses: Addresses) -> str | None:
     """The column with the folders of the files that another column names; None when there is none, or none is needed.
 
-    It is the one beneath whose folders the first files are, which are not where their names alone lead.
+    It is the one beneath whose folders the first files are, which are not where their names alone lead. Of a web
+    address, of which that is not known, it must end in `/`.
     """
     for other in records[0] if records else ():
         cells = [(_text(record, other), _text(record, column)) for record in records if other != column]
         pairs = [(folder, name) for folder, name in cells if folder and name][:LOOKED_AT]
         is_needed = pairs and not any(storage.split(name) or addresses.finds(name) for _, name in pairs)
-        if is_needed and all(addresses.finds(joined(folder, name)) for folder, name in pairs):
+        is_page = any((parts := storage.split(each)) and parts.is_web and not each.endswith("/") for each, _ in pairs)
+        if is_needed and not is_page and all(addresses.finds(joined(folder, name)) for folder, name in pairs):
             return other
     return None
 
@@ -75,12 +78,12 @@ def joined(folder: object, name: str) -> str:
     return folder.strip().rstrip("/\\") + "/" + name
 
 
-def _score(name: str, values: Sequence[object], addresses: Addresses) -> float:
+def _score(name: str, records: Sequence[dict], addresses: Addresses) -> float:
     """How sure a column is the image, by the better half of its first values."""
     found = []
-    for value in values:
+    for record in records:
         try:
-            found += [leaf for leaf in leaves(value) if leaf is not None]
+            found += [leaf for leaf in leaves(record[name]) if leaf is not None]
         except Unusable:
             found.append(None)
     if not found:
@@ -94,7 +97,9 @@ def _score(name: str, values: Sequence[object], addresses: Addresses) -> float:
     looked_at = [leaf for leaf in found if isinstance(leaf, str) and _likelihood(leaf) >= score][:LOOKED_AT]
     if all(map(storage.split, looked_at)):
         return score
-    return FOUND if all(map(addresses.finds, looked_at)) else score if is_named else UNLIKELY
+    if all(map(addresses.finds, looked_at)) or (score == EVIDENT and find_folder(records, name, addresses)):
+        return FOUND
+    return score if is_named else UNLIKELY
 
 
 def _likelihood(leaf: bytes | str | None) -> float:

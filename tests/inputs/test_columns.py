@@ -85,6 +85,7 @@ def test_pictures_in_base64_are_told_from_names(tmp_path):
         (("filename", "directory"), ["./station 0/", "station 1/day 2/"]),
         (("image", "site"), ["ABS/station 0", "ABS/station 1/day 2"]),
         (("what", "where"), ["station 0", "station 1/day 2"]),
+        (("name", "path"), ["station 0", "station 1/day 2"]),
     ],
 )
 def test_a_name_and_its_folder_may_stand_in_two_columns(names, folders, suffix, tmp_path):
@@ -100,6 +101,13 @@ def test_a_name_and_its_folder_may_stand_in_two_columns(names, folders, suffix, 
         path = table(tmp_path, suffix, **columns)
     expected = [b"station 0/IMG_0.jpg", b"station 1/day 2/IMG_0.jpg"]
     assert contents(path, **options) == ([] if options else [b"root.jpg"]) + expected
+
+
+def test_a_web_address_is_no_folder_unless_it_says_so(tmp_path):
+    path = table(tmp_path, ".csv", filename=["0.jpg", "1.jpg"], url=[PAGE, PAGE + "2"])
+    assert keys(path) == ["0.jpg", "1.jpg"]
+    path = table(tmp_path, ".csv", filename=["0.jpg", "1.jpg"], url=[PAGE + "/", PAGE + "2/"])
+    assert keys(path) == ["example.org/observations/1/0.jpg", "example.org/observations/12/1.jpg"]
 
 
 def test_lists_without_headings_have_numbers_for_columns(tmp_path):
