@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
@@ -68,16 +69,14 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
 
 def _matched(keys: Iterable[str], files: dict[str, str]) -> dict[str, str]:
     """The location of the file of each image that has one."""
-    by_path, location = _by(_path, files), {}
+    by_path, location = _by(files, _path), {}
     for key in keys:
         if len(names := by_path.get(_path(key), ())) == 1:
             location[key] = files[names[0]]
     unused, waiting = set(files) - {by_path[_path(key)][0] for key in location}, [k for k in keys if k not in location]
-    for of_image, of_file in FORMS:
-        if not waiting or not unused:
-            break
-        by_form = _by(of_file, files)
-        for form, claimants in _by(of_image, waiting).items():
+    for part, of_image, of_file in FORMS if waiting and unused else ():
+        by_form = _by(files, part, of_file)
+        for form, claimants in _by(waiting, part, of_image).items():
             names = by_form.get(form, ())
             if len(names) == len(claimants) == 1 and names[0] in unused:
                 location[claimants[0]] = files[names[0]]
@@ -93,7 +92,8 @@ def difference(key: str, names: Sequence[str], *, what: str) -> str:
     """
     if not names:
         return ""
-    wanted, by_stem = _plain_name(key), _by(_words_name, names[:MOST_COMPARED])
+    wanted = _plain(posixpath.basename(key))
+    by_stem = _by(names[:MOST_COMPARED], posixpath.basename, _words)
     if len(several := by_stem.get(wanted, ())) > 1:
         return f"; several {what} could be that of {key!r}: {', '.join(map(repr, several[:3]))}"
     longer = [stem for stem in by_stem if wanted in stem]
@@ -143,20 +143,16 @@ def _first_segments(files: dict[str, str]) -> dict[str, str]:
     return {f"{stem}.png": place for stem, (_, place) in found.items()}
 
 
-def _by(form: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by one of their forms."""
+def _by(names: Iterable[str], *forms: Callable[[str], str]) -> dict[str, list[str]]:
+    """Names by one of their forms, to which one function after the other leads."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(form(name), []).append(name)
+        found.setdefault(reduce(lambda form, to: to(form), forms, name), []).append(name)
     return found
 
 
 def _path(name: str) -> str:
     return posixpath.splitext(name)[0]
-
-
-def _stem(name: str) -> str:
-    return _path(posixpath.basename(name))
 
 
 def _plain(name: str) -> str:
@@ -174,20 +170,12 @@ def _words(name: str) -> str:
     return folder + slash + PREFIX.sub("", SUFFIX.sub("", stem))
 
 
-def _plain_name(name: str) -> str:
-    return _plain(posixpath.basename(name))
-
-
-def _words_name(name: str) -> str:
-    return _words(posixpath.basename(name))
-
-
-FORMS = (  # of an image's key, and of a mask file's name
-    (str, _path),
-    (_stem, _stem),
-    (posixpath.basename, _stem),
-    (_plain, _plain),
-    (_plain_name, _plain_name),
-    (_plain, _words),
-    (_plain_name, _words_name),
+FORMS = (  # the part of a name that counts, and the form of an image's key and of a mask file's name
+    (str, str, _path),
+    (posixpath.basename, _path, _path),
+    (posixpath.basename, str, _path),
+    (str, _plain, _plain),
+    (posixpath.basename, _plain, _plain),
+    (str, _plain, _words),
+    (posixpath.basename, _plain, _words),
 )

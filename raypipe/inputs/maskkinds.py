@@ -88,6 +88,10 @@ class Stored:
         """The brightest channel of what one sees, uint8 (H, W)."""
         return self.picture if self.picture.ndim == 2 else self.picture.max(2)
 
+    def darkest(self) -> np.ndarray:
+        """The darkest channel of it."""
+        return self.picture if self.picture.ndim == 2 else self.picture.min(2)
+
     def luma(self) -> np.ndarray:
         """How light it is on a white sheet: float32 (H, W) in 0..255."""
         luma = self.picture.astype(np.float32) if self.picture.ndim == 2 else self.picture @ LUMA

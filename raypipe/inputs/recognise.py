@@ -126,54 +126,41 @@ def _grey(file: Stored) -> tuple[np.ndarray, float]:
     """The levels that tell what a file is, and their white; 0 = they are numbers of a palette or of colours."""
     if file.picture.ndim == 2:
         return file.values, file.white
-    if file.is_palette:
-        _, first = np.unique(file.values, return_index=True)
-        colours = file.picture.reshape(-1, 3)[first].astype(int)  # those that are used
-        is_grey = len(np.unique(colours, axis=0)) > 1 and np.ptp(colours, axis=1).max() < 16
-        return (file.brightest(), 255) if is_grey else (file.values, 0)
-    spread = file.brightest().astype(int) - file.picture.min(2)
+    levels = file.brightest()
+    spread = levels - file.darkest()
     is_grey = (spread > 48).mean() < 0.01 if file.is_lossy else not spread.any()
-    return (file.brightest(), 255) if is_grey else (file.values, 0)
+    is_seen = not file.is_palette or np.ptp(levels) > 0
+    return (levels, 255) if is_grey and is_seen else (file.values, 0)
 
 
 def _like_of_alpha(file: Stored) -> str:
-    """Whether what is opaque is a drawing on a transparent sheet or cut out of a picture."""
-    visible = file.picture[file.alpha >= HALF]
-    if not len(visible):
-        return ""
-    dark, light = (visible < DARK * 255), (visible > PALE * 255)
-    if visible.ndim == 2:
-        dark, light = dark.all(1), light.all(1)
-    if dark.mean() >= INK:
-        return "transparent"
-    return "transparent" if dark.any() and (dark | light).mean() >= INK else "alpha"
+    """Whether what is opaque is a drawing on a transparent sheet, which may be empty, or cut out of a picture."""
+    opaque = file.alpha >= HALF
+    dark, light = file.brightest()[opaque] < DARK * 255, file.darkest()[opaque] > PALE * 255
+    return "transparent" if not len(dark) or (dark.any() and (dark | light).mean() >= INK) else "alpha"
 
 
 def _like(levels: np.ndarray, values: np.ndarray, white: float, file: Stored) -> str:
     """What `Look.like` is. levels: (H, W). values: the different ones, two or more, ascending. white: of them."""
+    is_few, spans = len(values) <= FEW, values[0] == 0 and values[-1] == white
+    dark = file.darkest() < HALF
+    sheet = _sheet(~dark)
     if white == 0:
-        return "index" if file.is_palette else _like_of_colours(values, file)
-    light = levels > white / 2
-    if values[0] == 0 and values[-1] == white and len(values) == 2:
-        return _sheet(light)
+        if file.is_palette or (is_few and not file.is_lossy and (len(values) > 2 or sheet != "ink")):
+            return "index"
+        ink = file.picture[dark].astype(int)  # of one colour, else it was cut out of a photograph and laid on white
+        is_one = sheet == "ink" and (abs(ink - np.median(ink, 0)) <= NEAR).all(1).mean() >= ONE_INK
+        return "ink" if is_one else "photograph"
+    if spans and len(values) == 2:
+        return sheet
     if white > 1 and not file.is_lossy:
         inner = (levels > 0) & (levels < white)
         alike = (levels[:, 1:] == levels[:, :-1])[inner[:, 1:]]
-        may_be_soft = values[0] == 0 and values[-1] == white and len(values) > 3  # black, white and edges between
-        if (len(alike) and alike.mean() >= FLAT) or (len(values) <= FEW and not may_be_soft):
+        may_be_soft = spans and len(values) > 3  # black, white and the edges between
+        if (is_few and not may_be_soft) or (len(alike) and alike.mean() >= FLAT):
             return "index"
     between = (levels >= DARK * white) & (levels <= PALE * white)
-    return "photograph" if between.mean() > PHOTOGRAPH else _sheet(light)
-
-
-def _like_of_colours(values: np.ndarray, file: Stored) -> str:
-    """The same of colours: ink of one colour is no photograph of what was cut out and laid on white."""
-    is_map, light = len(values) <= FEW and not file.is_lossy, file.picture.min(2) > PALE * 255
-    if _sheet(light) != "ink" or (is_map and len(values) > 2):
-        return "index" if is_map else "photograph"
-    ink = file.picture[~light].astype(int)
-    is_one = (abs(ink - np.median(ink, 0)) <= NEAR).all(1).mean() >= ONE_INK
-    return "ink" if is_one else "photograph"
+    return "photograph" if between.mean() > PHOTOGRAPH else sheet
 
 
 def _sheet(light: np.ndarray) -> str:
@@ -198,8 +185,10 @@ def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, st
         by_like["" if are_cut_out and each.is_opaque else each.like].append(each)  # opaque: all of its picture
     unclear = by_like.pop("", [])
     likes = set(by_like)
+    if not likes and {value for each in unclear for value in each.levels} <= {0, 255, 65535}:
+        return LIGHT, WORDS["light"]
     if not likes:
-        return _of_unclear(unclear, what, option)
+        return _of_numbers(unclear, what, option)
     if likes <= {"ink", "transparent"}:
         return Kind("ink"), "ink on white or transparent" if len(likes) > 1 else WORDS[likes.pop()]
     if likes <= {"alpha", "transparent"}:
@@ -225,15 +214,6 @@ def _mixed(by_like: dict[str, list[Look]], what: str, option: str) -> None:
     if sum(counts[1:]) > FEW_OF_ANOTHER * sum(counts):
         raise ValueError(f"{text}; put them into folders of one kind, or say how to read all: {option}")
     log.warning("%s; all are read as %s, or say how: %s", text, WORDS[ordered[0][0]], option)
-
-
-def _of_unclear(unclear: list[Look], what: str, option: str) -> tuple[Kind, str]:
-    """The kind of files that say nothing, such as empty ones."""
-    if all(each.shares["alpha"] < 1 for each in unclear):
-        return Kind("alpha"), WORDS["alpha"]
-    if {value for each in unclear for value in each.levels} <= {0, 255, 65535}:
-        return LIGHT, WORDS["light"]
-    return _of_numbers(unclear, what, option)
 
 
 def _of_numbers(looks: list[Look], what: str, option: str) -> tuple[Kind, str]:
