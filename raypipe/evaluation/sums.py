@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from fractions import Fraction
+
+UNIT_BITS = 1074  # every float is a whole multiple of 2 ** -1074, the smallest one above 0
 
 
 class Sums:
@@ -18,7 +19,8 @@ class Sums:
         """columns: what is summed, numbers or lists of numbers. rows: images to begin with, as `add` takes them."""
         self.images = 0
         self.lacking: Counter[str] = Counter()  # images by column: no value, or a list in which one is missing
-        self._sums: dict[str, list[tuple[Fraction, int]]] = {name: [] for name in columns}  # by element, of how many
+        self._totals: dict[str, list[int]] = {name: [] for name in columns}  # by element, in units of 2 ** -UNIT_BITS
+        self._counts: dict[str, list[int]] = {name: [] for name in self._totals}  # images that have the element
         self._lists: set[str] = set()
         for row in rows:
             self.add(row)
@@ -29,33 +31,39 @@ class Sums:
         Raises ValueError when a column's list has another length than before; an empty one is no measure.
         """
         self.images += 1
-        for name, sums in self._sums.items():
-            value = row.get(name)
+        for name, totals in self._totals.items():
+            value, counts = row.get(name), self._counts[name]
             elements = value if isinstance(value, list) else [value]
             if isinstance(value, list) and value:
-                if name in self._lists and len(value) != len(sums):
-                    raise ValueError(f"{name}: lists of {len(sums)} and of {len(value)} numbers do not add up")
+                if name in self._lists and len(value) != len(totals):
+                    raise ValueError(f"{name}: lists of {len(totals)} and of {len(value)} numbers do not add up")
                 self._lists.add(name)
-            sums += [(Fraction(), 0)] * (len(elements) - len(sums))
             for i, element in enumerate(elements):
+                if i == len(totals):
+                    totals.append(0), counts.append(0)
                 if is_measure(element):
-                    sums[i] = sums[i][0] + Fraction(element), sums[i][1] + 1
+                    over, under = element.as_integer_ratio()  # under: a power of two
+                    totals[i] += over << (UNIT_BITS + 1 - under.bit_length())
+                    counts[i] += 1
             self.lacking[name] += not elements or not all(map(is_measure, elements))
 
     def total(self, name: str) -> float | list[float | None] | None:
         """The sum of a column, rounded once, by element where it holds lists; None without any image that has it."""
-        return self._shown(name, [float(total) if count else None for total, count in self._sums[name]])
+        pairs = zip(self._totals[name], self._counts[name], strict=True)
+        known = [total / (1 << UNIT_BITS) if count else None for total, count in pairs]
+        return known if name in self._lists else (known or [None])[0]
 
     def count(self, name: str) -> int | list[int]:
         """The images that have a value in a column, by element where it holds lists."""
-        return self._shown(name, [count for _, count in self._sums[name]]) or 0
+        counts = self._counts[name]
+        return list(counts) if name in self._lists else sum(counts)
 
     def mean(self, name: str) -> float | list[float | None] | None:
         """The mean of a column over the images that have it, by element where it holds lists; None without any."""
-        return self._shown(name, [float(total) / count if count else None for total, count in self._sums[name]])
-
-    def _shown(self, name: str, values: list):
-        return values if name in self._lists else (values or [None])[0]
+        total, count = self.total(name), self.count(name)
+        if name not in self._lists:
+            return None if total is None else total / count
+        return [None if each is None else each / n for each, n in zip(total, count, strict=True)]
 
 
 def is_measure(value) -> bool:
