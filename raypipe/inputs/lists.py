@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from raypipe import storage
 from raypipe.inputs.addresses import Addresses, Refused
-from raypipe.inputs.cells import Unusable, is_picture, leaves
-from raypipe.inputs.columns import find_column, find_folder, joined
+from raypipe.inputs.columns import Unusable, find_column, find_folder, is_picture, joined, leaves
 from raypipe.inputs.items import Item, LeftOut
 from raypipe.inputs.records import LINE, Record, decode, records
 from raypipe.storage import Location

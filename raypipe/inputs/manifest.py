@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raypipe import schema, storage
 from raypipe.inputs import folders
-from raypipe.inputs.cells import checked_size, picture_of
+from raypipe.inputs.columns import picture_of
 from raypipe.inputs.items import PICTURES, Item
 from raypipe.inputs.lists import BASE64, SUFFIXES, list_entries, picture_text
 from raypipe.inputs.tables import list_tables, read_cell
@@ -223,7 +223,9 @@ def _bytes_or_error(row: dict, *, max_bytes: int) -> bytes | BadImage:
             return BadImage("fetch", "damaged", text)
         if row["column"] == BASE64:
             content = storage.read_bytes(location, start=start, length=length, max_bytes=TEXT_FACTOR * max_bytes)
-            return checked_size(picture_of(picture_text(content)), max_bytes)
+            content = picture_of(picture_text(content))
+            storage.check_size(len(content), max_bytes)
+            return content
         return storage.read_bytes(location, start=start, length=length, max_bytes=max_bytes, public=row["public"])
     except BadImage as error:
         hint = " (--max-bytes)" if error.kind == "too_large" else ""

@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from raypipe.inputs.cells import Unusable
+from raypipe.inputs.columns import Unusable
 from raypipe.inputs.items import PICTURES
 
 log = logging.getLogger("raypipe")

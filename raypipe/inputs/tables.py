@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from raypipe import storage
 from raypipe.inputs.addresses import Addresses, Refused
-from raypipe.inputs.cells import ADDRESS_FIELDS, Unusable, checked_size, is_picture, leaves, picture_of
-from raypipe.inputs.columns import find_column, find_folder
+from raypipe.inputs.columns import ADDRESS_FIELDS, Unusable, find_column, find_folder, is_picture, leaves, picture_of
 from raypipe.inputs.items import Item, LeftOut, unlisted
 from raypipe.inputs.lists import rows_of
 from raypipe.inputs.records import Record
@@ -249,4 +248,6 @@ def read_cell(location: Location, column: str, *, row: int, index: int, max_byte
         raise BadImage("fetch", "refused", f"row {row} of {location}: {error}") from error
     except Unusable as error:
         raise BadImage("fetch", "invalid", f"row {row} of {location} holds {error} in {column!r}") from error
-    return checked_size(picture_of(leaf) if isinstance(leaf, str) else leaf, max_bytes)
+    content = picture_of(leaf) if isinstance(leaf, str) else leaf
+    storage.check_size(len(content), max_bytes)
+    return content

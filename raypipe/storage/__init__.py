@@ -3,7 +3,16 @@
 Knows no run and no image: any room may use it. Never imports another room.
 """
 
-from raypipe.storage.files import check_reader, fetch_error, map_ahead, missing, patiently, read_bytes, resolve
+from raypipe.storage.files import (
+    check_reader,
+    check_size,
+    fetch_error,
+    map_ahead,
+    missing,
+    patiently,
+    read_bytes,
+    resolve,
+)
 from raypipe.storage.folder import TEMPORARY, Folder, is_local, put
 from raypipe.storage.lock import Locked, fence, hold, live_attempt
 from raypipe.storage.parquet import GROUP_ROWS, open_table, parquet_bytes, parquet_options, read_footer

@@ -100,7 +100,7 @@ def read_bytes(
     """
     location = Location(location)
     if length is not None:
-        _check_size(length, max_bytes)
+        check_size(length, max_bytes)
     try:
         read = partial(_read_remote, public=public) if split(location) else _read_local
         data = patiently(read)(location, start or 0, length, max_bytes)
@@ -132,7 +132,7 @@ def _read_local(location: str, start: int, length: int | None, max_bytes: int) -
     if not stat.S_ISREG(status.st_mode):  # before opening: a FIFO would wait for ever
         raise BadImage("fetch", "not_a_file", f"{Location(path)} is not a regular file")
     if length is None:
-        _check_size(status.st_size - start, max_bytes)
+        check_size(status.st_size - start, max_bytes)
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(-1 if length is None else length)
@@ -145,7 +145,7 @@ def _read_remote(location: str, start: int, length: int | None, max_bytes: int, 
     with filesystem.open_input_file(path) as file:
         size = file.size() - start
         if length is None:
-            _check_size(size, max_bytes)
+            check_size(size, max_bytes)
         return file.read_at(max(0, min(size, size if length is None else length)), start)
 
 
@@ -154,7 +154,7 @@ def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int, 
     if length is not None:
         return filesystem.cat_file(path, start=start, end=start + length)
     if not split(location).is_web:
-        _check_size(filesystem.size(path) - start, max_bytes)
+        check_size(filesystem.size(path) - start, max_bytes)
         return filesystem.cat_file(path, start=start)
     data = bytearray()
     # A stream of the size 1: fsspec then does not ask for the size first, which many servers refuse or answer wrongly.
@@ -162,11 +162,12 @@ def _read_fsspec(location: str, start: int, length: int | None, max_bytes: int, 
         stream.r.raise_for_status()
         while chunk := stream.read(CHUNK_BYTES):
             data += chunk
-            _check_size(len(data), max_bytes)
+            check_size(len(data), max_bytes)
     return bytes(data)
 
 
-def _check_size(size: int, max_bytes: int) -> None:
+def check_size(size: int, max_bytes: int) -> None:
+    """Raise BadImage("fetch", "too_large", message) for more bytes than may be."""
     if size > max_bytes:
         raise BadImage("fetch", "too_large", f"{size} bytes or more, the limit is {max_bytes}")
 
