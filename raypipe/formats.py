@@ -10,75 +10,62 @@ from PIL import TiffImagePlugin
 
 from raypipe.types import BadImage
 
-# First bytes -> name. `.` is any byte; the first match counts, so what is special comes before what is general.
+CONVERT = "convert it first, e.g. `magick photo.{ending} photo.png`"
+FRAMES = "extract frames first, e.g. `ffmpeg -i video.{ending} frame_%06d.png`"
+ERROR_PAGE = "a download may have brought an error page: fetch the picture again"
+# First bytes -> name, and what to do about one that is not read. `.` is any byte; the first match counts, so what is
+# special comes before what is general.
 SIGNATURES = [
-    (rb"\xff\xd8\xff\xf7", "JPEG-LS"),
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"\x89PNG\r\n\x1a\n....CgBI", "CgBI"),
-    (rb"\x89PNG\r\n\x1a\n", "PNG"),
-    (rb"\x89PNG(\n|\r\r?\n)\x1a\r?\n", "garbled PNG"),
-    (rb"RIFF....WEBP", "WebP"),
-    (rb"GIF8[79]a", "GIF"),
-    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP"),  # with the sizes that its header may have
-    (rb"II\*\x00....CR", "CR2"),
-    (rb"II[*+]\x00|MM\x00[*+]", "TIFF"),
-    (rb"IIRO|IIRS|MMOR", "ORF"),
-    (rb"IIU\x00", "RW2"),
-    (rb"FUJIFILMCCD-RAW", "RAF"),
-    (rb"....ftypcrx ", "CR3"),
-    (rb"....ftyp(avif|avis|(mif1|msf1).{0,32}avif)", "AVIF"),
-    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
-    (rb"....ftypqt  |\x00...(moov|mdat|wide)", "MOV"),
-    (rb"....ftyp(iso|mp4|avc|M4V|MSNV|dash|3g|f4v|XAVC)", "MP4"),
-    (rb"....ftyp", "ISO media"),
-    (rb"\x1aE\xdf\xa3.{0,64}webm", "WebM"),
-    (rb"\x1aE\xdf\xa3", "MKV"),
-    (rb"RIFF....AVI ", "AVI"),
-    (rb"\x00\x00\x01[\xb3\xba]", "MPG"),
-    (rb"(.{4})?G.{187}(.{4})?G.{187}(.{4})?G", "MTS"),
-    (rb"RIFF....WAVE|ID3|fLaC|OggS", "sound"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JXL"),
-    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JP2"),
-    (rb"%PDF", "PDF"),
-    (rb"8BPS", "PSD"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS"),
-    (rb"\x76\x2f\x31\x01", "EXR"),
-    (rb".{128}DICM", "DICOM"),
-    (rb"\x00\x00[\x01\x02]\x00[^\x00]", "ICO"),
-    (rb"P[1-7]\s", "PNM"),
-    (rb"\x89HDF\r\n\x1a\n", "HDF5"),
-    (rb"\x93NUMPY", "NumPy"),
-    (rb"PAR1", "Parquet"),
-    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "OLE"),
-    (rb"\x00\x05\x16[\x00\x07]", "AppleDouble"),
-    (rb"Salted__|age-encryption\.org|-----BEGIN PGP", "encrypted"),
-    (rb"PK\x03\x04|PK\x05\x06", "ZIP"),
-    (rb"\x1f\x8b", "gzip"),
-    (rb"BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "archive"),
-    (rb".{257}ustar", "tar"),
-    (rb"version https://git-lfs", "git-lfs"),
-    (rb"(\.git|\.\.|/annex)[\w/.]*/objects/\S+\s*$", "git-annex"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "HTML"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*|<!--.*)?<(!doctype )?svg", "SVG"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*<\?xml", "XML"),
+    (rb"\xff\xd8\xff\xf7", "JPEG-LS", CONVERT),
+    (rb"\xff\xd8\xff", "JPEG", CONVERT),
+    (rb"\x89PNG\r\n\x1a\n....CgBI", "CgBI", CONVERT),
+    (rb"\x89PNG\r\n\x1a\n", "PNG", CONVERT),
+    (rb"\x89PNG(\n|\r\r?\n)\x1a\r?\n", "garbled PNG", "its line ends were changed: fetch it again as binary"),
+    (rb"RIFF....WEBP", "WebP", CONVERT),
+    (rb"GIF8[79]a", "GIF", CONVERT),
+    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP", CONVERT),  # with the sizes that its header may have
+    (rb"II\*\x00....CR", "CR2", CONVERT),
+    (rb"II[*+]\x00|MM\x00[*+]", "TIFF", CONVERT),
+    (rb"IIRO|IIRS|MMOR", "ORF", CONVERT),
+    (rb"IIU\x00", "RW2", CONVERT),
+    (rb"FUJIFILMCCD-RAW", "RAF", CONVERT),
+    (rb"....ftypcrx ", "CR3", CONVERT),
+    (rb"....ftyp(avif|avis|(mif1|msf1).{0,32}avif)", "AVIF", CONVERT),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC", CONVERT),
+    (rb"....ftypqt  |\x00...(moov|mdat|wide)", "MOV", FRAMES),
+    (rb"....ftyp(iso|mp4|avc|M4V|MSNV|dash|3g|f4v|XAVC)", "MP4", FRAMES),
+    (rb"....ftyp", "ISO media", "if it is a video, extract frames first, e.g. with ffmpeg"),
+    (rb"\x1aE\xdf\xa3.{0,64}webm", "WebM", FRAMES),
+    (rb"\x1aE\xdf\xa3", "MKV", FRAMES),
+    (rb"RIFF....AVI ", "AVI", FRAMES),
+    (rb"\x00\x00\x01[\xb3\xba]", "MPG", FRAMES),
+    (rb"(.{4})?G.{187}(.{4})?G.{187}(.{4})?G", "MTS", FRAMES),
+    (rb"RIFF....WAVE|ID3|fLaC|OggS", "sound", "remove it from the input"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JXL", CONVERT),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JP2", CONVERT),
+    (rb"%PDF", "PDF", CONVERT),
+    (rb"8BPS", "PSD", CONVERT),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS", CONVERT),
+    (rb"\x76\x2f\x31\x01", "EXR", CONVERT),
+    (rb".{128}DICM", "DICOM", CONVERT),
+    (rb"\x00\x00[\x01\x02]\x00[^\x00]", "ICO", CONVERT),
+    (rb"P[1-7]\s", "PNM", CONVERT),
+    (rb"\x89HDF\r\n\x1a\n", "HDF5", "save its pictures as PNG first"),
+    (rb"\x93NUMPY", "NumPy", "save its pictures as PNG first"),
+    (rb"PAR1", "Parquet", "give the .parquet itself as the input"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "OLE", "it is a document or a thumbnail cache: remove it"),
+    (rb"\x00\x05\x16[\x00\x07]", "AppleDouble", "it holds a Mac's notes on another file: remove it from the input"),
+    (rb"Salted__|age-encryption\.org|-----BEGIN PGP", "encrypted", "decrypt it first"),
+    (rb"PK\x03\x04|PK\x05\x06", "ZIP", "unpack it first"),
+    (rb"\x1f\x8b", "gzip", "unpack it first"),
+    (rb"BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "archive", "unpack it first"),
+    (rb".{257}ustar", "tar", "give the .tar itself as the input"),
+    (rb"version https://git-lfs", "git-lfs", "it is a pointer: run `git lfs pull` first"),
+    (rb"(\.git|\.\.|/annex)[\w/.]*/objects/\S+\s*$", "git-annex", "it is a pointer: run `git annex get` first"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "HTML", ERROR_PAGE),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*|<!--.*)?<(!doctype )?svg", "SVG", CONVERT),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<\?xml", "XML", ERROR_PAGE),
 ]
-VIDEO = "MOV MP4 WebM MKV AVI MPG MTS".split()
-NO_PICTURE = {  # what to do about files that no picture converter reads
-    **{name: f"extract frames first, e.g. `ffmpeg -i video.{name.lower()} frame_%06d.png`" for name in VIDEO},
-    "ISO media": "if it is a video, extract frames first, e.g. with ffmpeg",
-    **dict.fromkeys(("ZIP", "gzip", "archive"), "unpack it first"),
-    "encrypted": "decrypt it first",
-    "tar": "give the .tar itself as the input",
-    "Parquet": "give the .parquet itself as the input",
-    **dict.fromkeys(("NumPy", "HDF5"), "save its pictures as PNG first"),
-    **dict.fromkeys(("HTML", "XML"), "a download may have brought an error page: fetch the picture again"),
-    "garbled PNG": "its line ends were changed, as in transfers as text: fetch it again as binary",
-    "git-lfs": "it is a pointer: run `git lfs pull` first",
-    "git-annex": "it is a pointer: run `git annex get` first",
-    "AppleDouble": "it holds a Mac's notes on another file: remove it from the input",
-    "OLE": "it is a Microsoft document or a thumbnail cache: remove it from the input",
-    "sound": "remove it from the input",
-}
 
 # TIFF tags (TIFF 6.0, DNG 1.7) and the values that tell a camera's sensor data from a picture
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, MAKE = 254, 256, 257, 258, 259, 262, 271
@@ -97,7 +84,7 @@ def identify(data: bytes) -> tuple[str, bytes]:
     if not data:
         raise BadImage("decode", "empty", "the file has zero bytes")
     head = data[:1024]
-    name = next((name for pattern, name in SIGNATURES if re.match(pattern, head, re.DOTALL)), "")
+    name = next((name for pattern, name, _ in SIGNATURES if re.match(pattern, head, re.DOTALL)), "")
     if name == "TIFF":
         return _tiff(data)
     if name:
@@ -126,10 +113,10 @@ def way_out(name: str, data: bytes) -> str:
         return (
             f"{name} is not an image; it begins {beginning!r}: fetch the picture again, or remove this from the input"
         )
-    if name in NO_PICTURE:
-        return f"{name} is not an image; {NO_PICTURE[name]}"
-    kind = f"{name} (camera RAW)" if name in RAW else name
-    return f"{kind} is not read; convert it first, e.g. `magick photo.{name.lower()} photo.png`"
+    advice = next((advice for _, known, advice in SIGNATURES if known == name), CONVERT)
+    what = f"{name} (camera RAW)" if name in RAW else name
+    verb = "is not read" if advice == CONVERT else "is not an image"
+    return f"{what} {verb}; {advice.format(ending=name.lower())}"
 
 
 # TIFF
@@ -142,18 +129,19 @@ def _tiff(data: bytes) -> tuple[str, bytes]:
         first = pages[0]
     except Exception:  # damaged: decoding it as a TIFF says how
         return "TIFF", data
-    maker = str(first.get(MAKE, "")).upper().split(" ")[0]
+    maker, size = str(first.get(MAKE, "")).upper().split(" ")[0], _area(first)
     if DNG_VERSION in first:
         return "DNG", data
     if any(tags.get(PHOTOMETRIC) in SENSOR or tags.get(COMPRESSION) in RAW_COMPRESSIONS for tags in pages):
         return RAW_MAKERS.get(maker, "RAW"), data
-    full = next((tags for tags in pages if not _is_partial(tags) and _area(tags) >= _area(first)), None)
+    full = next((tags for tags in pages if not _is_partial(tags) and _area(tags) >= size), None)
     if full is first:
         return "TIFF", data
     if full is None:  # the small copy is all there is
         return RAW_MAKERS.get(maker, "TIFF"), data
     width = 8 if _is_big(data) else 4  # bytes of a place; that of the first page stands in the second such field
-    return "TIFF", data[:width] + full.place.to_bytes(width, _order(data)) + data[2 * width :]
+    place = full.place.to_bytes(width, "little" if data[:1] == b"I" else "big")
+    return "TIFF", data[:width] + place + data[2 * width :]
 
 
 def _directories(data: bytes) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
@@ -176,10 +164,6 @@ def _directories(data: bytes) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]
             places += [tags.next, *(subs if isinstance(subs, tuple) else (subs,))]
         seen.add(place)
         yield tags
-
-
-def _order(data: bytes) -> str:
-    return "little" if data[:1] == b"I" else "big"
 
 
 def _is_big(data: bytes) -> bool:

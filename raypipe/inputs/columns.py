@@ -81,7 +81,7 @@ def is_picture(text: str) -> bool:
 
 def is_known(content: bytes) -> bool:
     """Whether bytes begin like a picture or another file whose kind can be told."""
-    return any(re.match(pattern, content, re.DOTALL) for pattern, _ in SIGNATURES)
+    return any(re.match(pattern, content, re.DOTALL) for pattern, _, _ in SIGNATURES)
 
 
 def picture_of(text: str) -> bytes:
