@@ -9,7 +9,7 @@ import base64
 import binascii
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import unquote_to_bytes
 
 from raypipe import storage
@@ -103,32 +103,31 @@ def _decoded(text: str, *, whole: bool = True) -> bytes:
 
 
 def find_column(
-    columns: Mapping[str, Sequence[object]], column: str | None, addresses: Addresses, *, shown: str = ""
+    records: Sequence[dict], names: Collection[str], column: str | None, addresses: Addresses, *, shown: str = ""
 ) -> str:
     """The asked-for column, or the one whose values are pictures or their addresses.
 
-    columns: name -> its first values. shown: all columns with their types, for the error. Raises ValueError when the
-    column is not there, and when none or several may be meant.
+    records: the first ones. names: columns that may be meant. shown: all columns with their types, for the error.
+    Raises ValueError when the column is not there, and when none or several may be meant.
     """
-    shown = shown or ", ".join(map(repr, columns))
+    shown = shown or ", ".join(map(repr, names))
+    if column in names:
+        return column
     if column is not None:
-        if column in columns:
-            return column
         raise ValueError(f"no column {column!r}; the columns are {shown}; choose one with --column")
-    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    scores = {name: _score(name, records, addresses) for name in columns}
+    scores = {name: _score(name, records, addresses) for name in names}
     best = max(scores.values(), default=UNLIKELY)
-    names = [name for name in columns if scores[name] == best]
+    found = [name for name in scores if scores[name] == best]
     if best == UNLIKELY:
         raise ValueError(
             f"no column is named like one of images, or holds any; the columns are {shown}; choose one with --column"
         )
-    rank = max(map(_rank, names))
-    names = [name for name in names if _rank(name) == rank]
-    if len(names) > 1:
-        several = f"several columns may hold the image: {', '.join(names)}; choose one with --column"
+    rank = max(map(_rank, found))
+    found = [name for name in found if _rank(name) == rank]
+    if len(found) > 1:
+        several = f"several columns may hold the image: {', '.join(found)}; choose one with --column"
         raise ValueError(f"{several}; the columns are {shown}")
-    return names[0]
+    return found[0]
 
 
 def find_folder(records: Sequence[dict], column: str, addresses: Addresses) -> str | None:
@@ -164,7 +163,7 @@ def _score(name: str, records: Sequence[dict], addresses: Addresses) -> float:
     found = []
     for record in records:
         try:
-            found += [leaf for leaf in leaves(record[name]) if leaf is not None]
+            found += [leaf for leaf in leaves(record.get(name)) if leaf is not None]
         except Unusable:
             found.append(None)
     if not found:

@@ -70,7 +70,7 @@ def _columns(seen: list[Record], column: str | None, addresses: Addresses) -> tu
         if column is not None:
             raise ValueError(f"--column {column!r} has no effect: the list has no columns")
         return LINE, None
-    name = find_column({name: [record.get(name) for record in cells] for name in names}, column, addresses)
+    name = find_column(cells, names, column, addresses)
     return name, find_folder(cells, name, addresses)
 
 

@@ -100,7 +100,7 @@ def _planned(location: Location, column: str | None, addresses: Addresses) -> tu
     if [*kinds.values()] == ["bytes"] or kinds.get(column) == "bytes":
         return column or next(iter(kinds)), None, True
     seen = _sample(location, kinds)
-    name = find_column({name: [row.get(name) for row in seen] for name in kinds}, column, addresses, shown=shown)
+    name = find_column(seen, kinds, column, addresses, shown=shown)
     if kinds[name] == "bytes":
         return name, None, True
     first = next((leaf for row in seen for leaf in _leaves(row.get(name)) if leaf), None)
