@@ -245,6 +245,11 @@ def test_a_jpeg_without_its_last_pixels_is_truncated(tail, options, image):
             assert kind_of(plain[:at] + tail)[0] == "truncated"
 
 
+def test_a_jpeg_that_begins_twice_is_read(image):
+    plain = encoded(image)["plain.jpg"]
+    assert same_pixels(plain[:2] + plain, plain)
+
+
 def test_a_cut_jpeg_in_front_of_other_data_is_not_taken_for_a_whole_one(image):
     plain = encoded(image)["plain.jpg"]
     for tail in (b"\xff\xe5" + JUNK, b"\x12\xff\x42" + JUNK + b"\xff\xd9", b"\xff\xfe\xff\xd9"):

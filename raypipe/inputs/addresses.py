@@ -16,7 +16,8 @@ from raypipe.inputs import folders
 from raypipe.inputs.items import Item
 from raypipe.storage import Location
 
-ODD = re.compile(r"""[^\x20-\x7e]|[%\\"']""")  # a name with one of these may be spelled otherwise on the disk
+ODD = re.compile(r"""[^\x20-\x7e]|[%\\"']|\s-?\d+$""")  # a name with one of these may be spelled otherwise on the disk
+NUMBER = re.compile(r"\s+-?\d+$")  # of a class, behind a name
 DRIVE = re.compile(r"[A-Za-z]:[\\/]+")
 QUOTES = "\"'"
 ENDPOINT = re.compile(r"endpoint_override=(?:https?://)?([^/&]+)")
@@ -42,8 +43,8 @@ class Addresses:
 
         The key of a relative entry is the entry itself, normalised and without leading `..`; that of an absolute path
         is the path, that of a URI host or bucket and path: no scheme, no credentials, no query of a web address. A file
-        that is not there by this name is looked for with `/` for `\\`, without quotes, and under a name of another
-        Unicode form or percent quoting, if one file has it.
+        that is not there by this name is looked for with `/` for `\\`, without quotes or a number behind it, and under
+        a name of another Unicode form or percent quoting, if one file has it.
         Raises Refused, and ValueError where what reads the scheme is not installed.
         """
         text, location = self._meant(entry)
@@ -117,6 +118,7 @@ def _spellings(entry: str, *, is_local: bool) -> Iterator[str]:
     if is_local:
         with contextlib.suppress(UnicodeEncodeError):
             yield os.fsdecode(plain.encode("cp1252"))  # as an old disk has the bytes of such a list
+        yield NUMBER.sub("", plain)
     yield plain if plain.startswith("\\\\") else plain.replace("\\", "/")
 
 
