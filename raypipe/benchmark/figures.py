@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -58,7 +60,7 @@ class Figure:
 
     def row(self) -> dict:
         """As a row of SCHEMA."""
-        values = list(self.values)
+        values = self.values
         numbers = (statistics.median(values), min(values), max(values)) if values else (None,) * 3
         cells = (self.benchmark, self.figure, self.unit, *numbers, len(values), self.note)
         return dict(zip(SCHEMA.names, cells, strict=True))
@@ -103,10 +105,10 @@ def load() -> list[float]:
 
 
 def _measured_on(environment: dict) -> str:
-    machine, packages = environment["machine"], environment["packages"]
+    machine = environment["machine"]
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    versions = ", ".join([f"Python {environment['python']}", *(f"{name} {packages[name]}" for name in packages)])
-    loads = " to ".join(str(load[0]) for load in (environment["load"], environment["load_after"]))
+    versions = ", ".join(map(" ".join, [("Python", environment["python"]), *environment["packages"].items()]))
+    loads = f"{environment['load'][0]} to {environment['load_after'][0]}"
     return (
         f"Measured {environment['time']} on {machine['cpus']} x {machine['processor']}, {machine['memory_gb']} GB{gpu}"
         f" ({machine['system']}), load average {loads}; commit {environment['git_commit'] or 'unknown'}; {versions}."
@@ -114,12 +116,9 @@ def _measured_on(environment: dict) -> str:
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def _gpu() -> str:

@@ -32,6 +32,7 @@ WORKERS = 2  # of every run but one
 BATCH = 32  # images per call of the empty method
 FIRST = 64  # images of the job whose first row is waited for
 STALL = 300.0  # seconds without any finished task after which a job is given up
+NO_PROC = "needs /proc (Linux)"
 ACTOR = "LabelOnCpu"  # in the command line of Ray's processes that run the method
 
 
@@ -50,33 +51,25 @@ class Outcome(NamedTuple):
     """How a run went. Times in seconds since the epoch."""
 
     start: float
-    end: float
     output: str  # the run's folder; "" for bare loops
     commits: tuple[tuple[float, int], ...]  # (time, rows) of each, in order; () for bare loops
     rate: float  # images per second of all workers, start-up excluded
     cpu: float | None  # seconds per image of bare loops
 
 
-class Session(NamedTuple):
-    """All runs of one measurement, and what the processes used meanwhile."""
-
-    outcomes: dict[Spec, list[Outcome]]
-    samples: list[Sample]
-    driver: int  # pid of the child
-
-
 class Measured(NamedTuple):
     """What the figures of one benchmark are made of."""
 
     runs: list[list[Outcome]]  # of each of the benchmark's specs, round by round
-    session: Session
+    samples: list[Sample]  # what the processes used during all runs
+    driver: int  # pid of the child that made them
     sizes: Sizes
     photos: str  # the folders of the images and of all runs
     folder: str
 
     def slopes(self, values: Sequence[float]) -> list[float]:
         """How much a value, given at each sample, grows per image in each round of the first spec."""
-        return [steady_slope(self.session, outcome, values, self.sizes) for outcome in self.runs[0]]
+        return [steady_slope(self.samples, outcome, values, self.sizes) for outcome in self.runs[0]]
 
 
 def measure(names: Sequence[str], sizes: Sizes, folder: str) -> list[Figure]:
@@ -85,20 +78,24 @@ def measure(names: Sequence[str], sizes: Sizes, folder: str) -> list[Figure]:
         return [Figure(name, JOBS[name].title, note="needs Ray: pip install 'ray[data]'") for name in names]
     photos = os.path.join(folder, "photos")
     # Every round in the same order; a run that two benchmarks want comes once a round.
-    specs = [*dict.fromkeys(spec for name in names for spec in JOBS[name].runs(sizes))] * sizes.repeats
+    wanted = specs_of(sizes)
+    specs = [*dict.fromkeys(spec for name in names for spec in wanted[name])] * sizes.repeats
     assert max([FIRST, *(spec.images for spec in specs)]) <= sizes.corpus
     write_photographs(photos, sizes.corpus)
-    session = run_session(specs, photos, folder) if specs else Session({}, [], 0)
-    return [figure for name in names for figure in _figures(name, session, sizes, photos, folder)]
-
-
-def _figures(name: str, session: Session, sizes: Sizes, photos: str, folder: str) -> list[Figure]:
-    """Those of one benchmark; a failure is a row, since the others took minutes."""
-    runs = [session.outcomes[spec] for spec in JOBS[name].runs(sizes)]
-    try:
-        return JOBS[name].figures(Measured(runs, session, sizes, photos, folder))
-    except RuntimeError as error:
-        return [Figure(name, JOBS[name].title, note=f"{FAILED}: {error}")]
+    outcomes, samples, driver = defaultdict(list), [], 0
+    if specs:
+        with processes.Watched(run_all, specs, photos, folder) as child:
+            samples, driver = child.watched(), child.process.pid
+            for spec, outcome in zip(specs, child.result(), strict=True):
+                outcomes[spec].append(outcome)
+    figures = []
+    for name in names:
+        runs = [outcomes[spec] for spec in wanted[name]]
+        try:
+            figures += JOBS[name].figures(Measured(runs, samples, driver, sizes, photos, folder))
+        except RuntimeError as error:  # a row, since the others took minutes
+            figures.append(Figure(name, JOBS[name].title, note=f"{FAILED}: {error}"))
+    return figures
 
 
 def write_photographs(folder: str, count: int) -> None:
@@ -119,16 +116,6 @@ def write_photographs(folder: str, count: int) -> None:
 # Running
 
 
-def run_session(specs: Sequence[Spec], photos: str, folder: str) -> Session:
-    """Run the specs in order in a child with its own Ray, and watch it."""
-    with processes.Child(run_all, list(specs), photos, folder) as child:
-        samples = child.watched()
-        outcomes = defaultdict(list)
-        for spec, outcome in zip(specs, child.result(), strict=True):
-            outcomes[spec].append(outcome)
-        return Session(dict(outcomes), samples, child.process.pid)
-
-
 def run_all(specs: Sequence[Spec], photos: str, folder: str) -> list[Outcome]:
     """In the child: every run on one Ray."""
     from raypipe.runtime import cluster
@@ -147,11 +134,10 @@ def on_ray(spec: Spec, photos: str, output: str) -> Outcome:
     from raypipe.pipeline.job import Label
     from raypipe.pipeline.label import label
 
-    job = Label(photos, output, limit=spec.images, actors=spec.workers, batch_size=spec.batch)
-    start = time.time()
+    job, start = Label(photos, output, limit=spec.images, actors=spec.workers, batch_size=spec.batch), time.time()
     label(job, Sleeper(sleep=spec.sleep))
-    times = commit_times(output)
-    return Outcome(start, time.time(), output, times, steady_rate(times, spec.workers), None)
+    commits = commit_times(output)
+    return Outcome(start, output, commits, steady_rate(commits, spec.workers), None)
 
 
 def bare_loops(spec: Spec, photos: str) -> Outcome:
@@ -159,9 +145,8 @@ def bare_loops(spec: Spec, photos: str) -> Outcome:
     start = time.time()
     with ThreadPoolExecutor(spec.workers) as pool:
         loops = [pool.submit(processes.call, bare_loop, spec, photos, i) for i in range(spec.workers)]
-    results = [loop.result() for loop in loops]
-    rate = sum(rate for rate, _ in results)
-    return Outcome(start, time.time(), "", (), rate, float(np.mean([cpu for _, cpu in results])))
+    rates, costs = zip(*(loop.result() for loop in loops), strict=True)
+    return Outcome(start, "", (), sum(rates), float(np.mean(costs)))
 
 
 def bare_loop(spec: Spec, photos: str, worker: int) -> tuple[float, float]:
@@ -214,46 +199,41 @@ def _efficiency(measured: Measured) -> list[Figure]:
     figures, rates = [], [[outcome.rate for outcome in outcomes] for outcomes in measured.runs]
     note = f"{WORKERS} workers, batches of {measured.sizes.batch}"
     for sleep, on_ray, bare in ((SHORT, *rates[:2]), (LONG, *rates[2:])):
-        method = f"method of {sleep * 1000:g} ms"
-        figures += [
-            Figure("efficiency", f"{method}: rate", "images/s", on_ray, note),
-            Figure("efficiency", f"{method}: rate / bare loops", "x", ratios(on_ray, bare), "1 is no loss"),
-        ]
+        title = f"method of {sleep * 1000:g} ms: rate"
+        figures.append(Figure("efficiency", title, "images/s", on_ray, note))
+        figures.append(Figure("efficiency", f"{title} / bare loops", "x", ratios(on_ray, bare), "1 is no loss"))
     return figures
 
 
 def _scaling(measured: Measured) -> list[Figure]:
     one, two = ([outcome.rate for outcome in outcomes] for outcomes in measured.runs)
-    return [Figure("scaling", "rate of 2 workers / 1 worker", "x", ratios(two, one), "method of 20 ms; 2 is ideal")]
+    return [Figure("scaling", JOBS["scaling"].title, "x", ratios(two, one), "method of 20 ms; 2 is ideal")]
 
 
 def _overhead(measured: Measured) -> list[Figure]:
     alone = [outcome.cpu * 1000 for outcome in measured.runs[1]]
     figures = [Figure("overhead", "CPU per image, bare loop", "ms", alone, "decode, empty method, encode")]
-    samples = measured.session.samples
-    if not samples:
-        return [*figures, Figure("overhead", JOBS["overhead"].title, note="needs /proc (Linux)")]
-    whole = [1000 * cost for cost in measured.slopes(processes.cpu_seconds(samples))]
+    title = JOBS["overhead"].title
+    if not measured.samples:
+        return [*figures, Figure("overhead", title, note=NO_PROC)]
+    whole = [1000 * cost for cost in measured.slopes(processes.cpu_seconds(measured.samples))]
     added = np.subtract(whole, alone).tolist()
     note = f"all processes of the job while it ran; images of {WIDTH} x {HEIGHT}"
-    return [
-        *figures,
-        Figure("overhead", "CPU per image, pipeline", "ms", whole, note),
-        Figure("overhead", JOBS["overhead"].title, "ms", added, f"empty method, batches of {BATCH}"),
-    ]
+    figures.append(Figure("overhead", "CPU per image, pipeline", "ms", whole, note))
+    return [*figures, Figure("overhead", title, "ms", added, f"empty method, batches of {BATCH}")]
 
 
 def _memory(measured: Measured) -> list[Figure]:
-    (_, samples, driver), sizes = measured.session, measured.sizes
-    title, note = JOBS["memory"].title, f"{sizes.corpus:,} images, the first {sizes.settled:,} left out"
+    samples, sizes, title = measured.samples, measured.sizes, JOBS["memory"].title
     if not samples:
-        return [Figure("memory", title, note="needs /proc (Linux)")]
+        return [Figure("memory", title, note=NO_PROC)]
+    note = f"{sizes.corpus:,} images, the first {sizes.settled:,} left out"
     series = {
-        "driver": memory_of(samples, lambda pid, _: pid == driver),
+        "driver": memory_of(samples, lambda pid, _: pid == measured.driver),
         "2 actors": memory_of(samples, lambda _, used: ACTOR in used.command, number=2),
     }
-    grown = {who: [1000 * slope for slope in measured.slopes(used)] for who, used in series.items()}
-    return [Figure("memory", f"{title}, {who}", "MB", grown[who], note) for who in grown]
+    grown = {who: np.multiply(measured.slopes(used), 1000).tolist() for who, used in series.items()}
+    return [Figure("memory", f"{title}, {who}", "MB", values, note) for who, values in grown.items()]
 
 
 def _resume(measured: Measured) -> list[Figure]:
@@ -261,7 +241,7 @@ def _resume(measured: Measured) -> list[Figure]:
     again = [timed(processes.call, start_again, measured.photos, output) for _ in range(sizes.repeats)]
     imported = any(ray_imported for _, ray_imported in again)
     note = f"{sizes.corpus:,} images, all done; with the start of Python; Ray {'IS' if imported else 'is not'} imported"
-    return [Figure("resume", "second start of a finished run", "s", [seconds for seconds, _ in again], note)]
+    return [Figure("resume", JOBS["resume"].title, "s", [seconds for seconds, _ in again], note)]
 
 
 def start_again(photos: str, output: str) -> bool:
@@ -283,7 +263,8 @@ def _first_row(measured: Measured) -> list[Figure]:
             output, options = os.path.join(measured.folder, f"first-{i}{arm}"), ["--local"] * (arm == "--local")
             seconds[arm].append(processes.call(wait_for_first_row, measured.photos, output, options))
     note = "`raypipe label kmeans`, from the start of the process"
-    return [Figure("first-row", f"to the first committed row, {arm}", "s", seconds[arm], note) for arm in seconds]
+    title = JOBS["first-row"].title
+    return [Figure("first-row", f"{title}, {arm}", "s", values, note) for arm, values in seconds.items()]
 
 
 def wait_for_first_row(photos: str, output: str, options: Sequence[str]) -> float:
@@ -303,7 +284,7 @@ def memory_of(samples: Sequence[Sample], counts: Callable, *, number: int = 1) -
     return [sum(memory) if len(memory) >= number else float("nan") for memory in found]
 
 
-def steady_slope(session: Session, outcome: Outcome, values: Sequence[float], sizes: Sizes) -> float:
+def steady_slope(samples: Sequence[Sample], outcome: Outcome, values: Sequence[float], sizes: Sizes) -> float:
     """How much a value, given at each sample, grows per committed image of a run: the straight line that fits best.
 
     The first `settled` images do not count, nor the last fifth, where no new work begins, nor samples without a number.
@@ -311,7 +292,7 @@ def steady_slope(session: Session, outcome: Outcome, values: Sequence[float], si
     """
     times = np.array([moment for moment, _ in outcome.commits])
     total = np.concatenate([[0], np.cumsum([rows for _, rows in outcome.commits])])
-    moments = np.array([sample.time for sample in session.samples])
+    moments = np.array([sample.time for sample in samples])
     rows = total[np.searchsorted(times, moments)]  # committed before each sample
     values = np.array(values)
     steady = (moments >= outcome.start) & (rows >= sizes.settled) & (rows <= 0.8 * total[-1]) & np.isfinite(values)
@@ -323,35 +304,37 @@ def steady_slope(session: Session, outcome: Outcome, values: Sequence[float], si
 # What runs
 
 
-def _sleeping(sizes: Sizes, sleep: float) -> list[Spec]:
-    """The same work on Ray and in bare loops; the loops need no long run."""
-    images = round(sizes.steady * 2 / sleep)
-    bare = Spec(max(images // 4, 4 * sizes.batch), sleep, batch=sizes.batch, bare=True)
-    return [Spec(images, sleep, batch=sizes.batch), bare]
+def specs_of(sizes: Sizes) -> dict[str, list[Spec]]:
+    """The runs that each benchmark needs in a round."""
 
+    def sleeping(sleep: float) -> list[Spec]:  # on Ray and in bare loops, which need no long run
+        images = round(sizes.steady * 2 / sleep)
+        bare = Spec(max(images // 4, 4 * sizes.batch), sleep, batch=sizes.batch, bare=True)
+        return [Spec(images, sleep, batch=sizes.batch), bare]
 
-def _one_and_two(sizes: Sizes) -> list[Spec]:
-    two = _sleeping(sizes, LONG)[0]
-    return [replace(two, images=two.images // 2, workers=1), two]
+    long, whole = sleeping(LONG), Spec(sizes.corpus)
+    return {
+        "efficiency": sleeping(SHORT) + long,
+        "scaling": [replace(long[0], images=long[0].images // 2, workers=1), long[0]],
+        "overhead": [whole, Spec(sizes.corpus // 4, workers=1, bare=True)],
+        "memory": [whole],
+        "resume": [whole],
+        "first-row": [],
+    }
 
 
 class Job(NamedTuple):
-    """A benchmark: its main figure, what makes its figures, and the runs it needs in each round."""
+    """A benchmark: its main figure, and what makes its figures."""
 
     title: str
     figures: Callable[[Measured], list[Figure]]
-    runs: Callable[[Sizes], Sequence[Spec]] = lambda sizes: ()
 
 
 JOBS = {
-    "efficiency": Job("rate / bare loops", _efficiency, lambda sizes: _sleeping(sizes, SHORT) + _sleeping(sizes, LONG)),
-    "scaling": Job("rate of 2 workers / 1 worker", _scaling, _one_and_two),
-    "overhead": Job(
-        "CPU per image added",
-        _overhead,
-        lambda sizes: [Spec(sizes.corpus), Spec(sizes.corpus // 4, workers=1, bare=True)],
-    ),
-    "memory": Job("growth per 1,000 images", _memory, lambda sizes: [Spec(sizes.corpus)]),
-    "resume": Job("second start of a finished run", _resume, lambda sizes: [Spec(sizes.corpus)]),
+    "efficiency": Job("rate / bare loops", _efficiency),
+    "scaling": Job("rate of 2 workers / 1 worker", _scaling),
+    "overhead": Job("CPU per image added", _overhead),
+    "memory": Job("growth per 1,000 images", _memory),
+    "resume": Job("second start of a finished run", _resume),
     "first-row": Job("to the first committed row", _first_row),
 }

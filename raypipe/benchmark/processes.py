@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-import pickle
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from raypipe.runtime.child import Child
+
 # One thread per process, as in Ray's workers; to be set before numpy is imported, hence for a new process.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-CALL = (
-    "import pickle, sys; from pathlib import Path; folder = Path(sys.argv[1]);"
-    "function, arguments = pickle.loads((folder / 'call').read_bytes());"
-    "(folder / 'result').write_bytes(pickle.dumps(function(*arguments)))"
-)
 SAMPLE_EVERY = 0.2  # seconds
 
 
@@ -38,34 +31,12 @@ class Sample(NamedTuple):
     used: dict[tuple[int, str], Used]  # by pid and start time, since pids come again
 
 
-class Child:
-    """A function called in a new Python process. A context: a child that still runs at its end is ended."""
+class Watched(Child):
+    """A child with one thread, and with a Ray of its own: a cluster's other machines would not see the images."""
 
     def __init__(self, function: Callable, *arguments):
-        self._kept = tempfile.TemporaryDirectory(prefix="raypipe-benchmark-")
-        self._folder = Path(self._kept.name)
-        (self._folder / "call").write_bytes(pickle.dumps((function, arguments)))
-        with open(self._folder / "log", "wb") as log:
-            command = [sys.executable, "-c", CALL, str(self._folder)]
-            self.process = subprocess.Popen(command, env=child_environment(), stdout=log, stderr=subprocess.STDOUT)
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
-        self._kept.cleanup()
-
-    def result(self):
-        """What the function returned. Raises RuntimeError with the child's last words when it failed."""
-        self.process.wait()
-        file = self._folder / "result"
-        if not file.exists():
-            words = (self._folder / "log").read_text(errors="replace").strip().splitlines()[-5:]
-            raise RuntimeError(f"the measuring process ended with {self.process.returncode}: {' / '.join(words)}")
-        return pickle.loads(file.read_bytes())
+        alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        super().__init__(alone | ONE_THREAD, function, *arguments)
 
     def watched(self) -> list[Sample]:
         """Samples of the child and all processes below it, until it ends; [] where there is no /proc."""
@@ -77,14 +48,9 @@ class Child:
         return samples
 
 
-def child_environment() -> dict[str, str]:
-    """One thread, and a Ray of its own: a cluster's other machines would not see the images."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | ONE_THREAD
-
-
 def call(function: Callable, *arguments):
     """The function's result, computed in a child."""
-    with Child(function, *arguments) as child:
+    with Watched(function, *arguments) as child:
         return child.result()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,17 +16,18 @@ COLOURS = np.array(
 OUTSIDE, HALO = len(COLOURS) + 1, len(COLOURS) + 2  # palette entries after 0 = transparent and the masks' colours
 
 
-def overlay(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None = None) -> np.ndarray:
+def overlay(image: np.ndarray, found: Iterable[np.ndarray], foreground: np.ndarray | None = None) -> np.ndarray:
     """An image in grey with its masks in colour and what lies outside the foreground darkened.
 
-    image: RGB uint8 (H, W, 3). found: bool (N, H, W). foreground: bool (H, W). Returns RGB uint8 (H, W, 3). Grey, so
-    that an orange mask shows on an orange animal.
+    image: RGB uint8 (H, W, 3). found: bool masks, and foreground: bool, of this or of any other size. Returns RGB uint8
+    (H, W, 3). Grey, so that an orange mask shows on an orange animal.
     """
     import cv2
 
+    found, size = [shrunk(mask, image.shape[:2]) for mask in found], image.shape[:2]
     picture = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None].repeat(3, 2).astype(np.float32)
     if foreground is not None:
-        picture[~foreground] *= 0.35
+        picture[~shrunk(foreground, size)] *= 0.35
     for i in draw_order([mask.sum() for mask in found]):
         picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * COLOURS[i % len(COLOURS)]
     return picture.round().astype(np.uint8)

@@ -157,8 +157,6 @@ def _last(place: str) -> str:
 
 def _tile(content: bytes | BadImage, row: dict, box: tuple[int, int], max_pixels: int) -> Tile:
     """One image and its masks, drawn at the size it is shown in. Raises BadImage if the original changed."""
-    import cv2
-
     if isinstance(content, BadImage):
         raise content
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
@@ -166,11 +164,6 @@ def _tile(content: bytes | BadImage, row: dict, box: tuple[int, int], max_pixels
     image = images.decode(content, max_pixels=max_pixels)
     height, width = image.shape[:2]
     size = scaled((height, width), max(height, width) * min(box[0] / height, box[1] / width))
-
-    def small(rle: dict) -> np.ndarray:
-        mask = masks.decode_rle(rle).astype(np.uint8)
-        return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
-
-    found = np.array([small(segment) for segment in row["segments"]], bool).reshape(-1, *size)
-    picture, foreground = resized(image, size), row["foreground"] and small(row["foreground"])
-    return Tile(picture, overlay(picture, found, foreground), row["key"])
+    found, foreground = map(masks.decode_rle, row["segments"]), row["foreground"]
+    picture = resized(image, size)
+    return Tile(picture, overlay(picture, found, foreground and masks.decode_rle(foreground)), row["key"])

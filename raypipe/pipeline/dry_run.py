@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -20,6 +16,7 @@ from raypipe.pipeline.job import Label, list_images, open_run, plan_work
 from raypipe.pipeline.moved import refuse_moved
 from raypipe.pipeline.stages import Work
 from raypipe.runtime import cores
+from raypipe.runtime.child import Child
 from raypipe.runtime.progress import count_of_images, duration
 from raypipe.storage import Location, parquet_bytes
 from raypipe.types import Segmenter
@@ -54,17 +51,10 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
         refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
     device = cores.device_here(job.device, gpus=work.gpus)
     actors = _actors(job, work, device)
-    result = Estimate(
-        method=work.segmenter.name,
-        **({"foreground": str(work.foreground)} if work.foreground else {}),
-        needs=_needs(work),
-        licence=_licence(work),
-        input=str(Location(job.input)),
-        images=len(images),
-        pending=len(pending),
-        device=device,
-        actors=actors,
-    )
+    foreground, counts = str(work.foreground or ""), {"images": len(images), "pending": len(pending)}
+    result = Estimate({"method": work.segmenter.name} | ({"foreground": foreground} if foreground else {}))
+    result |= {"needs": _needs(work), "licence": _of_both(work, "licence", "of"), "input": str(Location(job.input))}
+    result |= counts | {"device": device, "actors": actors}
     if job.timing and len(pending):
         result |= _expected(job, work, pending, device=device, actors=actors)
     return result
@@ -90,28 +80,24 @@ def _expected(job: Label, work: Work, pending: pa.Table, *, device: str, actors:
 
 
 def _needs(work: Work) -> str:
-    """The weights of the method and of what computes its foreground."""
-    foreground = work.finder.needs if work.finder else ""
-    needs = work.segmenter.needs, foreground and f"for the foreground: {foreground}"
-    return "; ".join(filter(None, needs)) or "nothing"
+    return _of_both(work, "needs", "for") or "nothing"
 
 
-def _licence(work: Work) -> str:
-    """The licences of the method and of what computes its foreground."""
-    if work.finder is None:
-        return work.segmenter.licence
-    return f"{work.segmenter.licence}; of the foreground: {work.finder.licence}"
+def _of_both(work: Work, fact: str, word: str) -> str:
+    """What the method has for a fact, and what computes its foreground."""
+    its = work.finder and getattr(work.finder, fact)
+    return "; ".join(filter(None, (getattr(work.segmenter, fact), its and f"{word} the foreground: {its}")))
 
 
-def _actors(job, work: Work, device: str) -> int:
+def _actors(job: Label, work: Work, device: str) -> int:
     """Actors of a run on this machine; on a cluster its size decides when the job starts."""
     if job.local or job.actors:
         return job.actors or 1
-    if device == "cuda":
-        import torch
+    if device == "cpu":
+        return cores.for_local_ray() - 2
+    import torch
 
-        return max(1, int(torch.cuda.device_count() / work.gpus))
-    return cores.for_local_ray() - 2
+    return max(1, int(torch.cuda.device_count() / work.gpus))
 
 
 def _timed(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:
@@ -121,34 +107,29 @@ def _timed(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:
     """
     limit, timing = LOADING + work.timeout * len(rows), f"timing {count_of_images(len(rows))}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({} if alone else {"OMP_NUM_THREADS": "1"})
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "answer.pickle")  # not stdout: libraries print there
-        command = [sys.executable, "-m", "raypipe.pipeline.dry_run", str(answer)]
-        task = pickle.dumps((work, device, rows, alone))
+    with Child(environment, _measured, work, device, rows, alone) as child:
         try:
-            child = subprocess.run(command, input=task, capture_output=True, env=environment, timeout=limit)
-        except subprocess.TimeoutExpired:
-            text = f"{timing} took longer than {duration(limit)}; --no-timing leaves it out"
-            raise RuntimeError(text) from None
-        if child.returncode:
-            reason = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"]
-            raise RuntimeError(f"{timing} failed: {reason[-1]}; --no-timing leaves it out")
-        return pickle.loads(answer.read_bytes())
+            return child.result(limit)
+        except TimeoutError:
+            raise RuntimeError(f"{timing} took longer than {duration(limit)}; --no-timing leaves it out") from None
+        except RuntimeError as error:
+            raise RuntimeError(f"{timing} failed: {error}; --no-timing leaves it out") from None
 
 
-def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:
-    """What labelling the rows in this process took."""
+def _measured(work: Work, device: str, rows: list[dict], alone: bool) -> dict:
+    """What labelling the rows in this process took, or the weights that are `missing`."""
     import resource
 
     import cv2
 
     if not alone:
         cv2.setNumThreads(1)  # as in workers: as many processes as cores share the machine
-    start = time.perf_counter()
-    work = replace(work, device=device)
-    segment = stages.Segment(work)
+    start, work, done = time.perf_counter(), replace(work, device=device), []
+    try:
+        segment = stages.Segment(work)
+    except FileNotFoundError as error:
+        return {"missing": str(error)}
     loaded = time.perf_counter()
-    done = []
     for row in rows:
         done += stages.encode(segment(stages.decode([row], work)), work)
         if time.perf_counter() - loaded > PATIENCE:
@@ -163,12 +144,3 @@ def _measured(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict
         # bytes on macOS, KiB elsewhere
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
-
-
-if __name__ == "__main__":  # the child of `_timed`
-    *given, alone = pickle.load(sys.stdin.buffer)
-    try:
-        measured = _measured(*given, alone=alone)
-    except FileNotFoundError as error:  # of `load`: an image that is not there is an error row
-        measured = {"missing": str(error)}
-    Path(sys.argv[1]).write_bytes(pickle.dumps(measured))

@@ -84,13 +84,11 @@ def _check_effects(job: Label, segmenter: Segmenter, refiner: Callable | None) -
                 text = f"{segmenter.name} gives binary masks; add --refine {' or '.join(refiners.names())}"
                 raise ValueError(f"--{option} has no effect: {text}")
     if job.device == "cuda" and not plan_work(job, segmenter, refiner).gpus:
-        raise ValueError(
-            f"--device cuda has no effect: {segmenter.name} runs on the CPU only"
-            " (a rembg foreground would use a GPU if onnxruntime-gpu were installed instead of onnxruntime)"
-        )
-    for option, other in (("actors", "local"), ("timeout", "local")):
-        if getattr(job, option) and getattr(job, other):
-            raise ValueError(f"--{option} has no effect with --{other.replace('_', '-')}")
+        hint = "a rembg foreground would use a GPU if onnxruntime-gpu were installed instead of onnxruntime"
+        raise ValueError(f"--device cuda has no effect: {segmenter.name} runs on the CPU only ({hint})")
+    for option in ("actors", "timeout"):
+        if getattr(job, option) and job.local:
+            raise ValueError(f"--{option} has no effect with --local")
     if not job.timing and not job.dry_run:
         raise ValueError("--no-timing has no effect without --dry-run")
 

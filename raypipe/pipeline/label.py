@@ -46,10 +46,9 @@ def label(job: Label, segmenter: Segmenter, refiner: Callable | None = None) -> 
 
 def has_begun(job: Label) -> bool:
     """Whether there is a run in the job's output that the same command would go on with."""
-    try:
+    with contextlib.suppress(Exception):  # an output that cannot be read: the error at hand says why
         return not job.dry_run and Run(job.output).configuration() is not None
-    except Exception:  # an output that cannot be read: the error at hand says why
-        return False
+    return False
 
 
 def attempt(
@@ -82,15 +81,14 @@ def attempt(
             return _ended(job, work, run, images, pending, run.commits(), Counter(), start)
         if len(pending):
             fetch_weights(job, work)
-        places = {name: value and Location(value) for name, value in asdict(job).items() if name in PLACES}
-        options = asdict(job) | places  # without credentials
+        options = {name: value and Location(value) if name in PLACES else value for name, value in asdict(job).items()}
         begun = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}
         with _recorded(run, work.attempt, begun) as facts:
             run.mark_complete(None)
-            errors = Counter()
+            errors, of_ray = Counter(), {}
             if len(pending):
                 errors, of_ray = execute(job, work, run, pending, settings, before=before)
-                facts |= of_ray
+            facts |= of_ray
             commits = run.finish(work.attempt)
             summary = _ended(job, work, run, images, pending, commits, errors, start)
             facts |= asdict(summary)
@@ -122,8 +120,7 @@ def _ended(job: Label, work: Work, run: Run, images, pending, commits, errors: C
         from raypipe.pictures.sheet import write_sheet
 
         limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
-        sheet = write_sheet(run, images, type(work.segmenter), **limits)
-        summary = replace(summary, sheet=sheet)
+        summary = replace(summary, sheet=write_sheet(run, images, type(work.segmenter), **limits))
     if not summary.pending:
         sheet = run.folder.location("sheet.png") if "sheet.png" in run.folder.files() else None
         kinds = Counter(f"{row['stage']}: {row['kind']}" for row in listed.to_pylist())

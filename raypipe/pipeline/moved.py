@@ -21,12 +21,12 @@ from raypipe.inputs.manifest import fetch, hashed
 from raypipe.run import Run
 from raypipe.run.attempts import newest_by_input
 from raypipe.runtime.progress import count_of_images
-from raypipe.storage import Location, map_ahead, normalise, open_table
+from raypipe.storage import Location, map_ahead, normalise
 
 log = logging.getLogger("raypipe")
 COMPARED = 24  # images whose bytes are read and compared
 PARTS = 256  # of a run's parts that are looked into
-TAILS = (None, "(?P<tail>[^/]*/[^/]*)$", "(?P<tail>[^/]*)$")  # the whole key; its last two names; its last
+TAILS = ("(?s)(?P<tail>.*)", "(?P<tail>[^/]*/[^/]*)$", "(?P<tail>[^/]*)$")  # of a key: all, two names, one
 
 
 def as_before(images: pa.Table, source: str, old: str) -> pa.Table:
@@ -54,47 +54,48 @@ def refuse_moved(run: Run, images: pa.Table, source: str, old: str | None, *, ma
     is_listed = pc.is_in(commits["image_id"], value_set=images["image_id"].combine_chunks())
     if len(new) and len(others := commits.filter(pc.invert(is_listed))):
         same, compared = _doubles(_rows(run, others), new, max_bytes)
-        homes = _base(source, images), old and normalise(old).rstrip("/")
-        inside = tuple(f"{home}/" for home in homes if home)
-        # Where the input is known, or they were renamed within it, no other option would put that right.
-        if same and (len(done) or 2 * len(same) < compared or same[0][0]["uri"].startswith(inside)):
-            text = "%s of %s compared: in the run already under another name, now with a second row: %s is %s there"
-            log.warning(text, len(same), count_of_images(compared), same[0][1]["key"], same[0][0]["uri"])
-        elif same:
-            where = (
-                f"{Location(source)} holds images that {run} has already: {same[0][1]['key']} is {same[0][0]['uri']}"
+        base = _base(source, images)
+        if same:
+            key, uri, share = (
+                same[0][1]["key"],
+                same[0][0]["uri"],
+                f"{len(same)} of {count_of_images(compared)} compared",
             )
-            equal = f"there, byte for byte ({len(same)} of {count_of_images(compared)} compared)"
-            advice = f"if they were moved or are reached another way, {_way(run, same, homes[0])}"
-            raise ValueError(f"{where} {equal}; {advice}; to label them once more, choose another --output")
+            inside = uri.startswith((f"{base}/", f"{normalise(old).rstrip('/')}/" if old else f"{base}/"))
+            # Where the input is known, or they were renamed within it, no other option would put that right.
+            if len(done) or 2 * len(same) < compared or inside:
+                text = "%s: in the run already under another name, now with a second row: %s is %s there"
+                log.warning(text, share, key, uri)
+            else:
+                where = f"{Location(source)} holds images that {run} has already: {key} is {uri} there, byte for byte"
+                advice = f"if they were moved or are reached another way, {_way(run, same, base)}"
+                raise ValueError(f"{where} ({share}); {advice}; to label them once more, choose another --output")
     if old is not None:
         _refuse_others(run, commits.filter(is_listed), done, source, old, max_bytes)
 
 
 def _refuse_others(run: Run, commits: pa.Table, done: pa.Table, source: str, old: str, max_bytes: int) -> None:
     """Raise ValueError when what is at `source` is not what was labelled at `old`. commits: of the images in `done`."""
+    what = f"--moved-from {Location(old)}"
     if not len(done):
-        raise ValueError(
-            f"--moved-from {Location(old)}: no image of {Location(source)} was labelled at its place there"
-        )
+        raise ValueError(f"{what}: no image of {Location(source)} was labelled at its place there")
     rows = _rows(run, commits)
-    found = pc.index_in(rows["image_id"], value_set=done["image_id"].combine_chunks())
-    same, compared = _compare(_sample(rows, done, found), max_bytes)
+    same, compared = _compare(_sample(rows, done, rows["image_id"], done["image_id"]), max_bytes)
+    other = f"{compared - len(same)} of {count_of_images(compared)} compared"
     if 2 * len(same) < compared:
-        text = f"{compared - len(same)} of {count_of_images(compared)} compared are not those that were labelled there"
-        raise ValueError(f"--moved-from {Location(old)}: {text}; leave the option out to label all as new ones")
+        advice = "leave the option out to label all as new ones"
+        raise ValueError(f"{what}: {other} are not those that were labelled there; {advice}")
     if len(same) < compared:
-        text = "%s of %s compared: changed since the run labelled them, and their rows stay"
-        log.warning(text, compared - len(same), count_of_images(compared))
+        log.warning("%s: changed since the run labelled them, and their rows stay", other)
 
 
 def _doubles(rows: pa.Table, new: pa.Table, max_bytes: int) -> tuple[list[tuple[dict, dict]], int]:
     """Pairs (row, new image) with the same bytes, and of how many of the same name the bytes were compared."""
-    namesakes = None
+    namesakes = []
     for tail in TAILS:
-        names, there = (_tails(each["key"], tail) for each in (new, rows))
-        pairs = _sample(rows, new, pc.index_in(there, value_set=names.combine_chunks()))
-        namesakes = pairs if namesakes is None else namesakes
+        there, here = (pc.struct_field(pc.extract_regex(each["key"], tail), "tail") for each in (rows, new))
+        pairs = _sample(rows, new, there, here)
+        namesakes += pairs if tail == TAILS[0] else []
         same, compared = _compare(pairs, max_bytes)
         if same:
             return same, compared
@@ -102,10 +103,6 @@ def _doubles(rows: pa.Table, new: pa.Table, max_bytes: int) -> tuple[list[tuple[
         text = "the run has images of the same names with other contents, such as %s: these are labelled as new ones"
         log.warning(text, namesakes[0][0]["uri"])
     return [], 0
-
-
-def _tails(keys: pa.ChunkedArray, tail: str | None) -> pa.ChunkedArray:
-    return pc.struct_field(pc.extract_regex(keys, tail), "tail") if tail else keys
 
 
 def _way(run: Run, same: list[tuple[dict, dict]], base: str) -> str:
@@ -128,24 +125,22 @@ def _way(run: Run, same: list[tuple[dict, dict]], base: str) -> str:
 
 def _rows(run: Run, commits: pa.Table) -> pa.Table:
     """image_id, uri, key, sha256 of committed rows; of a run of very many parts, those of parts all over it."""
-    parts = pc.unique(commits["part"]).to_pylist()
-    ids = commits["image_id"].combine_chunks()
+    parts, ids = pc.unique(commits["part"]).to_pylist(), commits["image_id"].combine_chunks()
 
-    def read(part: str) -> pa.Table:
-        with run.open(part) as file:
-            rows = open_table(file).read(columns=["image_id", "uri", "key", "sha256"])
+    def read(name: str) -> pa.Table:
+        with run.part(name) as part:
+            rows = part.read(columns=["image_id", "uri", "key", "sha256"])
         return rows.filter(pc.is_in(rows["image_id"], value_set=ids)).replace_schema_metadata()
 
     return pa.concat_tables(map_ahead(read, parts[:: -(-len(parts) // PARTS)]))
 
 
-def _sample(rows: pa.Table, images: pa.Table, found: pa.Array) -> list[tuple[dict, dict]]:
-    """Up to 24 pairs (row, image), from all over. found: for each row the index of its image, or null."""
-    found = pa.chunked_array(found) if isinstance(found, pa.ChunkedArray) else found
+def _sample(rows: pa.Table, images: pa.Table, there: pa.ChunkedArray, here: pa.ChunkedArray) -> list[tuple[dict, dict]]:
+    """Up to 24 pairs (row, image), from all over. there, here: names of the rows and images, alike in a pair."""
+    found = pc.index_in(there, value_set=here.combine_chunks())
     known = pc.and_(pc.is_valid(found), pc.not_equal(rows["sha256"], ""))  # "": it could not be read then
     rows, found = rows.filter(known), found.filter(known)
-    step = max(1, -(-len(rows) // COMPARED))
-    chosen = pa.array(range(0, len(rows), step), pa.int64())
+    chosen = pa.array(range(0, len(rows), max(1, -(-len(rows) // COMPARED))), pa.int64())
     return list(zip(rows.take(chosen).to_pylist(), images.take(found.take(chosen)).to_pylist(), strict=True))
 
 

@@ -76,10 +76,10 @@ def too_many(failed: int, images: int, *, allowed: float) -> str:
 
 def named(errors: pa.Table, first: pa.ChunkedArray) -> dict[str, str]:
     """Key -> sentence of up to ten failed images. errors: schema ERRORS. first: the image ids that come first."""
-    is_new = pc.is_in(errors["image_id"], value_set=first.combine_chunks())
-    sorted_rows = [errors.filter(each).sort_by("key").slice(0, NAMED) for each in (is_new, pc.invert(is_new))]
+    is_old = pc.invert(pc.is_in(errors["image_id"], value_set=first.combine_chunks()))
+    listed = errors.append_column("is_old", is_old).sort_by([("is_old", "ascending"), ("key", "ascending")])
     sentences = {}
-    for row in pa.concat_tables(sorted_rows).slice(0, NAMED).to_pylist():
+    for row in listed.slice(0, NAMED).to_pylist():
         kind = f"{row['stage']}: {row['kind']}"
         sentences[row["key"]] = f"{row['message']} ({kind})" if row["message"] else kind
     return sentences

@@ -112,10 +112,9 @@ class Guard:
         key = f"{row['image_id']} {'+'.join(self._steps)}"
         tries, died_in, overran = ray.get(self._ledger.begin.remote(key))
         if tries > MAX_TRIES and not row.get("error"):
-            kind, text = "crash", f"its process died, {MAX_TRIES} times with this image alone"
-            if overran:
-                kind, text = "timeout", f"took longer than {self._timeout:g} s, {MAX_TRIES} times; see --timeout"
-            row = row | {"error": str(BadImage(died_in, kind, text))}
+            crash = "crash", f"its process died, {MAX_TRIES} times with this image alone"
+            timeout = "timeout", f"took longer than {self._timeout:g} s, {MAX_TRIES} times; see --timeout"
+            row = row | {"error": str(BadImage(died_in, *(timeout if overran else crash)))}
         elif tries > 1:
             self._say([row], overran, self._timeout)
         rows = [row]
@@ -216,8 +215,8 @@ class SegmentOnGpu:
 def decode_on_cpu(batch: pa.Table, work: Work, ledger) -> Iterator[pa.Table]:
     """The first stage as a task, for a GPU pipeline. Yields an image at a time: blocks may be cut between any two."""
     use_threads(1)
-    for row in Guard({"decode": partial(stages.decode, work=work)}, ledger, timeout=work.timeout)(batch.to_pylist()):
-        yield to_columns(row)
+    guarded = Guard({"decode": partial(stages.decode, work=work)}, ledger, timeout=work.timeout)
+    yield from map(to_columns, guarded(batch.to_pylist()))
 
 
 def encode_on_cpu(batch: pa.Table, work: Work, ledger) -> pa.Table:

@@ -61,7 +61,7 @@ class Choice(NamedTuple):
 
     key: str
     oddness: float  # the largest over the runs
-    is_random: bool  # part of the random sample; the others are there because they are odd
+    is_random: bool  # of the random sample; the others are odd
 
 
 class Histogram(NamedTuple):
@@ -82,7 +82,10 @@ def read(run: Run, others: Iterable[Run] = ()) -> pa.Table:
         values = _measured(run, name, figure)
         if name == "agreement" and not values:
             values = [each for other in others for each in _measured(other, name, figure, among=str(run))]
-        table = _with_measured(table, name, values)
+        if values:  # the first table that has an image's key counts
+            known = pa.concat_tables(values).combine_chunks()
+            index = pc.index_in(table["key"], value_set=known["key"].combine_chunks())
+            table = table.append_column(name, known[name].take(index))
     return table.combine_chunks()
 
 
@@ -178,20 +181,15 @@ def histogram(values: list[np.ndarray], *, bins: int = 20, limits: tuple[float, 
     """
     values = [array[np.isfinite(array)] for array in values]
     everything = np.concatenate([*values, np.zeros(0)])
-    if limits is not None or not len(everything):
-        edges = np.linspace(*(limits or (0, 1)), bins + 1)
+    low, high = limits or ((everything.min(), everything.max()) if len(everything) else (0, 1))
+    if limits is None and len(everything) and high - low < bins and (everything % 1 == 0).all():
+        edges = np.arange(max(low - 1, 0), high + 3) - 0.5  # with an empty bin beside, so that one value is one bar
+    elif limits is None and low > 0 and high / low > 100:
+        edges = np.geomspace(low, high, bins + 1)
     else:
-        edges = _edges(float(everything.min()), float(everything.max()), bins, is_whole=(everything % 1 == 0).all())
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     medians = [float(np.median(array)) if len(array) else np.nan for array in values]
     return Histogram(edges, [np.histogram(array, edges)[0] for array in values], medians)
-
-
-def _edges(low: float, high: float, bins: int, *, is_whole: bool) -> np.ndarray:
-    if is_whole and high - low < bins:
-        return np.arange(max(low - 1, 0), high + 3) - 0.5  # with an empty bin beside, so that one value is one bar
-    if low > 0 and high / low > 100:
-        return np.geomspace(low, high, bins + 1)
-    return np.linspace(low, high if high > low else low + 1, bins + 1)
 
 
 def _figures(part: pa.Table) -> pa.Table:
@@ -228,15 +226,6 @@ def _measured(run: Run, name: str, figure: Figure, *, among: str | None = None) 
                 values = table[figure.column].cast("float64")
                 tables.append(pa.table({"key": table["key"].cast("string"), name: values}))
     return tables
-
-
-def _with_measured(figures: pa.Table, name: str, tables: list[pa.Table]) -> pa.Table:
-    """Append a measured figure by key; the first table that has one counts."""
-    if not tables:
-        return figures
-    values = pa.concat_tables(tables).combine_chunks()
-    index = pc.index_in(figures["key"], value_set=values["key"].combine_chunks())
-    return figures.append_column(name, values[name].take(index))
 
 
 def _distances(values: np.ndarray, *, floor: float, only_below: bool = False) -> np.ndarray:

@@ -24,7 +24,7 @@ from raypipe.report import html, measures, words
 from raypipe.run import Run, attempts, provenance, rows
 from raypipe.runtime.progress import count_of_images, speed
 from raypipe.storage import Location, is_local, put, resolve
-from raypipe.types import RETRYABLE, Segmenter
+from raypipe.types import RETRYABLE
 
 PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of the 20 MB that a page may have
 MAX_IMAGES = 1000  # on a page: at a quarter of the default side they still fit
@@ -83,17 +83,13 @@ def report(options: Report) -> Result:
     check(options)
     start = time.monotonic()
     names, runs = rows.run_names(options.runs), [Run(folder) for folder in options.runs]
-    shown = [
-        read(run, name, [other for other in runs if other is not run]) for run, name in zip(runs, names, strict=True)
-    ]
+    shown = [read(run, name, [each for each in runs if each is not run]) for run, name in zip(runs, names, strict=True)]
     cards = draw_cards(options, shown)
     panes = [pane for card in cards for pane in card["panes"] if pane]
-    known = {name for pane in panes for name, value in pane["figures"].items() if value is not None}
-    views = [name for name in titles() if name in known]
+    views = [name for name in titles() if any(name in pane["figures"] for pane in panes)]
     notes = sorted({note for pane in panes for note in pane["notes"]})
     page = render(
         title=" and ".join(names),
-        warnings=[],
         runs=[overview(run, [card["panes"][i] for card in cards]) for i, run in enumerate(shown)],
         cards=cards,
         views=views,
@@ -178,14 +174,14 @@ def _chosen(run: RunShown, keys: list[str]) -> dict[str, dict]:
     index = pc.index_in(pa.array(keys, pa.string()), value_set=run.good["key"].combine_chunks()).drop_null()
     if not len(index):
         return {}
-    signs, chosen, names = measures.signs(run.good), run.good.take(index), list(titles())
-    panes = {}
-    read = rows.take(run.run, chosen["image_id"].to_pylist())
-    for i, row, values in zip(index.to_pylist(), read, chosen.to_pylist(), strict=True):
+    signs, chosen, panes = measures.signs(run.good), run.good.take(index), {}
+    stored = rows.take(run.run, chosen["image_id"].to_pylist())
+    figures = chosen.select([name for name in titles() if name in chosen.column_names]).to_pylist()
+    for i, row, values in zip(index.to_pylist(), stored, figures, strict=True):
         panes[row["key"]] = {
             "row": row,
             "run_name": run.name,
-            "figures": {name: _finite(values.get(name)) for name in names},
+            "figures": {name: value for name, value in values.items() if value is not None and np.isfinite(value)},
             "odd": [name for name, strength in signs.items() if strength[i] >= measures.ODD and name != "note"],
             "notes": [note for note in (row["note"] or "").split(",") if note],
             "shares": [segment["area"] / max(row["height"] * row["width"], 1) for segment in row["segments"]],
@@ -193,16 +189,13 @@ def _chosen(run: RunShown, keys: list[str]) -> dict[str, dict]:
     return panes
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else value
-
-
 # Figures
 
 
 def overview(run: RunShown, panes: list[dict | None]) -> dict:
     """What the page's head says of a run. panes: what its cards show."""
-    settings, method = run.configuration["settings"], _method(run.configuration["method"])
+    settings, name = run.configuration["settings"], run.configuration["method"]
+    method = segmenters.find(name) if name in segmenters.names() else None  # None: of another version
     known = {
         name: values[np.isfinite(values)]
         for name in ("share", "count", *measures.measured())
@@ -213,7 +206,7 @@ def overview(run: RunShown, panes: list[dict | None]) -> dict:
     return {
         "name": run.name,
         "folder": str(run.run),
-        "method": run.configuration["method"],
+        "method": name,
         "finds": method.finds() if method else "",
         "colours": legend.names(method, [pane["row"]["segments"] for pane in panes if pane]),
         "most": max((len(pane["row"]["segments"]) for pane in panes if pane), default=0),
@@ -229,11 +222,6 @@ def overview(run: RunShown, panes: list[dict | None]) -> dict:
     }
 
 
-def _method(name: str) -> type[Segmenter] | None:
-    """The method of a run; None where this version does not know it."""
-    return segmenters.find(name) if name in segmenters.names() else None
-
-
 def charts(shown: list[RunShown]) -> list[dict]:
     """A histogram per figure that some run has, over all its good images."""
     histograms = []
@@ -244,20 +232,13 @@ def charts(shown: list[RunShown]) -> list[dict]:
             continue
         are_shares = name in ("share", *measures.measured()) and ((known >= 0) & (known <= 1)).all()
         histogram = measures.histogram(values, limits=(0, 1) if are_shares else None)
-        edges = histogram.edges
-        bins = np.arange(len(edges)) / (len(edges) - 1)
-        histograms.append(
-            {
-                "title": title,
-                "unit": unit,
-                "runs": [i for i, counts in enumerate(histogram.counts) if counts.sum()],
-                "scale": 100 if name == "share" else 1,
-                "histogram": histogram,
-                "ticks": [np.interp(m, edges, bins) if np.isfinite(m) else None for m in histogram.medians],
-                "low": edges[0] if edges[0] % 1 != 0.5 else edges[0] + 0.5,  # bins of whole numbers
-                "high": edges[-1] if edges[-1] % 1 != 0.5 else edges[-1] - 0.5,
-            }
-        )
+        edges, medians = histogram.edges, histogram.medians
+        half = 0.5 * (edges[0] % 1 == 0.5)  # bins of whole numbers begin and end between two
+        ends = {"low": edges[0] + half, "high": edges[-1] - half}
+        ticks = [np.interp(m, edges, np.linspace(0, 1, len(edges))) if np.isfinite(m) else None for m in medians]
+        shown_runs = [i for i, counts in enumerate(histogram.counts) if counts.sum()]
+        facts = {"title": title, "unit": unit, "scale": 100 if name == "share" else 1}
+        histograms.append(facts | ends | {"runs": shown_runs, "histogram": histogram, "ticks": ticks})
     return histograms
 
 
@@ -271,12 +252,9 @@ def errors(run: RunShown) -> dict:
     read = {row["image_id"]: row for row in rows.take(run.run, [*itertools.chain(*first.values())])}
     groups = []
     for reason, count in reasons[:REASONS]:
-        examples = [
-            {"key": row["key"], "message": row["error"].split(": ", 2)[-1], "uri": row["uri"]}
-            for row in map(read.get, first[reason])
-        ]
-        kind = reason.partition(": ")[2]
-        groups.append({"reason": reason, "count": count, "examples": examples, "retryable": kind in RETRYABLE})
+        examples = [row | {"message": row["error"].split(": ", 2)[-1]} for row in map(read.get, first[reason])]
+        retryable = reason.partition(": ")[2] in RETRYABLE
+        groups.append({"reason": reason, "count": count, "examples": examples, "retryable": retryable})
     total = len(run.figures) - len(run.good)
     command = "\n".join(f"{line} --retry-errors" for line in redo.commands(run.run)) if total else ""
     return {"name": run.name, "groups": groups, "total": total, "more": len(reasons) - len(groups), "command": command}
@@ -284,15 +262,10 @@ def errors(run: RunShown) -> dict:
 
 def _provenance(run: RunShown) -> dict:
     made = run.configuration["provenance"]
-    machine = made.get("machine") or {}
-    facts = {
-        "run": str(run.run),
-        "made": made.get("time"),
-        "python": made.get("python"),
-        "git commit": made.get("git_commit"),
-        "machine": ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None),
-        "schema": run.configuration.get("schema"),
-    }
+    machine = (made.get("machine") or {}).items()
+    facts = {"run": str(run.run), "made": made.get("time"), "python": made.get("python")}
+    facts |= {"git commit": made.get("git_commit"), "schema": run.configuration.get("schema")}
+    facts |= {"machine": ", ".join(f"{name} {value}" for name, value in machine if value is not None)}
     return {
         "name": run.name,
         "method": run.configuration["method"],
@@ -309,15 +282,10 @@ def _provenance(run: RunShown) -> dict:
 
 def render(**content) -> str:
     """The page's HTML."""
-    colours = [f"#{bytes(colour).hex()}" for colour in COLOURS]
-    content |= {
-        "titles": headings(),
-        "metrics": [*measures.measured(), "score"],
-        "colours": colours,
-        "meaning": words.NOTES,
-    }
-    filters = {"number": _number, "commas": "{:,}".format, "of_images": count_of_images}
-    return html.render("report.html.j2", "report.js", **filters, **content)
+    content |= {"titles": headings(), "metrics": [*measures.measured(), "score"], "meaning": words.NOTES | words.SIGNS}
+    content |= {"colours": [f"#{bytes(colour).hex()}" for colour in COLOURS]}
+    content |= {"number": _number, "commas": "{:,}".format, "of_images": count_of_images}
+    return html.render("report.html.j2", "report.js", **content)
 
 
 def _number(value: float | None, scale: float = 1) -> str:
@@ -335,9 +303,8 @@ def _write(page: bytes, options: Report, first: Run) -> str:
     filesystem, path = resolve(options.output)
     if is_local(filesystem):
         if os.path.isdir(path):
-            raise ValueError(
-                f"--output {str(Location(options.output))!r} is a folder; name a file, such as report.html in it"
-            )
+            shown = str(Location(options.output))
+            raise ValueError(f"--output {shown!r} is a folder; name a file, such as report.html in it")
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     put(filesystem, path, page)
     return str(Location(options.output))

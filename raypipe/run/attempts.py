@@ -43,9 +43,8 @@ class Attempt(NamedTuple):
     @property
     def how(self) -> str:
         """Where it ran, in words; "" when unknown."""
-        options = self.record.get("options", {})
-        cpus = (self.record.get("environment") or {}).get("machine", {}).get("cpus")
-        if options.get("local"):
+        if self.record.get("options", {}).get("local"):
+            cpus = (self.record.get("environment") or {}).get("machine", {}).get("cpus")
             return f"one process, {cpus} cores" if cpus else "one process"
         given = (self.record.get("ray") or {}).get("place") or {}
         return f"Ray, {given['max_actors']} actors, {given['device']}" if given.get("max_actors") else ""
@@ -54,9 +53,8 @@ class Attempt(NamedTuple):
 def read(run: Run, figures: pa.Table) -> list[Attempt]:
     """All attempts of a run, oldest first. figures: its rows with the column `attempt`."""
     rows = {entry["values"]: entry["counts"] for entry in pc.value_counts(figures["attempt"]).to_pylist()}
-    files = sorted(name for name in run.folder.files("_runs") if name.startswith("2") and name.endswith(".json"))
     attempts = []
-    for file in files:
+    for file in sorted(name for name in run.folder.files("_runs") if name.startswith("2") and name.endswith(".json")):
         name, record = file.removesuffix(".json"), read_record(run, file) or {}
         started, seconds = (record.get("environment") or {}).get("time") or "", record.get("seconds")
         if seconds is None and started and record.get("finished"):

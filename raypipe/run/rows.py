@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
@@ -29,7 +28,16 @@ BATCH_ROWS = 250  # images handed on at once; an image of a hundred masks may ta
 PARTS_AHEAD = 4  # parts read at the same time
 # What a condition can name, besides the columns of a joined table.
 IMAGE_COLUMNS = "image_id uri key sha256 height width note seconds attempt error method segments".split()
-SEGMENT_COLUMNS = "segment area share score label bbox".split()
+CELLS = "area score label bbox".split()
+SEGMENT_COLUMNS = ["segment", "share", *CELLS]
+# One row per segment with its image's columns, and one with nulls per image without segment; `row` counts the images.
+FLAT = f"""WITH cells AS (
+    SELECT *, unnest(if(len(segments) > 0, segments, [NULL])) AS cell,
+    unnest(if(len(segments) > 0, range(len(segments)), [NULL])) AS segment FROM stored
+), one_batch AS (
+    SELECT row, segment, {", ".join(IMAGE_COLUMNS[:-1])}, coalesce(len(segments), 0) AS segments,
+    cell.area / (height::DOUBLE * width) AS share, {", ".join(f"cell.{name}" for name in CELLS)} FROM cells
+)"""
 WITHOUT_SOFT = tuple(field.name for field in schema.SEGMENT if field.name != "soft")
 
 
@@ -157,35 +165,15 @@ def run_names(uris: tuple[str, ...]) -> list[str]:
     return next(each for each in names if len(set(each)) == len(each))
 
 
-def flatten(table: pa.Table) -> pa.Table:
-    """One row per segment with the image's columns, and one with nulls per image without segment.
-
-    table: rows of `batches`. Returns the columns IMAGE_COLUMNS and SEGMENT_COLUMNS, and `row`, the index in `table`.
-    """
-    segments = pa.chunked_array(table["segments"]).combine_chunks()
-    counts = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    lines = np.maximum(counts, 1)  # (images,)
-    row = np.repeat(np.arange(len(table)), lines)  # (lines,)
-    segment = np.arange(len(row)) - np.repeat(np.cumsum(lines) - lines, lines)
-    index = pa.array(np.repeat(np.cumsum(counts) - counts, lines) + segment, mask=counts[row] == 0)
-    cells = pc.list_flatten(segments).take(index)
-    names = [name for name in IMAGE_COLUMNS if name != "segments"]
-    columns = {"row": pa.array(row)} | {name: table[name].take(pa.array(row)) for name in names}
-    columns |= {"segments": pa.array(counts[row]), "segment": pa.array(segment, mask=counts[row] == 0)}
-    columns |= {name: pc.struct_field(cells, name) for name in ("area", "score", "label", "bbox")}
-    pixels = pc.multiply(columns["height"].cast(pa.float64()), columns["width"].cast(pa.float64()))
-    return pa.table(columns | {"share": pc.divide(columns["area"].cast(pa.float64()), pixels)})
-
-
 class Condition:
-    """An SQL condition over the rows of `flatten`, checked when it is made."""
+    """An SQL condition over FLAT, checked when it is made."""
 
     def __init__(self, where: str, joined: pa.Table | None = None):
         """where, joined: as in `select`. Raises ValueError with DuckDB's message and the columns there are."""
         import duckdb
 
         self._database = duckdb.connect(config={"enable_external_access": "false"})
-        self._query = "SELECT row, segment FROM one_batch"
+        self._query = f"{FLAT} SELECT row, segment FROM one_batch"
         columns = [*IMAGE_COLUMNS, *SEGMENT_COLUMNS]
         if joined is not None:
             key = _key(joined)
@@ -231,10 +219,10 @@ class Condition:
 
         Raises ValueError for a value that the condition cannot take, such as text as a number.
         """
-        self._database.register("one_batch", flatten(table))
+        self._database.register("stored", table.append_column("row", pa.array(range(len(table)), pa.int64())))
         with self._explained():
             pairs = self._database.execute(f"{self._query} ORDER BY row, segment").fetchall()
-        self._database.unregister("one_batch")
+        self._database.unregister("stored")
         chosen: dict[int, list[int]] = {}
         for row, segment in pairs:
             chosen.setdefault(row, []).extend([] if segment is None else [segment])

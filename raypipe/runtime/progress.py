@@ -30,8 +30,8 @@ class Progress:
     """
 
     def __init__(self, total: int, count: Callable[[], Counts], *, before: int = 0):
-        self._total, self._count, self._before = total, count, before
-        self._stop, self._last, self._start = threading.Event(), Counts(before, 0), time.monotonic()
+        self._total, self._count, self._before, self._rows = total, count, before, before
+        self._stop, self._start = threading.Event(), time.monotonic()
         self._changed = self._start
         self._thread = threading.Thread(target=self._show, daemon=True)
 
@@ -69,9 +69,8 @@ class Progress:
         counts, now = self._count(), time.monotonic()
         if not counts.has_begun:
             self._start = now  # the start of workers says nothing about the speed
-        if counts.rows != self._last.rows:
-            self._changed = now
-        self._last = counts
+        if counts.rows != self._rows:
+            self._rows, self._changed = counts.rows, now
         took, since = self._changed - self._start, now - self._changed
         return counts, state(counts, self._total, before=self._before, took=took, since=since)
 
@@ -87,10 +86,8 @@ def state(counts: Counts, total: int, *, before: int, took: float, since: float 
         return "first images in work" if counts.has_begun else "workers start"
     took = max(took, 1e-3)
     left = (total - counts.rows) * took / rows - since
-    words = [speed(rows / took), f"{duration(left)} left" if left >= 0 else "slower now"]
-    if counts.errors:
-        words.append(f"{counts.errors:,} error{'s' * (counts.errors != 1)}")
-    return ", ".join(words)
+    errors = [count_of(counts.errors, "error")] if counts.errors else []
+    return ", ".join([speed(rows / took), f"{duration(left)} left" if left >= 0 else "slower now", *errors])
 
 
 def count_of(count: int, noun: str) -> str:

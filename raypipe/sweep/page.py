@@ -109,15 +109,18 @@ def along(name: str, chosen: Setting, every: list[Setting], swept: list[str]) ->
 
 
 def curve(name: str, line: list[Setting], every: list[Setting], metric: str) -> Curve:
-    """The curve of one parameter. line: as `along` finds it. every: all settings."""
+    """The curve of one parameter. line: as `along` finds it."""
     measured = [each for each in every if each.status == "done" and each.means[metric] is not None]
     values = [each.values.get(name) for each in line]
     tick_of = _scale([each.values.get(name) for each in [*line, *measured]])
     lines = {mean: [each.means[mean] for each in line] for mean in first_values(line[0].means, metric)}
     others = [(tick_of(each.values.get(name)), each.means[metric]) for each in measured if each not in line]
     heights = [value for mean in lines.values() for value in mean if value is not None] + [y for _, y in others]
-    ticks = [tick_of(value) for value in values]
-    return Curve(name, values, ticks, _apart(ticks), lines, others, levels(min(heights), max(heights)))
+    ticks, apart = [tick_of(value) for value in values], []
+    for i, tick in enumerate(ticks):
+        if not apart or tick - ticks[apart[-1]] >= NAME_SHARE:
+            apart.append(i)
+    return Curve(name, values, ticks, apart, lines, others, levels(min(heights), max(heights)))
 
 
 def first_values(means: Iterable[str], metric: str) -> list[str]:
@@ -172,17 +175,15 @@ def planes(every: list[Setting], swept: list[str], metric: str, goal: str) -> li
         if len(cells) < 4 or len(rows_) * len(columns) > GRID_CELLS:
             continue
         values = [[cells.get((_key(row), _key(column))) for column in columns] for row in rows_]
-        low, high = min(cells.values()), max(cells.values())
-        span = (high - low) or 1.0
-        shade = [[None if v is None else (v - low) / span for v in line] for line in values]
-        shade = shade if goal == "max" else [[None if s is None else 1 - s for s in line] for line in shade]
+        worst, top = sorted((min(cells.values()), max(cells.values())), reverse=goal == "min")
+        shade = [[None if v is None else (v - worst) / ((top - worst) or 1.0) for v in line] for line in values]
         table = {"rows": rows_, "columns": columns, "values": values, "shade": shade}
         tables.append({"down": pair[0], "across": pair[1]} | table)
     return tables
 
 
 def groups(per_image: pa.Table, swept: list[str], task: Task, metric: str, goal: str) -> list[dict]:
-    """The best setting of each group of images; [] where there is one group only. Equals as in `ranking.order`."""
+    """The best setting of each group of images; [] where there is one group only."""
     names = [name for name in (metric, task.SHOWN[metric].tie) if name]
     sums: dict[str, dict[str, Sums]] = defaultdict(lambda: defaultdict(task.sums))
     values = {}
@@ -193,15 +194,14 @@ def groups(per_image: pa.Table, swept: list[str], task: Task, metric: str, goal:
             sums[row["group"]][setting].add(row)
     if len(sums) < 2:
         return []
-    sign, tables = 1 if goal == "max" else -1, []
+    tables = []
     for group, settings in sorted(sums.items()):
         most = max(each.images for each in settings.values())  # a stopped trial has seen fewer images
         full = {setting: task.values(each) for setting, each in settings.items() if each.images == most}
-        known = {key: {name: each[name] for name in names} for key, each in full.items() if each[metric] is not None}
-        if known:
-            ranks = {key: [(v is not None, sign * (v or 0.0)) for v in each.values()] for key, each in known.items()}
-            chosen = max(ranks, key=ranks.get)
-            tables.append({"group": group, "images": most, "values": values[chosen], "means": known[chosen]})
+        found = [Setting("", values[key], "done", means, most, 0, 0.0, "") for key, means in full.items()]
+        if chosen := best(found, *names[:1], goal, *names[1:]):
+            means = {name: chosen.means[name] for name in names}
+            tables.append({"group": group, "images": most, "values": chosen.values, "means": means})
     return tables
 
 
@@ -217,8 +217,7 @@ def strip(name: str, line: list[Setting], chosen: Setting, sample: Callable[[Set
 
 def sampled_rows(trial: Trial) -> list[dict]:
     """The stored rows of the images in a strip, in the order of their ids. Reads only the parts that hold them."""
-    ids = trial.images["image_id"].slice(0, STRIP_IMAGES).to_pylist()
-    return rows.take(trial.run, sorted(ids), leaves=STORED_LEAVES)
+    return rows.take(trial.run, trial.images["image_id"].slice(0, STRIP_IMAGES).to_pylist(), leaves=STORED_LEAVES)
 
 
 def draw_sample(trial: Trial, stored: list[dict], metric: str) -> dict[str, dict]:
@@ -254,21 +253,11 @@ def draw(image: np.ndarray, found: np.ndarray, foreground: np.ndarray | None, ou
     import cv2
 
     size = scaled(outline.shape, SIDE)
-    small = np.array([shrunk(mask, size) for mask in found], bool).reshape(-1, *size)
-    picture = overlay(resized(image, size), small, None if foreground is None else shrunk(foreground, size))
+    picture = overlay(resized(image, size), found, foreground)
     contours = cv2.findContours(shrunk(outline, size).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
     for colour, width in OUTLINE:
         cv2.drawContours(picture, contours, -1, colour, width)
     return jpeg(picture, QUALITY)
-
-
-def _apart(ticks: list[float]) -> list[int]:
-    """Indices of ticks, ascending, that lie far enough from each other for a name."""
-    chosen = []
-    for i, tick in enumerate(ticks):
-        if not chosen or tick - ticks[chosen[-1]] >= NAME_SHARE:
-            chosen.append(i)
-    return chosen
 
 
 def _is_number(value) -> bool:

@@ -54,8 +54,8 @@ def refuse_given(job: Sweep, given: Iterable[str]) -> None:
     """Raise ValueError for an option that is given one value and swept. given: names of options, with - or _."""
     swept = {entry.partition("=")[0].strip().replace("-", "_") for entry in job.over}
     for name in sorted(swept & {name.replace("-", "_") for name in given}):
-        option = name.replace("_", "-")
-        raise ValueError(f"{name} is both given and swept; leave out one of --{option} and --over {name}")
+        options = f"--{name.replace('_', '-')} and --over {name}"
+        raise ValueError(f"{name} is both given and swept; leave out one of {options}")
 
 
 def draw(common: Trial, space: search.Space) -> list[dict]:

@@ -17,7 +17,6 @@ from raypipe.evaluation.labels import Labels
 from raypipe.inputs.manifest import fetch
 from raypipe.inputs.maskkinds import parse
 from raypipe.pipeline import stages
-from raypipe.pipeline.job import plan_work
 from raypipe.run import Run, rows
 from raypipe.storage import Location, map_ahead, open_table
 from raypipe.sweep.search import canonical
@@ -35,15 +34,15 @@ def read_scores(output: str, schema: pa.Schema) -> pa.Table:
     """
     for name in (STORED_POST, LABEL_CHECKSUM):
         schema = schema.append(pa.field(name, pa.string()))
-    content = Run(output).folder.read(SCORES_FILE)
-    scores = schema.remove_metadata().empty_table() if content is None else open_table(content).read()
-    return scores if scores.schema.names == schema.names else schema.remove_metadata().empty_table()  # other columns
+    content, none = Run(output).folder.read(SCORES_FILE), schema.remove_metadata().empty_table()
+    scores = none if content is None else open_table(content).read()
+    return scores if scores.column_names == none.column_names else none  # of another version
 
 
 def current(scores: pa.Table, images: pa.Table) -> pa.Table:
     """The scores of these images against the labels that they have now. images: `labelled_images`."""
-    pairs = (pc.binary_join_element_wise(table["image_id"], table[LABEL_CHECKSUM], "/") for table in (scores, images))
-    scored, wanted = pairs
+    both = (pc.binary_join_element_wise(table["image_id"], table[LABEL_CHECKSUM], "/") for table in (scores, images))
+    scored, wanted = both
     return scores.filter(pc.is_in(scored, value_set=wanted.combine_chunks()))
 
 
@@ -78,8 +77,7 @@ class Scorer:
         self._trial, self.task = trial, trial.task
         self._images = {row["image_id"]: row for row in trial.images.to_pylist()}
         self._posts = {canonical(post): post for post in trial.posts}
-        work = plan_work(trial.job, trial.segmenter, None)
-        self._work = replace(work, keep_soft="soft" in self.task.LEAVES)
+        self._work = work = replace(trial.work, keep_soft="soft" in self.task.LEAVES)
         location = {row["key"]: row["label_location"] for row in self._images.values()}
         kinds = trial.images[LABEL_KIND].slice(0, 1).to_pylist()
         kind, limits = parse((kinds or [None])[0] or ""), {"max_bytes": work.max_bytes, "max_pixels": work.max_pixels}
@@ -100,10 +98,7 @@ class Scorer:
         return scores
 
     def labelled(self, row: dict, posts: set[str]) -> Iterator[tuple[str, dict]]:
-        """The masks row that `label` gives with each setting.
-
-        Without a refiner and with the standard threshold that is the stored row itself.
-        """
+        """The masks row that `label` gives with each setting: as stored without refiner and with threshold 0.5."""
         if self._trial.refiner is None:
             stored = {post for post in posts if self._posts[post]["threshold"] in (None, 0.5)}
             yield from ((post, row) for post in stored)

@@ -66,10 +66,9 @@ def parse(over: Collection[str], kinds: list[type]) -> Space:
 
 def grid(space: Space) -> list[dict]:
     """Every combination, the last field fastest. Raises ValueError for an interval and for too many of them."""
-    for name, values in space.items():
-        if isinstance(values, Interval):
-            advice = "give values or start:stop:step, or use --search random"
-            raise ValueError(f"--over {name}: an interval has no grid; {advice}")
+    for name in (name for name, values in space.items() if isinstance(values, Interval)):
+        advice = "give values or start:stop:step, or use --search random"
+        raise ValueError(f"--over {name}: an interval has no grid; {advice}")
     count = math.prod(map(len, space.values()))
     if count > MAX_SETTINGS:
         raise ValueError(f"sweep: {count:,} settings are too many (at most {MAX_SETTINGS:,}); use --search random")
@@ -85,10 +84,8 @@ def draw(space: Space, *, free: Collection[str], trials: int, seed: int) -> list
     listed = {name: values for name, values in space.items() if name in free and isinstance(values, list)}
     drawn = {name: values for name, values in space.items() if name not in listed}
     if not drawn:
-        raise ValueError(
-            "sweep: nothing to draw, since every swept field acts after the model, where all values are tried; "
-            "use --search grid"
-        )
+        why = "every swept field acts after the model, where all values are tried"
+        raise ValueError(f"sweep: nothing to draw, since {why}; use --search grid")
     rng, settings = np.random.default_rng(seed), {}
     for _ in range(DRAWS_EACH * trials):
         setting = {
@@ -134,8 +131,8 @@ def _range(name: str, *numbers: str) -> list[str]:
         raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} is empty; write start:stop:step")
     count = int((stop - start) / step) + 1
     if count > MAX_SETTINGS:
-        text = f"has {count:,} values, at most {MAX_SETTINGS:,}"
-        raise ValueError(f"--over {name}: the range {':'.join(numbers)!r} {text}")
+        shown = ":".join(numbers)
+        raise ValueError(f"--over {name}: the range {shown!r} has {count:,} values, at most {MAX_SETTINGS:,}")
     return [str(start + i * step) for i in range(count)]
 
 

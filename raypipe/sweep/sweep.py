@@ -6,6 +6,7 @@ refiner) is scored on the masks that a trial has stored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shlex
@@ -21,7 +22,7 @@ from raypipe.storage import Folder, Location
 from raypipe.sweep import ranking, search
 from raypipe.sweep.plan import check, draw, plan, refuse_given, settled
 from raypipe.sweep.ranking import shown
-from raypipe.sweep.trials import LABEL_KIND, Sweep, Trial, all_with_images, has_labelled, labelled_images, settings
+from raypipe.sweep.trials import LABEL_KIND, Sweep, Trial, has_labelled, labelled_images, settings, with_images
 from raypipe.sweep.tuning import run_trials
 from raypipe.types import Segmenter
 
@@ -60,14 +61,12 @@ class Swept:
         lines += [f"failed: {error}" for error in self.errors]
         if not self.config:
             lines.append(f"no setting has a value; errors.parquet in the runs of {self.output}/trials says why")
-        if self.config:
-            chosen = ", ".join(f"{name} {value}" for name, value in self.best.items())
-            values = {self.metric: self.value} | self.tie
-            measured = (f"{name} {value:.4f}" for name, value in values.items() if value is not None)
-            lines.append(f"best: {chosen} ({', '.join(measured)})")
-            lines += [f"all trials: {self.table}", f"page: {self.page}"]
-            lines.append(f"to use it: --config {shlex.quote(self.config)}")
-        return "\n".join(lines)
+            return "\n".join(lines)
+        chosen = ", ".join(f"{name} {value}" for name, value in self.best.items())
+        values = {self.metric: self.value} | self.tie
+        measured = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        lines += [f"best: {chosen} ({measured})", f"all trials: {self.table}", f"page: {self.page}"]
+        return "\n".join([*lines, f"to use it: --config {shlex.quote(self.config)}"])
 
 
 def sweep(
@@ -95,7 +94,7 @@ def sweep(
     space = check(common)
     planned = plan(common, draw(common, space), given)
     common = replace(common, images=labelled_images(job, task))
-    planned = all_with_images(planned, common.images)
+    planned = with_images(planned, common.images)
     with held(folder, new_attempt()):
         known = merge(folder, configuration(common, space))
         folder.write_json(known | {LABEL_KIND: common.images[LABEL_KIND][0].as_py()}, "sweep.json")
@@ -115,10 +114,9 @@ def configuration(common: Trial, space: search.Space) -> dict:
 
 def has_begun(job: Sweep) -> bool:
     """Whether there is a sweep in the output that the same command would go on with."""
-    try:
+    with contextlib.suppress(Exception):  # an output that cannot be read: the error at hand says why
         return Folder(job.output).read("sweep.json") is not None
-    except Exception:  # an output that cannot be read: the error at hand says why
-        return False
+    return False
 
 
 def merge(folder: Folder, now: dict) -> dict:
@@ -161,11 +159,8 @@ def report(common: Trial, swept: list[str], start: float) -> Swept:
         folder.write(text.encode(), "best.yaml")
         page = write_page(common, every, per_image, swept)
     by_trial = {each.trial: each for each in every}
-
-    def row(each: ranking.Setting) -> dict:
-        values = {key: each.values.get(key) for key in swept} | {name: each.means[name] for name in names}
-        return values | {"images": each.images, "status": each.status}
-
+    columns = [*swept, *names, "images", "status"]
+    facts = [each.values | each.means | {"images": each.images, "status": each.status} for each in every]
     return Swept(
         output=str(folder),
         method=method,
@@ -176,7 +171,7 @@ def report(common: Trial, swept: list[str], start: float) -> Swept:
         value=chosen.means[job.metric] if chosen else None,
         tie={tie: chosen.means[tie]} if chosen and tie else {},
         best={key: chosen.values[key] for key in swept} if chosen else {},
-        rows=[row(each) for each in every[:TERMINAL_SETTINGS]],
+        rows=[{name: fact.get(name) for name in columns} for fact in facts[:TERMINAL_SETTINGS]],
         errors=sorted({each.error for each in by_trial.values() if each.status == "failed"}),
         table=str(folder.location("trials.parquet")),
         config=str(folder.location("best.yaml")) if chosen else None,

@@ -22,16 +22,15 @@ from raypipe.images import decode
 from raypipe.inputs.manifest import fetch, list_inputs
 from raypipe.inputs.maskkinds import LIGHT, chosen
 from raypipe.pipeline.foregrounds import Foreground, attach
-from raypipe.pipeline.job import Label, frozen_settings
+from raypipe.pipeline.job import Label, frozen_settings, plan_work
+from raypipe.pipeline.stages import Work
 from raypipe.run import Run
 from raypipe.storage import Folder, Location, map_ahead
 from raypipe.sweep.search import canonical
 from raypipe.types import BadImage, Segmenter
 
 BATCHES = 16  # of a trial at least, where it has the images: its parts then hold about a quarter of them
-LABEL_CHECKSUM = (
-    "label_sha256"  # column of the images and of their scores, with the kind; "" for a label that cannot be read
-)
+LABEL_CHECKSUM = "label_sha256"  # column of images and scores, with the kind; "" for a label that cannot be read
 LABEL_KIND = "label_kind"  # column of the images: how mask files are read; null where the labels are none
 STORED_POST = "later"  # what scores.parquet and trial.json call post-processing settings
 
@@ -88,6 +87,11 @@ class Trial:
         size = min(self.segmenter.batch_size, max(1, len(self.images) // BATCHES))
         given = {name: getattr(self.sweep, name) for name in ("input", "column", "allow_private", "device")}
         return Label(**given, output=self.output, keep_soft=self.segmenter.soft, batch_size=size, max_bad_fraction=1.0)
+
+    @property
+    def work(self) -> Work:
+        """What workers need to know of it."""
+        return replace(plan_work(self.job, self.segmenter, None), foreground=self.foreground)
 
 
 def settings(segmenter: Segmenter) -> dict:
@@ -151,21 +155,12 @@ def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None
         raise labels.nothing("a setting", folder, counts, examples)
 
 
-def with_images(trial: Trial, images: pa.Table, foreground: Foreground | None = None) -> Trial:
-    """The trial with its images (`labelled_images`), and maybe another source of its foreground."""
-    foreground = foreground or trial.foreground
-    if foreground and foreground.is_read:
-        images = attach(images, foreground, max_bytes=Label.max_bytes, max_pixels=Label.max_pixels)
-    return replace(trial, images=images, foreground=foreground)
-
-
-def all_with_images(trials: list[Trial], images: pa.Table) -> list[Trial]:
-    """The trials with their images; masks of a foreground that several have are looked for once."""
-    found: dict[str, pa.Table] = {}
-    for trial in trials:
-        if str(trial.foreground) not in found:
-            found[str(trial.foreground)] = with_images(trial, images).images
-    return [replace(trial, images=found[str(trial.foreground)]) for trial in trials]
+def with_images(trials: list[Trial], images: pa.Table) -> list[Trial]:
+    """The trials with their images (`labelled_images`); masks of a foreground that several have are looked for once."""
+    found = {str(trial.foreground): trial.foreground for trial in trials}
+    limits = {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
+    tables = {name: attach(images, each, **limits) if each and each.is_read else images for name, each in found.items()}
+    return [replace(trial, images=tables[str(trial.foreground)]) for trial in trials]
 
 
 def read_state(output: str) -> dict:

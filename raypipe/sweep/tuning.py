@@ -9,15 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from raypipe import segmenters
 from raypipe.lookup import one_line
 from raypipe.pipeline.foregrounds import Foreground
 from raypipe.pipeline.graph import probe
-from raypipe.pipeline.job import fetch_weights, frozen_settings, plan_work
+from raypipe.pipeline.job import fetch_weights, frozen_settings
 from raypipe.pipeline.label import attempt
 from raypipe.runtime import cores
 from raypipe.runtime.progress import Counts, Progress, count_of_images
@@ -81,12 +79,12 @@ def run_on_tune(todo: list[Trial]) -> None:
     from raypipe.runtime import cluster
 
     sweep = todo[0].sweep
-    refuse_unloadable(todo, fetch_weights_of)
+    refuse_unloadable(todo, lambda trial: fetch_weights(trial.job, trial.work))
     with cluster.connected(stall=1800.0):
         cluster.warn_of_local_paths(input=sweep.input, labels=sweep.labels, output=sweep.output)
-        gpus = plan_work(todo[0].job, todo[0].segmenter, None).gpus
-        resources = cluster.resources(gpus=gpus, device=sweep.device, actors=sweep.actors)
-        refuse_unloadable(todo, partial(probe_on_worker, resources=resources))
+        resources = cluster.resources(gpus=todo[0].work.gpus, device=sweep.device, actors=sweep.actors)
+        device, gpus = resources.device, resources.gpus
+        refuse_unloadable(todo, lambda trial: probe(replace(trial.work, device=device), gpus=gpus))
         todo, total = share_foreground(todo), sum(len(trial.images) for trial in todo)
         log.info("%s to label: %s in each of %s trials", count_of_images(total), len(todo[0].images), len(todo))
         count = count_commits(todo)
@@ -112,40 +110,27 @@ def refuse_unloadable(todo: list[Trial], attempt_to: Callable[[Trial], None]) ->
     """
     if has_labelled(Folder(todo[0].sweep.output)):
         return
-    first = None
+    errors = []
     for trial in todo:
         try:
-            attempt_to(trial)
-            return
+            return attempt_to(trial)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
-            first = first or error
-    raise first
-
-
-def fetch_weights_of(trial: Trial) -> None:
-    """Have a trial's weights here, where this machine labels. Raises what `fetch_weights` raises."""
-    fetch_weights(trial.job, plan_work(trial.job, trial.segmenter, None))
-
-
-def probe_on_worker(trial: Trial, resources) -> None:
-    """Load a trial's method on a worker. Raises what `probe` raises."""
-    probe(replace(plan_work(trial.job, trial.segmenter, None), device=resources.device), gpus=resources.gpus)
+            errors.append(error)
+    raise errors[0]
 
 
 def count_commits(todo: list[Trial]) -> Callable[[], Counts]:
     """A function that gives the rows and error rows committed so far; it reads each commit record once."""
-    folders, counts, last = [trial.run.folder for trial in todo], {}, [float("-inf")]
+    folders, counts, next_look = [trial.run.folder for trial in todo], {}, 0.0
 
     def committed() -> Counts:
-        if time.monotonic() - last[0] > RECOUNT:
-            for folder in folders:
-                for name in folder.files("_commits"):
-                    if (folder.uri, name) in counts:
-                        continue
-                    if content := folder.read("_commits", name):
-                        errors = open_table(content).read(columns=["error"])["error"].to_pylist()
-                        counts[folder.uri, name] = len(errors), sum(map(bool, errors))
-            last[0] = time.monotonic()
+        nonlocal next_look
+        if time.monotonic() >= next_look:
+            for folder, name in [(each, name) for each in folders for name in each.files("_commits")]:
+                if (folder.uri, name) not in counts and (content := folder.read("_commits", name)):
+                    errors = open_table(content).read(columns=["error"])["error"].to_pylist()
+                    counts[folder.uri, name] = len(errors), sum(map(bool, errors))
+            next_look = time.monotonic() + RECOUNT
         return Counts(*map(sum, zip((0, 0), *counts.values(), strict=True)))
 
     return committed
@@ -160,9 +145,9 @@ def tuner(todo: list[Trial], resources, scratch: str):
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     logging.getLogger("ray.tune").setLevel("CRITICAL")  # failed trials are told at the end
-    counts = [len(todo[0].images)] if todo[0].sweep.search != "asha" else rungs(len(todo[0].images))
-    scheduler = FIFOScheduler()
-    if len(counts) > 1:
+    counts, scheduler = [len(todo[0].images)], FIFOScheduler()
+    if todo[0].sweep.search == "asha" and len(rungs(*counts)) > 1:
+        counts = rungs(*counts)
         milestones = {"max_t": counts[-1], "grace_period": counts[0], "reduction_factor": KEEP}
         scheduler = ASHAScheduler("images", "score", "max", **milestones)
     train = tune.with_parameters(run_trial, todo=todo, counts=counts)
@@ -208,23 +193,19 @@ def score_so_far(trial: Trial, count: int) -> float:
     metric, goal = trial.sweep.metric, trial.sweep.goal
     found, _ = ranking.read_trial(trial.output, task=trial.task, images=trial.images.slice(0, count))
     chosen = ranking.best([replace(each, status="done") for each in found], metric, goal)
-    if chosen is None:
-        return float("-inf")  # every image failed
-    return chosen.means[metric] * (1 if goal == "max" else -1)
+    return chosen.means[metric] * (1 if goal == "max" else -1) if chosen else float("-inf")  # every image failed
 
 
 def share_foreground(todo: list[Trial]) -> list[Trial]:
     """Compute a GrabCut foreground that all trials have in common once, and let them read it."""
-    kinds = {(str(trial.foreground), trial.segmenter.seed) for trial in todo}
-    if len(kinds) > 1 or todo[0].foreground is None or todo[0].foreground.kind != "grabcut":
+    kinds, first = {(str(trial.foreground), trial.segmenter.seed) for trial in todo}, todo[0]
+    if len(kinds) > 1 or first.foreground is None or first.foreground.kind != "grabcut":
         return todo
-    log.info("the foreground first, which all trials share")
-    grabcut = segmenters.find("grabcut")(seed=todo[0].segmenter.seed)
-    output = Folder(todo[0].sweep.output).location("foreground").uri
-    common = replace(todo[0], output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)
     log.info("first the foreground, which all trials share")
+    output, grabcut = Folder(first.sweep.output).location("foreground").uri, first.work.finder
+    common = replace(first, output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)
     advance(common, len(common.images), on_ray=True)
-    return [with_images(trial, common.images, Foreground("run", output)) for trial in todo]
+    return with_images([replace(trial, foreground=Foreground("run", output)) for trial in todo], common.images)
 
 
 # workers of a sweep that was killed a moment ago may still hold its trials
@@ -238,10 +219,9 @@ def advance(trial: Trial, count: int, *, on_ray: bool = False, threads: int = 1)
     start, before = time.monotonic(), read_state(trial.output)
     among = trial.images.slice(0, count)
     if len(trial.run.plan(among)):
+        frozen = frozen_settings(trial.segmenter, None, refine=None, keep_soft=trial.job.keep_soft)
         job = replace(trial.job, local=not on_ray)
-        work = replace(plan_work(job, trial.segmenter, None), foreground=trial.foreground)
-        frozen = frozen_settings(trial.segmenter, None, refine=None, keep_soft=job.keep_soft)
-        attempt(job, work, trial.run, trial.images, settings=frozen, among=among)
+        attempt(job, trial.work, trial.run, trial.images, settings=frozen, among=among)
     score(trial, threads=threads)
     seconds = before.get("seconds", 0.0) + time.monotonic() - start
     is_done = len(trial.run.plan(trial.images)) == 0

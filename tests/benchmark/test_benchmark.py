@@ -19,7 +19,7 @@ from raypipe.benchmark import methods, pipeline, processes
 from raypipe.benchmark import plain as twins_of
 from raypipe.benchmark.benchmark import Benchmark, benchmark, names
 from raypipe.benchmark.figures import QUICK, Figure, Sizes, markdown
-from raypipe.benchmark.pipeline import JOBS, Outcome, Session
+from raypipe.benchmark.pipeline import JOBS, Outcome
 from raypipe.benchmark.plain import kmeans as plain
 from raypipe.benchmark.plain.guided import box_sum
 from raypipe.benchmark.processes import Sample, Used
@@ -197,9 +197,9 @@ def test_growth_per_image_is_read_between_start_up_and_end():
         float("nan") if done == 500 else 0.02 * done + (500 if done < 200 else -300 if done > 800 else 7)
         for done in rows
     ]
-    run = Outcome(0.0, 11.0, "", commits, 0.0, None)
+    run = Outcome(0.0, "", commits, 0.0, None)
     sizes = dataclasses.replace(TINY, corpus=1000, settled=200)
-    assert pipeline.steady_slope(Session({}, samples, 0), run, values, sizes) == pytest.approx(0.02)
+    assert pipeline.steady_slope(samples, run, values, sizes) == pytest.approx(0.02)
 
 
 def test_memory_counts_only_while_all_actors_live():
@@ -214,7 +214,7 @@ def test_memory_counts_only_while_all_actors_live():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc (Linux)")
 def test_a_child_is_watched_with_its_own_children():
-    with processes.Child(subprocess.run, [sys.executable, "-c", "import time; time.sleep(0.6)"]) as child:
+    with processes.Watched(subprocess.run, [sys.executable, "-c", "import time; time.sleep(0.6)"]) as child:
         samples = child.watched()
         assert child.result().returncode == 0
     assert max(len(sample.used) for sample in samples) == 2
@@ -255,7 +255,7 @@ def test_figures_show_their_median_and_ends():
 
 @pytest.mark.parametrize("sizes", [TINY, QUICK, Sizes()])
 def test_the_images_suffice_for_every_run(sizes):
-    assert all(spec.images <= sizes.corpus for name in JOBS for spec in JOBS[name].runs(sizes))
+    assert all(spec.images <= sizes.corpus for specs in pipeline.specs_of(sizes).values() for spec in specs)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ What `segmenters/gloper/` are tested and measured against. Torch, one problem at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -23,19 +23,15 @@ def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
     """Steps of the optimisation: of one local size where that fills the device, and of four sizes side by side."""
     figures = []
     for side, sizes in ((1024 if device == "cuda" else 128, (8,)), (64, (4, 8, 16, 32))):
-        arms = [
-            lambda image, run=run, side=side, sizes=sizes: run(method, device, image, side, sizes)
-            for run in (ours, plain)
-        ]
+        arms = [partial(run, method, device, side, sizes) for run in (ours, plain)]
         seconds, _ = in_turns(arms, images, repeats)
         against = f"{device}; float32, {len(sizes)} local size(s), one after the other"
         each = [[total / STEPS[device] for total in arm] for arm in seconds]
-        case = f", {side} px, {len(sizes)} size(s)"
-        figures += compared("gloper", each, against, per="step", case=case)
+        figures += compared("gloper", each, against, per="step", case=f", {side} px, {len(sizes)} size(s)")
     return figures
 
 
-def plain(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
+def plain(method, device: str, side: int, sizes: Sequence[int], image: np.ndarray) -> None:
     """Steps of each local size, one after the other. method: a Gloper. image: RGB uint8 (H, W, 3)."""
     x = photograph(image, side).to(device)
     options = {"steps": STEPS[device], "tau": method.tau, "lr": method.lr}
@@ -43,7 +39,7 @@ def plain(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int
         fit(made(method.widths, device), x, torch.ones_like(x[:, 0]), size, **options)
 
 
-def ours(method, device: str, image: np.ndarray, side: int, sizes: Sequence[int]) -> None:
+def ours(method, device: str, side: int, sizes: Sequence[int], image: np.ndarray) -> None:
     """The same by `segmenters/gloper/fit.py`."""
     x = photograph(image, side).to(device)
     for each in fitter(method.widths, method.seed, STEPS[device])(x, torch.ones_like(x[:, 0]), sizes):

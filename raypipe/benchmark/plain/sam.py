@@ -139,7 +139,8 @@ def in_batch(method, features, points: np.ndarray, resized: tuple[int, int], cro
     found = []
     columns = (logits > 0).cpu().numpy(), scores.tolist(), (inner / outer).tolist(), points
     for mask, score, stability, point in zip(*columns, strict=True):
-        box = box_of(mask, (x0, y0))
+        y, x = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        box = [int(x[0]) + x0, int(y[0]) + y0, int(x[-1]) + x0, int(y[-1]) + y0] if len(x) else [x0, y0, x0, y0]
         if not stability >= method.stability_score_thresh or is_cut_off(box, crop, size):
             continue
         pasted = np.zeros(size, np.uint8, order="F")
@@ -147,13 +148,6 @@ def in_batch(method, features, points: np.ndarray, resized: tuple[int, int], cro
         prompt = {"box": box, "point": (point[0] + x0, point[1] + y0), "crop": crop}
         found.append({"rle": coco.encode(pasted), "score": score, "stability": stability, **prompt})
     return found
-
-
-def box_of(mask: np.ndarray, origin: tuple[int, int]) -> list[int]:
-    """XYXY px, maxima inclusive, of a bool (h, w) mask with its corner at (x, y) `origin`; of an empty one a point."""
-    x, y = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
-    first, last = ((int(x[i]), int(y[i])) if len(x) else (0, 0) for i in (0, -1))
-    return [origin[0] + first[0], origin[1] + first[1], origin[0] + last[0], origin[1] + last[1]]
 
 
 def is_cut_off(box: list[int], crop: list[int], size: tuple[int, int]) -> bool:
