@@ -42,7 +42,7 @@ def test_lists_are_written_with_plus():
         scales: tuple[float, ...] = (1.0,)
 
     space = parse(["sizes=4+8+16,4,32+64", "scales=0.5+1e-1,2"], [Sizes])
-    assert space == {"sizes": [[4, 8, 16], [4], [32, 64]], "scales": [[0.5, 0.1], [2.0]]}
+    assert space == {"sizes": [(4, 8, 16), (4,), (32, 64)], "scales": [(0.5, 0.1), (2.0,)]}
 
 
 @pytest.mark.parametrize(
