@@ -289,8 +289,8 @@ def test_a_point_without_a_value_does_not_move_the_others(folder):
     found = [Setting("t", {"k": k}, "done", mean, 4, 0, 1.0, "") for k, mean in zip((2, 3, 4), means, strict=True)]
     shown = {"title": "a", "method": "a", "images": 4, "best": found[2], "swept": ["k"], "metric": "dice", "tie": None}
     shown |= {"settings": found, "table": found, "curves": [page.curve("k", found, found, "dice")], "planes": []}
-    shown |= {"first": ["dice"], "titles": {"dice": "dice", "other": "other"}, "caution": "", "groups": [], "strips": []}
-    html = page.render(**shown, folder="a b", made="2026", version="1")
+    shown |= {"first": ["dice"], "titles": {"dice": "dice", "other": "other"}, "caution": ""}
+    html = page.render(**shown, folder="a b", groups=[], strips=[], made="2026", version="1")
     points = [line.split() for line in re.findall(r'points="([^"]*)"', html)]
     width = page.PLOT[0]
     ticks = [[float(point.partition(",")[0]) for point in line] for line in points]
