@@ -14,6 +14,7 @@ PICTURES = set(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .mpo .heic .heif .avif .jxl .jp2 .j2k .dng .cr2 .cr3 "
     ".nef .arw .orf .rw2 .raf .pef .srw .psd .svg .exr .hdr .ppm .pgm .pbm .tga .ico".split()
 )
+SHOWN = 20  # reasons for leaving files out, in one line
 
 
 class Item(NamedTuple):
@@ -34,17 +35,23 @@ def unlisted(location: Location, name: str, start: int) -> Item:
     return Item(location, f"{posixpath.splitext(storage.as_text(name))[0]}/damaged", "#damaged", start)
 
 
-class LeftOut:
-    """Records of lists and tables that give no row: how many for each reason, and where the first one stands."""
+class LeftOut(Counter):
+    """What a listing left out: how many by reason, in which `{s}` stands for its plural."""
 
     def __init__(self) -> None:
-        self._counts, self._first = Counter(), {}
+        super().__init__()
+        self._first: dict[str, str] = {}
 
     def add(self, reason: str, place: str) -> None:
-        """Count a record. place: such as `line 3`."""
-        self._counts[reason] += 1
-        self._first.setdefault(reason, place)
+        """Count a record. place: where it stands, such as `line 3`; that of the first one of a reason is told."""
+        self[reason] += 1
+        self._first.setdefault(reason, f" (first: {place})")
 
-    def add_to(self, skipped: Counter) -> None:
-        """Put the reasons, each with its first place, among all that a listing left out."""
-        skipped.update({f"{reason} (first: {self._first[reason]})": count for reason, count in self._counts.items()})
+    def __str__(self) -> str:
+        """In words; of more than SHOWN reasons the most frequent."""
+        reasons, words = self.most_common(), []
+        for reason, number in reasons[:SHOWN]:
+            words.append(f"{number:,} {reason.replace('{s}', '' if number == 1 else 's')}{self._first.get(reason, '')}")
+        if rest := reasons[SHOWN:]:
+            words.append(f"{sum(number for _, number in rest):,} for {len(rest):,} other reasons")
+        return ", ".join(words)

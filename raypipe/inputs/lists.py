@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import posixpath
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from raypipe import storage
@@ -24,7 +23,7 @@ BASE64 = "base64"  # the `column` of a row whose byte range is a picture as text
 
 
 def list_entries(
-    source: Location, suffix: str, column: str | None, skipped: Counter, *, allow_private: bool
+    source: Location, suffix: str, column: str | None, skipped: LeftOut, *, allow_private: bool
 ) -> Iterator[Item]:
     """The rows of a list. suffix: one of SUFFIXES. `skipped` counts the records without image.
 
@@ -40,9 +39,7 @@ def list_entries(
         text, encoding = decode(content, source)
         name, folder, found = _planned(records(text, suffix), column, addresses)
         embedded = _Embedded(source, content, encoding)
-        left_out = LeftOut()
-        yield from rows_of(found, name, addresses, left_out, folder=folder, stem=stem, embedded=embedded)
-        left_out.add_to(skipped)
+        yield from rows_of(found, name, addresses, skipped, folder=folder, stem=stem, embedded=embedded)
     except csv.Error as error:
         raise ValueError(f"{source} cannot be read as {suffix}: {error}") from error
     except ValueError as error:
@@ -78,13 +75,13 @@ def rows_of(
     found: Iterable[Record],
     column: str,
     addresses: Addresses,
-    left_out: LeftOut,
+    skipped: LeftOut,
     *,
     folder: str | None,
     stem: str,
     embedded: Callable[[str, str, str, int], Item],
 ) -> Iterator[Item]:
-    """A row per picture in a column of records; those without are counted in `left_out`.
+    """A row per picture in a column of records; those without are counted in `skipped`.
 
     folder: the column with the folders of the files, if there is one. stem: begins the key of a picture in a cell.
     embedded(text, key, part, index): the row of such a picture, which is the index-th of its cell.
@@ -99,7 +96,7 @@ def rows_of(
                 else:
                     yield addresses.item(joined(record.get(folder), leaf))
         except (Unusable, Refused) as error:
-            left_out.add(str(error), place)
+            skipped.add(str(error), place)
 
 
 def _pictures(record: dict | Unusable, column: str) -> list[tuple[int, str, bool]]:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
@@ -16,7 +15,7 @@ import pyarrow as pa
 from raypipe import schema, storage
 from raypipe.inputs import folders
 from raypipe.inputs.columns import picture_of
-from raypipe.inputs.items import PICTURES, Item
+from raypipe.inputs.items import PICTURES, Item, LeftOut
 from raypipe.inputs.lists import BASE64, SUFFIXES, list_entries, picture_text
 from raypipe.inputs.tables import list_tables, read_cell
 from raypipe.inputs.tars import list_tars
@@ -27,7 +26,6 @@ log = logging.getLogger("raypipe")
 
 CHUNK_ROWS = 50_000  # rows of a manifest chunk
 TEXT_FACTOR = 6  # bytes of a list for one of a picture at most: base64 in UTF-16 or UTF-32
-SHOWN = 20  # reasons for leaving files out, in one line
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
 SIDECARS = set(
@@ -50,7 +48,7 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     the list. An image has the same key however the rest of the source changes; one that is listed twice has one row.
     Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError.
     """
-    source, skipped = Location(source), Counter()
+    source, skipped = Location(source), LeftOut()
     try:
         items = _items(source, column, skipped, allow_private)
         first = next(items, None)
@@ -59,11 +57,11 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     except OSError as error:
         raise ValueError(f"{storage.fetch_error(error, source).message}") from error
     if first is None:
-        why = f"left out: {_count(skipped)}" if skipped else "choose a folder, list or table that holds some"
+        why = f"left out: {skipped}" if skipped else "choose a folder, list or table that holds some"
         raise ValueError(f"no images, .tar or .parquet files in {source}; {why}")
     manifest, again = _manifest(itertools.chain([first], items))
     if skipped:
-        log.warning("%s: left out %s", source, _count(skipped))
+        log.warning("%s: left out %s", source, skipped)
     if again:
         log.warning("%s: %s entries are listed twice and labelled once", source, f"{again:,}")
     return manifest
@@ -104,16 +102,7 @@ def _unique(key: str, image_id: str, keys: set[int]) -> str:
     return key
 
 
-def _count(skipped: Counter) -> str:
-    """What was left out in words; of more than 20 reasons the most frequent."""
-    reasons = skipped.most_common()
-    words = [f"{number:,} {reason.replace('{s}', '' if number == 1 else 's')}" for reason, number in reasons[:SHOWN]]
-    if rest := reasons[SHOWN:]:
-        words.append(f"{sum(number for _, number in rest):,} for {len(rest):,} other reasons")
-    return ", ".join(words)
-
-
-def _items(source: Location, column: str | None, skipped: Counter, allow_private: bool) -> Iterator[Item]:
+def _items(source: Location, column: str | None, skipped: LeftOut, allow_private: bool) -> Iterator[Item]:
     kind, parts, sidecars = folders.kind(source), storage.split(source), set()
     path = parts.key if parts else source.uri
     has_braces, is_web = folders.BRACES.search(path), parts is not None and parts.is_web
@@ -133,7 +122,7 @@ def _items(source: Location, column: str | None, skipped: Counter, allow_private
     return _of_files(files, column, skipped, allow_private, sidecars=sidecars)
 
 
-def _of_file(source: Location, column: str | None, skipped: Counter, allow_private: bool) -> Iterator[Item]:
+def _of_file(source: Location, column: str | None, skipped: LeftOut, allow_private: bool) -> Iterator[Item]:
     location = source if storage.split(source) else Location(storage.normalise(source))
     name = storage.as_text(posixpath.basename(storage.local_path(location) or location))
     suffix = _suffix(name)
@@ -149,7 +138,7 @@ def _of_file(source: Location, column: str | None, skipped: Counter, allow_priva
 
 
 def _of_files(
-    files: Iterator[tuple[str, str]], column: str | None, skipped: Counter, allow_private: bool, *, sidecars: set[str]
+    files: Iterator[tuple[str, str]], column: str | None, skipped: LeftOut, allow_private: bool, *, sidecars: set[str]
 ) -> Iterator[Item]:
     """Images, or the contents of tars or tables where no name among the (location, relative name) pairs is a picture's.
 
@@ -183,7 +172,7 @@ def _of_files(
         yield from list_tars(tars, column, skipped)
 
 
-def _is_sidecar(name: str, sidecars: set[str], skipped: Counter) -> bool:
+def _is_sidecar(name: str, sidecars: set[str], skipped: LeftOut) -> bool:
     suffix, base = _suffix(name), posixpath.basename(name)
     is_sidecar = suffix in sidecars or (bool(sidecars) and base.lower() in SIDECAR_NAMES)
     if is_sidecar:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
@@ -31,7 +30,7 @@ BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def list_tables(
-    files: list[tuple[str, str]], column: str | None, skipped: Counter, *, allow_private: bool
+    files: list[tuple[str, str]], column: str | None, skipped: LeftOut, *, allow_private: bool
 ) -> Iterator[Item]:
     """Rows of tables, given as (location, relative name). `skipped` counts the rows without image.
 
@@ -50,11 +49,9 @@ def list_tables(
             yield unlisted(location, file, 0)
         elif footer.schema.to_arrow_schema().get_field_index(name) < 0:
             raise ValueError(f"{file} has no column {name!r}, which the other tables have")
-    left_out = LeftOut()
     for location, file in good:
         table = _Table(location, os.path.splitext(storage.as_text(file))[0], name, allow_private=allow_private)
-        yield from table.items(folder, left_out, are_pictures=are_pictures)
-    left_out.add_to(skipped)
+        yield from table.items(folder, skipped, are_pictures=are_pictures)
 
 
 def _footer_or_error(location: Location) -> pq.FileMetaData | Exception:
@@ -151,16 +148,16 @@ class _Table:
         self._stored = _stored(self._footer, name)
         self._addresses = Addresses(location, allow_private=allow_private)
 
-    def items(self, folder: str | None, left_out: LeftOut, *, are_pictures: bool) -> Iterator[Item]:
+    def items(self, folder: str | None, skipped: LeftOut, *, are_pictures: bool) -> Iterator[Item]:
         """A row per picture. are_pictures: so the first one says; what has no bytes is known when it is fetched."""
         are_pictures = are_pictures or _kind(self._type) == "bytes"
         options = {"folder": folder, "stem": self._stem, "embedded": self._item}
         row = 0
         for group in range(self._footer.num_row_groups):
             if are_pictures and not self._is_empty(group):
-                yield from self._pictures(group, row, left_out)
+                yield from self._pictures(group, row, skipped)
             else:
-                yield from rows_of(self._records(group, row, folder), self._name, self._addresses, left_out, **options)
+                yield from rows_of(self._records(group, row, folder), self._name, self._addresses, skipped, **options)
             row += self._footer.row_group(group).num_rows
 
     def _records(self, group: int, row: int, folder: str | None) -> Iterator[Record]:
@@ -170,11 +167,11 @@ class _Table:
         records = itertools.chain.from_iterable(_batches(self._location, names, count, group))
         return ((f"row {i}", record) for i, record in enumerate(records, row))
 
-    def _pictures(self, group: int, first: int, left_out: LeftOut) -> Iterator[Item]:
+    def _pictures(self, group: int, first: int, skipped: LeftOut) -> Iterator[Item]:
         """The pictures of a row group, of which the first row is the first-th, without reading one."""
         for row, paths in enumerate(self._paths(group), first):
             if not paths:
-                left_out.add("record{s} without image", f"row {row}")
+                skipped.add("record{s} without image", f"row {row}")
             for index, path in enumerate(paths):
                 number = f"{row}.{index}" if len(paths) > 1 else f"{row}"
                 key = storage.as_text(path) if path else f"{self._stem}/{number.replace('.', '/')}"
