@@ -38,16 +38,19 @@ class Unusable(ValueError):
     """A value that is no picture and no address; the text says what it is."""
 
 
-def leaves(value: object) -> list[bytes | str | None]:
+def leaves(value: object) -> list[bytes | str | Unusable | None]:
     """The pictures of one cell: bytes, or text, which is base64 (`is_picture`) or an address; None for a missing one.
 
     value: bytes, text, an object with `bytes` or an address, or a list of these. An object's bytes count before its
-    address. [] for a cell without picture. Raises Unusable for anything else.
+    address. [] for a cell without picture, and one Unusable for anything else.
     """
-    if isinstance(value, list | tuple):
-        return [_leaf(each) for each in value]
-    leaf = _leaf(value)
-    return [] if leaf is None else [leaf]
+    try:
+        if isinstance(value, list | tuple):
+            return [_leaf(each) for each in value]
+        leaf = _leaf(value)
+        return [] if leaf is None else [leaf]
+    except Unusable as error:
+        return [error]
 
 
 def _leaf(value: object) -> bytes | str | None:
@@ -160,12 +163,7 @@ def joined(folder: object, name: str) -> str:
 
 def _score(name: str, records: Sequence[dict], addresses: Addresses) -> float:
     """How sure a column is the image, by the better half of its first values."""
-    found = []
-    for record in records:
-        try:
-            found += [leaf for leaf in leaves(record.get(name)) if leaf is not None]
-        except Unusable:
-            found.append(None)
+    found = [leaf for record in records for leaf in leaves(record.get(name)) if leaf is not None]
     if not found:
         return POSSIBLE if _rank(name) > 0 else UNLIKELY
     scores, is_named = sorted(map(_likelihood, found), reverse=True), _rank(name) > 0
@@ -182,8 +180,8 @@ def _score(name: str, records: Sequence[dict], addresses: Addresses) -> float:
     return score if is_named else UNLIKELY
 
 
-def _likelihood(leaf: bytes | str | None) -> float:
-    if leaf is None:
+def _likelihood(leaf: bytes | str | Unusable) -> float:
+    if isinstance(leaf, Unusable):
         return UNLIKELY
     if isinstance(leaf, bytes):
         return PICTURES_THEMSELVES if is_known(leaf) else BYTES

@@ -103,10 +103,9 @@ def _pictures(record: dict | Unusable, column: str) -> list[tuple[int, str, bool
     """The pictures in a record: (index in its cell, base64 or address, whether it is the only one)."""
     if isinstance(record, Unusable):
         raise Unusable(f"record{{s}} with {record}")
-    try:
-        found = leaves(record.get(column))
-    except Unusable as error:
-        raise Unusable(f"record{{s}} with {error}" + (f" in {column!r}" if column else "")) from None
+    found = leaves(record.get(column))
+    if found and isinstance(found[0], Unusable):
+        raise Unusable(f"record{{s}} with {found[0]}" + (f" in {column!r}" if column else ""))
     if not any(found):
         raise Unusable("record{s} without image")
     return [(index, leaf, len(found) == 1) for index, leaf in enumerate(found) if leaf]

@@ -100,8 +100,8 @@ def _planned(location: Location, column: str | None, addresses: Addresses) -> tu
     name = find_column(seen, kinds, column, addresses, shown=shown)
     if kinds[name] == "bytes":
         return name, None, True
-    first = next((leaf for row in seen for leaf in _leaves(row.get(name)) if leaf), None)
-    are_pictures = first is not None and is_picture(first)
+    first = next((leaf for row in seen for leaf in leaves(row.get(name)) if isinstance(leaf, str)), "")
+    are_pictures = is_picture(first)
     return name, None if are_pictures else find_folder(seen, name, addresses), are_pictures
 
 
@@ -122,13 +122,6 @@ def _batches(location: Location, names: Iterable[str], count: int, group: int | 
     with filesystem.open_input_file(path) as file, storage.open_table(file, footer) as table:
         for batch in table.iter_batches(count, row_groups=groups, columns=columns):
             yield batch.to_pylist()
-
-
-def _leaves(value: object) -> list[bytes | str | None]:
-    try:
-        return leaves(value)
-    except Unusable:
-        return []
 
 
 def _stored(footer: pq.FileMetaData, name: str) -> list[str]:
@@ -238,13 +231,13 @@ def read_cell(location: Location, column: str, *, row: int, index: int, max_byte
         leaf = found[index] if index < len(found) else None
         if leaf is None:
             raise BadImage("fetch", "missing", f"row {row} of {location} has no bytes and no path")
+        if isinstance(leaf, Unusable):
+            raise BadImage("fetch", "invalid", f"row {row} of {location} holds {leaf} in {column!r}")
         if isinstance(leaf, str) and not is_picture(leaf):
             place = Addresses(location, allow_private=not public).item(leaf)
             return storage.read_bytes(place.location, max_bytes=max_bytes, public=place.public)
     except Refused as error:
         raise BadImage("fetch", "refused", f"row {row} of {location}: {error}") from error
-    except Unusable as error:
-        raise BadImage("fetch", "invalid", f"row {row} of {location} holds {error} in {column!r}") from error
     content = picture_of(leaf) if isinstance(leaf, str) else leaf
     storage.check_size(len(content), max_bytes)
     return content
