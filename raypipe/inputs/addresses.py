@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from raypipe import storage
 from raypipe.inputs import folders
-from raypipe.inputs.items import Item
+from raypipe.inputs.items import Item, Unusable
 from raypipe.storage import Location
 
 ODD = re.compile(r"""[^\x20-\x7e]|[%\\"']|\s-?\d+$""")  # a name with one of these may be spelled otherwise on the disk
@@ -21,10 +21,6 @@ NUMBER = re.compile(r"\s+-?\d+$")  # of a class, behind a name
 DRIVE = re.compile(r"[A-Za-z]:[\\/]+")
 QUOTES = "\"'"
 ENDPOINT = re.compile(r"endpoint_override=(?:https?://)?([^/&]+)")
-
-
-class Refused(ValueError):
-    """An entry that its list may not lead to; the text names its kind."""
 
 
 class Addresses:
@@ -45,14 +41,14 @@ class Addresses:
         is the path, that of a URI host or bucket and path: no scheme, no credentials, no query of a web address. A file
         that is not there by this name is looked for with `/` for `\\`, without quotes or a number behind it, and under
         a name of another Unicode form or percent quoting, if one file has it.
-        Raises Refused, and ValueError where what reads the scheme is not installed.
+        Raises Unusable for what a list may not lead to, and ValueError where what reads the scheme is not installed.
         """
         text, location = self._meant(entry)
         there = storage.split(location)
         if not self._allow_private and self._home and self._leads_here(text, location):
-            raise Refused("record{s} of a list from elsewhere that lead to files here: --allow-private permits it")
+            raise Unusable("record{s} of a list from elsewhere that lead to files here: --allow-private permits it")
         if not self._allow_private and _leads_round(text):
-            raise Refused("record{s} that may lead into a private network: --allow-private permits it")
+            raise Unusable("record{s} that may lead into a private network: --allow-private permits it")
         storage.check_reader(location)
         is_public = there is not None and not self._allow_private and there.host != self._own_host
         return Item(location, storage.as_text(_key(text)), public=is_public)

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from raypipe import storage
 from raypipe.formats import SIGNATURES
 from raypipe.inputs.addresses import Addresses
-from raypipe.inputs.items import PICTURES
+from raypipe.inputs.items import PICTURES, Unusable
 from raypipe.types import BadImage
 
 LONGEST_PATH = 4096  # characters; longer text is no address
@@ -32,10 +32,6 @@ PAGES = {".html", ".htm", ".php", ".asp", ".aspx", ".jsp"}
 
 # How sure a value or a column is the image. FOUND: its files are on this disk.
 UNLIKELY, POSSIBLE, BYTES, EVIDENT, FOUND, PICTURES_THEMSELVES = 0.0, 1.0, 1.5, 2.0, 2.5, 3.0
-
-
-class Unusable(ValueError):
-    """A value that is no picture and no address; the text says what it is."""
 
 
 def leaves(value: object) -> list[bytes | str | Unusable | None]:

@@ -35,6 +35,10 @@ def unlisted(location: Location, name: str, start: int) -> Item:
     return Item(location, f"{posixpath.splitext(storage.as_text(name))[0]}/damaged", "#damaged", start)
 
 
+class Unusable(ValueError):
+    """A value of a list or table that is no picture and no address, or one that may not be read; the text says why."""
+
+
 class LeftOut(Counter):
     """What a listing left out: how many by reason, in which `{s}` stands for its plural."""
 

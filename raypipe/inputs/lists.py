@@ -9,9 +9,9 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 
 from raypipe import storage
-from raypipe.inputs.addresses import Addresses, Refused
-from raypipe.inputs.columns import Unusable, find_column, find_folder, is_picture, joined, leaves
-from raypipe.inputs.items import Item, LeftOut
+from raypipe.inputs.addresses import Addresses
+from raypipe.inputs.columns import find_column, find_folder, is_picture, joined, leaves
+from raypipe.inputs.items import Item, LeftOut, Unusable
 from raypipe.inputs.records import LINE, Record, decode, records
 from raypipe.storage import Location
 from raypipe.types import BadImage
@@ -95,7 +95,7 @@ def rows_of(
                     yield embedded(leaf, f"{stem}/{part.replace('.', '/')}", f"#{word}={part}", index)
                 else:
                     yield addresses.item(joined(record.get(folder), leaf))
-        except (Unusable, Refused) as error:
+        except Unusable as error:
             skipped.add(str(error), place)
 
 

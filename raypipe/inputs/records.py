@@ -11,8 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from raypipe.inputs.columns import Unusable
-from raypipe.inputs.items import PICTURES
+from raypipe.inputs.items import PICTURES, Unusable
 
 log = logging.getLogger("raypipe")
 

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import storage
-from raypipe.inputs.addresses import Addresses, Refused
-from raypipe.inputs.columns import ADDRESS_FIELDS, Unusable, find_column, find_folder, is_picture, leaves, picture_of
-from raypipe.inputs.items import Item, LeftOut, unlisted
+from raypipe.inputs.addresses import Addresses
+from raypipe.inputs.columns import ADDRESS_FIELDS, find_column, find_folder, is_picture, leaves, picture_of
+from raypipe.inputs.items import Item, LeftOut, Unusable, unlisted
 from raypipe.inputs.lists import rows_of
 from raypipe.inputs.records import Record
 from raypipe.storage import Location, map_ahead
@@ -236,7 +236,7 @@ def read_cell(location: Location, column: str, *, row: int, index: int, max_byte
         if isinstance(leaf, str) and not is_picture(leaf):
             place = Addresses(location, allow_private=not public).item(leaf)
             return storage.read_bytes(place.location, max_bytes=max_bytes, public=place.public)
-    except Refused as error:
+    except Unusable as error:
         raise BadImage("fetch", "refused", f"row {row} of {location}: {error}") from error
     content = picture_of(leaf) if isinstance(leaf, str) else leaf
     storage.check_size(len(content), max_bytes)
