@@ -74,7 +74,6 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     swept = {word.partition("=")[0] for word in words if "=" in word}  # by `--over`
     values = _without_presets(values, kinds, names | swept)
     kinds = {"options": options, **kinds, "terminal": Terminal}
-    plain_words.check(words, list(kinds.values()))
     prog = f"raypipe {verb}" + (f" {argv[0]}" if method else "")
     found = _parsed(prog, kinds, words, values, path, plain_words.example(verb, method))
     log.setLevel("DEBUG" if found["terminal"].debug else "INFO")
@@ -127,11 +126,15 @@ def _parsed(
     """Instances of the verb's dataclass, of its parts and of Terminal, by name. `values` count as earlier flags."""
     import tyro
 
+    alone, words = plain_words.arranged(words, list(kinds.values()))
     if values:
         try:
             values = checked(values, list(kinds.values()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"--config {without_secrets(path)}: {error}") from error
+        for name in plain_words.room(kinds.values())[1].keys() & values.keys():
+            said = flags(name, values.pop(name))[1:]
+            alone = alone or said
         words = [*(word for name, value in values.items() for word in flags(name, value)), *words]
     if "method" in kinds and not kinds["method"].soft and "refine" not in kinds and {"-h", "--help"} & {*words}:
         kinds = kinds | {"method": plain_words.without(kinds["method"], "threshold")}  # refused
@@ -142,7 +145,7 @@ def _parsed(
         dataclasses.make_dataclass("Options", fields),
         prog=prog,
         description=f"For example:\n  {example}",
-        args=words,
+        args=[*alone, *words],
         registry=plain_words.REGISTRY,
         config=[tyro.conf.PositionalMetavarFromFieldName],
     )

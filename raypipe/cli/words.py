@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import chain
 from types import NoneType, UnionType
 from typing import Annotated, Union, get_args, get_origin, get_type_hints
 
@@ -53,7 +55,9 @@ def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         metavar=NAMES[kinds[-1]] + " ..." * is_list,
         instance_from_str=read,
         is_instance=lambda value: value is None or isinstance(value, (list, tuple) if is_list else (*kinds, int)),
-        str_from_instance=lambda value: list(map(str, value if is_list and value is not None else [value])),
+        str_from_instance=lambda value: (
+            [str(each) for each in (value if is_list and value is not None else [value])] or ["none"]
+        ),
     )
 
 
@@ -72,31 +76,40 @@ def without(kind: type, name: str) -> type:
     return dataclass(type(kind.__name__, (kind,), members | kept))
 
 
-def check(words: list[str], kinds: list[type]) -> None:
-    """Raise ValueError for words that no option takes, such as a pattern that the shell has spread, and for an option
-    of another method. Other unknown options are left to tyro, which knows the nearest one.
+def arranged(words: list[str], kinds: list[type]) -> tuple[list[str], list[str]]:
+    """A command line as the words that stand alone, and the options; what is given to a list in several places is one.
+
+    Raises ValueError for words that no option takes, such as a pattern that the shell has spread, and for an option of
+    another method. With other unknown options it comes back as it is: tyro knows the nearest one.
     """
-    room_of, free = _room(kinds)
-    behind, room, stray = "", 0, {}
+    room_of, alone = room(kinds)
+    options, stray = {}, {}  # the options by name, those that take one value by their place
+    behind, group, left = "", [], 0.0
     for word in words:
-        flag, equals, _ = word.partition("=")
+        flag, equals, value = word.partition("=")
         if re.match(r"-[A-Za-z]", word) or word == "--help":
-            return
+            return [], words
         if flag.startswith("--"):
             name = flag[2:].replace("-", "_")
             if name not in room_of:
-                return _refuse_of_other(name, flag, kinds)
-            behind, room = flag, 0 if equals else room_of[name]
-        elif room:
-            room -= 1
+                _refuse_of_other(name, flag, kinds)
+                return [], words
+            is_list = room_of[name] == math.inf
+            group = options.setdefault(name if is_list else len(options), [flag if is_list else word])
+            group += [value] * bool(is_list and equals)
+            behind, left = flag, 0 if equals else room_of[name]
+        elif left:
+            group.append(word)
+            left -= 1
         else:
             stray.setdefault(behind, []).append(word)
-    if sum(map(len, stray.values())) > free:
+    if sum(map(len, stray.values())) > sum(alone.values()):
         behind, more = list(stray.items())[-1]
         if not behind:
             raise ValueError(f"{more[0]!r} belongs to no option; write it behind one, such as --input {more[0]}")
         text = f"no option takes {' '.join(more)!r} behind the value of {behind}"
         raise ValueError(f"{text}; quote what has blanks or stars, as in {behind} 'my photos/*.jpg'")
+    return list(chain.from_iterable(stray.values())), list(chain.from_iterable(options.values()))
 
 
 def _refuse_of_other(name: str, flag: str, kinds: list[type]) -> None:
@@ -122,16 +135,16 @@ def _value(word: str, kinds: list[type]):
     raise ValueError(f"expected {' or '.join(WORDS[kind] for kind in kinds)}, got {word!r}")
 
 
-def _room(kinds: list[type]) -> tuple[dict[str, float], float]:
-    """How many words each option takes behind it, by name, and how many stand alone."""
-    room, free = {}, 0.0
+def room(kinds: Iterable[type]) -> tuple[dict[str, float], dict[str, float]]:
+    """How many words each option takes behind it, by name, and each option without a flag."""
+    behind, alone = {}, {}
     for kind in kinds:
         hints = get_type_hints(kind, include_extras=True)
         for name in (field.name for field in fields(kind)):
             values, is_list, _ = _taken_apart(hints[name])
             takes = math.inf if is_list else float(values != [bool])
             if tyro.conf.Positional in getattr(hints[name], "__metadata__", ()):
-                free += takes
+                alone[name] = takes
             else:
-                room |= {name: takes} if takes else {name: takes, f"no_{name}": takes}
-    return room, free
+                behind |= {name: takes} if takes else {name: takes, f"no_{name}": takes}
+    return behind, alone

@@ -175,6 +175,26 @@ def test_the_printed_config_is_a_config(photos, capsys):
     assert capsys.readouterr().out == config.read_text()
 
 
+@pytest.mark.parametrize(
+    "over", [["--over", "k=2,3", "--over", "eps=1,2"], ["--over=k=2,3", "--json", "--over=eps=1,2"]]
+)
+def test_a_list_given_in_several_places_is_one_list_and_of_other_options_the_last_wins(over, capsys):
+    place = ["kmeans", "--input", "photos", "--labels", "labels", "--output", "swept", "--k", "3", "--k=4"]
+    assert main(["sweep", *place, *over, "--print-config"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["over"] == ["k=2,3", "eps=1,2"] and found["k"] == 4
+
+
+def test_the_printed_config_of_a_command_with_words_that_stand_alone_is_a_config_too(tmp_path, capsys):
+    assert main(["evaluate", "runs/a", "--labels", "labels", "runs/b", "--print-config"]) == 0
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(capsys.readouterr().out)
+    for words, runs in ([], ["runs/a", "runs/b"]), (["runs/c"], ["runs/c"]):
+        assert main(["evaluate", "--config", str(config), *words, "--print-config"]) == 0
+        found = yaml.safe_load(capsys.readouterr().out)
+        assert found["runs"] == runs and found["labels"] == "labels"
+
+
 @pytest.mark.parametrize("words", [["--preset", "fast"], ["--preset=fast"]])
 def test_a_preset_on_the_command_line_goes_before_the_values_of_a_config(words, tmp_path, capsys):
     place = ["gloper", "--input", str(tmp_path), "--output", str(tmp_path / "run")]
