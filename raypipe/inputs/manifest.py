@@ -63,7 +63,8 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     if skipped:
         log.warning("%s: left out %s", source, skipped)
     if again:
-        log.warning("%s: %s entries are listed twice and labelled once", source, f"{again:,}")
+        many = "1 entry is" if again == 1 else f"{again:,} entries are"
+        log.warning("%s: %s listed twice and labelled once", source, many)
     return manifest
 
 

@@ -23,7 +23,7 @@ def test_a_text_list(tmp_path, caplog):
     (tmp_path / "lists" / "all.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     rows = listed(tmp_path / "lists" / "all.txt")
     assert [row["key"] for row in rows] == ["photos/a b.jpg", f"{tmp_path}/photos/sub/c#d.jpg".lstrip("/")]
-    assert "1 entries are listed twice and labelled once" in caplog.text
+    assert "1 entry is listed twice and labelled once" in caplog.text
     assert list(fetch(rows, max_bytes=100)) == [b"photos/a b.jpg", b"photos/sub/c#d.jpg"]
     assert {row["image_id"] for row in rows} == {row["image_id"] for row in listed(tmp_path / "photos")}
 
