@@ -33,7 +33,7 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight file
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained` reads of a repository
 OLD_WEIGHTS = ("pytorch_model*.bin",)  # read instead where a repository has no safetensors
 NESTED = ("*/*",)  # variants for other libraries lie in folders of a repository
-SMALL = 1_000_000_000  # numbers of a network that any machine can make
+SMALL = 10_000_000  # numbers that need no memory to speak of
 MAX_LAYERS = 1000  # of a network; the largest here has 40
 DTYPES = ("auto", "float32", "bfloat16")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
@@ -224,6 +224,7 @@ def pretrained(kind: type, path: Path, *, method: str, device: str, **options):
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    logging.set_verbosity_error()  # else a table of all that is absent; the first one is named below
     try:
         _check_size(kind, path)
         options |= {"dtype": torch.float32, "local_files_only": True, "ignore_mismatched_sizes": True}
@@ -249,7 +250,8 @@ def _check_size(kind: type, path: Path) -> None:
         raise ValueError(f"its configuration asks for {layers:,} layers")
     config = kind.config_class.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):  # no memory and no time for random numbers
-        described = sum(parameter.numel() for parameter in kind(config).parameters())
+        network = kind(config)
+    described = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
     held = sum(file.stat().st_size for file in _weight_files(path))
     if described > max(held, SMALL):
         raise ValueError(f"its configuration asks for {described:,} numbers, the weight files have {held:,} bytes")

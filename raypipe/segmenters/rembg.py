@@ -129,9 +129,6 @@ class Rembg(Segmenter):
                 "U2NET_HOME=DIR"
             )
         try:
-            if not there and not _is_offline():
-                networks.check_reachable(RELEASES)
-                log.info("rembg: fetching %s.onnx, once", self.model)
             return there or fetch(self.model)
         except (OSError, ValueError) as error:  # requests' errors are OSError, a wrong checksum is pooch's ValueError
             chosen = "" if self.model == "u2net" else f" --weights {self.model}"
@@ -172,13 +169,12 @@ def known_session(model: str) -> type:
 
 def fetch(model: str) -> str:
     """Path of a model's ONNX file below U2NET_HOME, downloaded if it is not there. Raises rembg's errors."""
-    if _is_offline() and not _file(model):
-        raise OSError("HF_HUB_OFFLINE is set")
+    if not _file(model):
+        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):  # as Hugging Face reads it
+            raise OSError("HF_HUB_OFFLINE is set")
+        networks.check_reachable(RELEASES)
+        log.info("rembg: fetching %s.onnx, once", model)
     return str(known_session(model).download_models())
-
-
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")  # as Hugging Face reads it
 
 
 def _places(model: str) -> list[str]:

@@ -281,6 +281,7 @@ def u2netp(tmp_path, monkeypatch):
             return existing or pooch.retrieve(url, None, fname="u2netp.onnx", path=cls.model_dir())
 
     monkeypatch.setitem(sessions.sessions, "u2netp", Served)
+    monkeypatch.setattr("raypipe.segmenters.rembg.RELEASES", f"http://127.0.0.1:{server.server_port}")
     yield file
     server.shutdown()
     server.server_close()

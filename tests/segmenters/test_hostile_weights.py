@@ -78,6 +78,7 @@ def test_code_beside_the_weights_is_not_run(sound, weights):
     ("settings", "text"),
     [
         ({"hidden_size": 10**6}, "numbers, the weight files have"),
+        ({"mlp_dim": 3 * 10**6, "intermediate_size": 10**6, "image_size": 30_000}, "numbers, the weight files have"),
         ({"num_hidden_layers": 10**9}, "1,000,000,000 layers"),
         ({"hidden_size": "many"}, "hidden_size"),
         ({"hidden_size": -5}, "cannot be read"),
