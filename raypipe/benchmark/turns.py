@@ -81,6 +81,18 @@ def with_network(
     ]
 
 
+def squeezed(image: np.ndarray, size: int, *, device: str, normalize: bool = True):
+    """RGB uint8 (H, W, 3) by Pillow alone: float32 (1, 3, size, size) in [0, 1], or as ImageNet is normalised."""
+    import torch
+    from PIL import Image
+
+    square = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    colours = np.asarray(square).astype(np.float32) / 255
+    if normalize:
+        colours = (colours - np.float32(networks.IMAGENET_MEAN)) / np.float32(networks.IMAGENET_STD)
+    return torch.from_numpy(colours.transpose(2, 0, 1)[None]).to(device)
+
+
 def halves(image: np.ndarray) -> np.ndarray:
     """Two masks to refine, bool (2, H, W): the darker and the brighter pixels of RGB uint8 (H, W, 3)."""
     bright = image[..., 1] >= 128

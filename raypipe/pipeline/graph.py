@@ -30,10 +30,7 @@ BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as
 def label_here(
     job: Label, work: Work, run: Run, pending: pa.Table, settings: dict, *, before: int
 ) -> tuple[Counter, dict]:
-    """The stages in a plain loop, with the same rows as on Ray. Returns the error rows by `stage: kind`, and {}.
-
-    before: images that earlier starts have done, for the progress.
-    """
+    """The stages in a plain loop, with the same rows as `label_on_ray`, and {} instead of what there is of Ray."""
     work = replace(work, device=device_here(job.device, gpus=work.gpus))
     segment = stages.Segment(work)
     known = provenance.environment() | foregrounds.mask_kind(pending)

@@ -137,7 +137,7 @@ def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None
 
     Images that cannot be read say nothing: their trials do.
     """
-    counts, examples = Counter(), defaultdict(list)
+    examples = defaultdict(list)
     for row in images.to_pylist():
         (content,) = fetch([row], max_bytes=Label.max_bytes)
         try:
@@ -149,10 +149,11 @@ def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None
         _, status = found.read({"key": row["key"], "error": "", "height": height, "width": width})
         if status == "ok":
             return
-        counts[status] += 1
         examples[status].append(row["key"])
     if examples:
-        raise labels.nothing("a setting", folder, counts, examples)
+        raise labels.nothing(
+            "a setting", folder, Counter({name: len(keys) for name, keys in examples.items()}), examples
+        )
 
 
 def with_images(trials: list[Trial], images: pa.Table) -> list[Trial]:

@@ -161,6 +161,14 @@ def test_a_measure_is_shown_with_the_mean_that_evaluate_gives_and_the_median(tmp
     assert "the rest of the foreground" in text
 
 
+def test_what_is_odd_about_an_image_is_explained_where_it_stands(tmp_path):
+    run = write_run(tmp_path / "run", [row("a.png", [0.0]), row("b.png", [0.5], note="too_small")])
+    report(Report(runs=(str(run),)))
+    text = unescape((tmp_path / "run/report.html").read_text())
+    for word in ("empty mask", "too_small"):
+        assert re.search(f'class="chip[^>]* title="(a mask without|the image or)[^>]*>(<bdi>)?{word}<', text), word
+
+
 def test_one_of_anything_is_not_called_images_and_empty_columns_are_left_out(tmp_path):
     failed = row("b.png", segments=[], height=0, width=0, error="fetch: missing: gone")
     run = write_run(tmp_path / "run", [row("a.png"), failed])

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raypipe.benchmark.figures import Figure
-from raypipe.benchmark.plain._squeezed import squeezed
-from raypipe.benchmark.turns import with_network
+from raypipe.benchmark.turns import squeezed, with_network
 
 
 def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
