@@ -154,7 +154,7 @@ def _without_pillow_limit(pixels: float = math.inf) -> Iterator[None]:
 def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
     """A loaded picture as uint8 (H, W, 3)."""
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    bits = formats.depth(image.format, data)
+    bits = data[24] if image.format == "PNG" else tags.get(formats.BITS, (8,))[0]  # PNG specification, 11.2.2: IHDR
     if image.mode in ("I", "F"):
         bits, values = 16, np.asarray(image)
         if not 255 < values.max() <= 65535 or values.min() < 0 or (values != np.rint(values)).any():

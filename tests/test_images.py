@@ -453,6 +453,18 @@ def test_tags_of_a_tiff_that_lead_nowhere_decide_nothing(tag, place):
         np.testing.assert_array_equal(decode(broken, max_pixels=LIMIT), np.rot90(pixels, -1))
 
 
+def test_16_bits_are_rounded_whatever_other_tags_of_a_tiff_say():
+    deep = np.random.default_rng(12).integers(0, 65536, (24, 33), dtype=np.uint16)
+    file = io.BytesIO(save(Image.fromarray(deep), ".tif", tiffinfo={270: "x" * 50, 305: "y" * 50}))
+    content = bytearray(file.getvalue())
+    start = int.from_bytes(content[4:8], "little")
+    for number in range(int.from_bytes(content[start : start + 2], "little")):
+        at = start + 2 + 12 * number
+        if int.from_bytes(content[at : at + 2], "little") in (270, 305):
+            content[at + 2 : at + 12] = b"\x0d\0" + b"\xff\xff\0\0" + b"\xf0\xff\xff\x7f"
+    np.testing.assert_array_equal(decode(bytes(content), max_pixels=LIMIT)[..., 0], np.rint(deep / 257))
+
+
 def test_pillow_s_limits_do_not_stand_in_for_ours(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     content = save(Image.new("RGB", (100, 50)), ".webp")
