@@ -82,7 +82,8 @@ def export(options: Export) -> Result:
     output = Location(options.output or run.folder.location("export", options.format))
     target = Target(output)
     target.clear(overwrite=options.overwrite)
-    record = {"run": str(run), "format": options.format, "where": options.where, "started": provenance.now()}
+    record = {"run": str(run), "format": options.format, "where": options.where, "most_segments": about.most}
+    record["started"] = provenance.now()
     target.folder.write_json(record | {"finished": None}, RECORD)
     counts, left_out = Counter(), Counter()
     with target, target.stream(LEFT_OUT) as file:

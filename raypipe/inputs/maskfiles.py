@@ -119,28 +119,24 @@ def _listed(folder: str) -> tuple[dict[str, str], dict[int, str]]:
 
     Of our own cut-outs with several segments of an image the first one stands for all, by the image's name.
     """
+    is_folder = folders.kind(folder) == "folder"
+    if is_folder and Folder(folder).read("run.json") is not None:
+        text = f"is a run; `raypipe export {Location(folder)} --format png` makes a folder of masks of it"
+        raise ValueError(f"{Location(folder)} {text}")
     table = list_inputs(folder)
     if table["start"].null_count + table["row"].null_count < 2 * len(table):
         raise ValueError(f"{Location(folder)}: masks in tars or tables are not matched; unpack them")
     files = dict(zip(table["key"].to_pylist(), table["location"].to_pylist(), strict=True))
-    record = Folder(folder).read_json(EXPORT_RECORD) if folders.kind(folder) == "folder" else None
+    record = Folder(folder).read_json(EXPORT_RECORD) if is_folder else None
     record = record if isinstance(record, dict) else {}
     if record.get("format") == "png":
         lines = csv.DictReader(io.StringIO((Folder(folder).read("values.csv") or b"").decode()))
         return files, {int(line["value"]): line["name"] for line in lines}
-    if record.get("format") == "cutout" and record.get("segments", 0) > record.get("images", 0):
-        return _first_segments(files), {}
+    if record.get("format") == "cutout" and record.get("most_segments", 1) > 1:
+        numbered = [(*match.groups(), files[match[0]]) for match in map(SEGMENT.fullmatch, files) if match]
+        by_number = sorted(numbered, key=lambda each: int(each[1]), reverse=True)
+        return {f"{stem}.png": place for stem, _, place in by_number}, {}  # the lowest one stays
     return files, {}
-
-
-def _first_segments(files: dict[str, str]) -> dict[str, str]:
-    """Of cut-outs NAME_0.png, NAME_1.png, ... the one with the lowest number, as NAME.png."""
-    found: dict[str, tuple[int, str]] = {}
-    for name, place in files.items():
-        numbered = SEGMENT.fullmatch(name)
-        stem, number = (numbered[1], int(numbered[2])) if numbered else (_path(name), -1)
-        found[stem] = min(found.get(stem, (number, place)), (number, place))
-    return {f"{stem}.png": place for stem, (_, place) in found.items()}
 
 
 def _by(names: Iterable[str], *forms: Callable[[str], str]) -> dict[str, list[str]]:

@@ -178,7 +178,7 @@ def _share(look: Look, kind: Kind) -> float:
 def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:
     """The kind of all files, and what is said of it."""
     if meanings:
-        return _of_export(meanings, what, option)
+        return _of_export(meanings, looks, what, option)
     by_like: dict[str, list[Look]] = defaultdict(list)
     are_cut_out = any(each.like == "alpha" for each in looks)
     for each in looks:
@@ -255,9 +255,11 @@ def _beside_void(value: int, total: Counter, looks: list[Look]) -> tuple[Kind, s
     return Kind("value", (value,)), f"value {value} ({VOID} is void)"
 
 
-def _of_export(meanings: Mapping[int, str], what: str, option: str) -> tuple[Kind, str]:
-    """Which value of our own label maps is the object: the first mask, or the only name."""
+def _of_export(meanings: Mapping[int, str], looks: list[Look], what: str, option: str) -> tuple[Kind, str]:
+    """Which value of our own label maps is the object: the first mask that is there, or the only name."""
     objects = {value: name for value, name in meanings.items() if value}
+    seen = {value: name for value, name in objects.items() if any(value in each.levels for each in looks)}
+    objects = seen or objects
     first = min(objects)
     if len(objects) == 1 or all(OWN_NAME.fullmatch(name) for name in objects.values()):
         return Kind("value", (first,)), f"label maps of raypipe, value {first} ({objects[first]})"

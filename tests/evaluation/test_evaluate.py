@@ -346,6 +346,20 @@ def test_our_own_exports_are_read_as_what_they_were(labelled, tmp_path, form):
     assert {row["key"]: row["foreground"]["counts"] for row in rows if row["foreground"]} == first
 
 
+@pytest.mark.parametrize("form", ["png", "cutout"])
+def test_an_export_of_some_segments_is_read_as_the_first_of_them(labelled, tmp_path, form):
+    run, out = str(labelled[0]), str(tmp_path / "out")
+    export(Export(run, form, output=out, where="segment = 1"))
+    result = evaluate(Evaluate((run,), out))
+    assert result.counts["ok"] == 5 and result.means["dice_best"] == 1 > result.means["dice_fixed"]
+
+
+def test_a_run_is_no_folder_of_labels(labelled, capsys):
+    run = str(labelled[0])
+    assert main(["evaluate", run, "--labels", run]) == 2
+    assert f"is a run; `raypipe export {run} --format png` makes a folder of masks of it" in capsys.readouterr().err
+
+
 def test_own_label_maps_may_have_a_palette_and_names(labelled, tmp_path, capsys):
     run, _ = labelled
     out = tmp_path / "out"
