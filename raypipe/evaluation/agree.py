@@ -9,7 +9,7 @@ import os
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal
@@ -202,7 +202,7 @@ def compare(images: list[dict], names: Sequence[str], *, polarity: str = "fixed"
     """A row of AGREEMENT for one image. images: its rows of FIRST_MASKS, in the order of the runs."""
     known = next((row for row in images if not row["failed"]), images[0])
     row = {name: known[name] for name in ("image_id", "key", "height", "width")}
-    if status := _incomparable(images, names):
+    if status := _incomparable(images, names, (known["height"], known["width"])):
         return row | {"status": status}
     overlaps, union = overlap(images)
     signs = best_signs(overlaps, union) if polarity == "best" else [1] * len(images)
@@ -262,17 +262,13 @@ def best_signs(overlaps: np.ndarray, union: int) -> tuple[int, ...]:
     return max(by_inverted, key=lambda signs: round(pairwise_iou(overlaps, union, signs).sum(), 12))
 
 
-def _incomparable(images: Iterable[dict], names: Sequence[str]) -> str:
-    """What keeps an image from being compared in all runs; "" if nothing does."""
-    counts = Counter(row["run"] for row in images)
-    failed = {row["run"] for row in images if row["failed"]}
-    good = [row for row in images if not row["failed"]]
-    sizes = [(row["height"], row["width"]) for row in good]
-    other = {row["run"] for row, size in zip(good, sizes, strict=True) if size != sizes[0]}
+def _incomparable(images: Sequence[dict], names: Sequence[str], size: tuple[int, int]) -> str:
+    """What keeps an image from being compared in all runs; "" if nothing does. size: of the first that is good."""
     reasons = []
     for i, name in enumerate(names):
-        if counts[i] != 1:
-            reasons.append(f"{'several of this key' if counts[i] else 'missing'}: {name}")
-        elif i in failed or i in other:
-            reasons.append(f"{'failed' if i in failed else 'another size'}: {name}")
+        own = [row for row in images if row["run"] == i]
+        if len(own) != 1:
+            reasons.append(f"{'several of this key' if own else 'missing'}: {name}")
+        elif own[0]["failed"] or (own[0]["height"], own[0]["width"]) != size:
+            reasons.append(f"{'failed' if own[0]['failed'] else 'another size'}: {name}")
     return ", ".join(reasons)

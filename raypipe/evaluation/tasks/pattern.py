@@ -13,46 +13,31 @@ from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, Value
 from raypipe.masks import decode_rle, decode_segments
 
+READINGS = {"fixed": "first mask", "best": "better polarity"}  # fixed: segment 0 is the pattern
+TITLES = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall"}
+TITLES |= {"fp_share": "False-positive share"}  # of the foreground's pixels outside the label
+
 
 @dataclass(frozen=True)
 class Pattern(Task):
     """Dice and IoU of the segments, each within the foreground or inverted there, with a hand-drawn pattern."""
 
     COLUMNS = (
-        ("tp_fixed", pa.int64()),  # pixels; fixed polarity: segment 0 is the pattern
-        ("fp_fixed", pa.int64()),
-        ("fn_fixed", pa.int64()),
-        ("tn_fixed", pa.int64()),
-        ("tp_best", pa.int64()),  # best polarity: `segment` with `sign` is the pattern
-        ("fp_best", pa.int64()),
-        ("fn_best", pa.int64()),
-        ("tn_best", pa.int64()),
-        ("segment", pa.int32()),
+        *((f"{count}_{kind}", pa.int64()) for kind in READINGS for count in ("tp", "fp", "fn", "tn")),  # pixels
+        ("segment", pa.int32()),  # with its `sign` it is the pattern with the best polarity
         ("sign", pa.int8()),  # 1 = the segment itself, -1 = the rest of the foreground
-        ("dice_fixed", pa.float64()),
-        ("dice_best", pa.float64()),
-        ("iou_fixed", pa.float64()),
-        ("iou_best", pa.float64()),
-        ("precision_fixed", pa.float64()),
-        ("precision_best", pa.float64()),
-        ("recall_fixed", pa.float64()),
-        ("recall_best", pa.float64()),
-        ("fp_share_fixed", pa.float64()),  # share of the foreground's pixels outside the label
-        ("fp_share_best", pa.float64()),
+        *((f"{name}_{kind}", pa.float64()) for name in TITLES for kind in READINGS),
     )
     SHOWN = {  # a method and its inverse are equal with the better polarity: the fixed one tells them apart
-        "dice_fixed": Value("Dice", "first mask"),
-        "dice_best": Value("Dice", "better polarity", tie="dice_fixed", peeks=True),
-        "iou_fixed": Value("IoU", "first mask"),
-        "iou_best": Value("IoU", "better polarity", tie="iou_fixed", peeks=True),
-        "precision_fixed": Value("Precision", "first mask"),
-        "precision_best": Value("Precision", "better polarity", tie="precision_fixed", peeks=True),
-        "recall_fixed": Value("Recall", "first mask"),
-        "recall_best": Value("Recall", "better polarity", tie="recall_fixed", peeks=True),
-        "fp_share_fixed": Value("False-positive share", "first mask", better="low"),
-        "fp_share_best": Value(
-            "False-positive share", "better polarity", better="low", tie="fp_share_fixed", peeks=True
-        ),
+        f"{name}_{kind}": Value(
+            title,
+            reading,
+            better="low" if name == "fp_share" else "high",
+            tie=f"{name}_fixed" if kind == "best" else None,
+            peeks=kind == "best",
+        )
+        for name, title in TITLES.items()
+        for kind, reading in READINGS.items()
     }
     METRIC = "dice_best"
     PER_IMAGE = ("dice_best",)
@@ -65,8 +50,7 @@ class Pattern(Task):
         for kind, reading in (("fixed", every[0]), ("best", best(every))):
             counts = reading.counts
             values |= {f"{name}_{kind}": pixels for name, pixels in counts._asdict().items()}
-            values |= {f"dice_{kind}": dice(counts), f"iou_{kind}": iou(counts)}
-            values |= {f"precision_{kind}": precision(counts), f"recall_{kind}": recall(counts)}
+            values |= {f"{measure.__name__}_{kind}": measure(counts) for measure in (dice, iou, precision, recall)}
             values[f"fp_share_{kind}"] = counts.fp / others if others else 0.0  # all of them lie in there
         return values | {"segment": reading.segment, "sign": reading.sign}
 
