@@ -51,6 +51,11 @@ class Look(NamedTuple):
     is_opaque: bool = False  # it could be transparent somewhere, but is not
     is_sheet: bool = False  # the higher of two values covers most of its border
 
+    def share(self, kind: Kind) -> float:
+        """Of its pixels that are set, read as a kind."""
+        levels = sum(self.levels.get(value, 0) for value in kind.values) / max(1, sum(self.levels.values()))
+        return self.shares.get(kind.name, levels)
+
 
 def recognise(
     files: Sequence[tuple[str, str]],
@@ -85,7 +90,7 @@ def recognise(
     count = f"{len(files):,} file{'s' * (len(files) != 1)}"
     count += f" ({len(chosen):,} looked at)" if len(chosen) < len(files) else ""
     log.info("%s: %s, %s", what, words, count)
-    shares = [_share(each, found) for each in looks]
+    shares = [each.share(found) for each in looks]
     if max(shares) == 0:
         raise ValueError(f"no pixel of any of the {what} is set, read as {words}; is another kind meant? {option}")
     if min(shares) == 1:
@@ -167,12 +172,6 @@ def _sheet(light: np.ndarray) -> str:
     """Ink on a white sheet, or light on dark, by the border; "" where that is half and half. light: bool (H, W)."""
     border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]]).mean()
     return "ink" if border >= SHEET else "light" if border <= NO_SHEET else ""
-
-
-def _share(look: Look, kind: Kind) -> float:
-    if kind.name in look.shares:
-        return look.shares[kind.name]
-    return sum(look.levels.get(value, 0) for value in kind.values) / max(1, sum(look.levels.values()))
 
 
 def _decide(looks: list[Look], what: str, option: str, meanings: Mapping[int, str]) -> tuple[Kind, str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe.export.about import About
-from raypipe.export.formats.png import OVERLAP, label_map, value_names
+from raypipe.export.formats.png import label_map, value_names
 from raypipe.export.target import Target
 from raypipe.images import encode_png
 from raypipe.inputs.originals import portable
@@ -59,8 +59,7 @@ def _groups(rows: Iterator[dict]) -> Iterator[list[dict]]:
 
 
 def _cells(row: dict, about: About, remarks: Counter) -> dict:
-    values, hidden = label_map(row, about)
-    remarks[OVERLAP] += hidden > 0
+    values = label_map(row, about, remarks)
     content, suffix = row["picture"]
     name = row["key"].rpartition("/")[2] + ("" if row["key"].endswith(suffix) else suffix)
     return row | {

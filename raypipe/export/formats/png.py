@@ -32,30 +32,30 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """
     remarks = Counter()
     for row in images:
-        values, hidden = label_map(row, about)
+        values = label_map(row, about, remarks)
         target.put(_with_palette(values) if values.dtype == np.uint8 else encode_png(values), target.name(row, ".png"))
-        remarks[OVERLAP] += hidden > 0
     lines = [("value", "name"), (0, "background")]
     lines += [(_value(number), name) for number, name in enumerate(value_names(about), 1)]
     target.put(b"".join(map(csv_line, lines)), "values.csv")
     return remarks
 
 
-def label_map(row: dict, about: About) -> tuple[np.ndarray, int]:
-    """A row's masks as (H, W) uint8, or uint16 if the run needs values above 254, and how many pixels are hidden.
+def label_map(row: dict, about: About, remarks: Counter) -> np.ndarray:
+    """A row's masks as (H, W) uint8, or uint16 if the run needs values above 254. Adds to the remarks.
 
     0 is background. The value is the number of the category; where nothing but their index tells the segments of an
     image apart (SAM's library), that of the segment: its index + 1. 255 is left out. Where masks of different values
     overlap, the smaller mask lies on top.
     """
     values = np.zeros((row["height"], row["width"]), np.uint16 if len(value_names(about)) >= IGNORE else np.uint8)
-    hidden = np.zeros(values.shape, bool)
+    is_hidden = False
     for segment in sorted(row["segments"], key=lambda segment: (-segment["area"], segment["segment"])):
         mask = masks.decode_rle(segment)
         value = _value(segment["segment"] + 1 if about.instances else about.number(segment))
-        hidden |= mask & (values != 0) & (values != value)
+        is_hidden |= bool((mask & (values != 0) & (values != value)).any())
         values[mask] = value
-    return values, int(hidden.sum())
+    remarks[OVERLAP] += is_hidden
+    return values
 
 
 def value_names(about: About) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from raypipe.export.about import About
-from raypipe.export.formats.png import OVERLAP, label_map
+from raypipe.export.formats.png import label_map
 from raypipe.export.target import Target
 from raypipe.images import encode_png
 from raypipe.inputs.originals import portable
@@ -33,8 +33,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
                 file = stack.enter_context(target.stream(f"shard-{shard:06d}.tar"))
                 archive = stack.enter_context(tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT))
                 shard, size = shard + 1, 0
-            values, hidden = label_map(row, about)
-            remarks[OVERLAP] += hidden > 0
+            values = label_map(row, about, remarks)
             content, suffix = row["picture"]
             stem = posixpath.splitext(row["key"])[0].replace(".", "_")
             key = target.name(row | {"key": f"{stem}.x"}, "")  # no other sample's
