@@ -17,7 +17,7 @@ from pyarrow import fs as pafs
 from raypipe import storage
 
 WILDCARD = re.compile(r"[*?\[]")
-BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")  # the innermost ones
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)(?:\.\.([1-9]\d*))?|([^{}]*,[^{}]*))\}")  # the innermost ones
 MOST_PATHS = 100_000  # that braces may stand for
 # What network drives, desktops, phones and cameras put beside photographs. Names with a leading dot are hidden anyway.
 MACHINE_FOLDERS = set(
@@ -203,21 +203,21 @@ def _alternative(folder: str, path: str, kinds: dict[str, str], skipped: Counter
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """What braces stand for, in order: `{08..10}` and `{a,b}`, also several and nested, as shells and WebDataset."""
+    """What braces stand for, in order: `{08..10}`, `{0..9..3}`, `{a,b}`, also several and nested, as in shells."""
     match = BRACES.search(pattern)
     if match is None:
         yield pattern
         return
-    first, last, choices = match.groups()
-    words = choices.split(",") if choices is not None else _numbers(first, last)
+    first, last, step, choices = match.groups()
+    words = choices.split(",") if choices is not None else _numbers(first, last, int(step or 1))
     for word in words:
         yield from expand(pattern[: match.start()] + word + pattern[match.end() :])
 
 
-def _numbers(first: str, last: str) -> Iterator[str]:
+def _numbers(first: str, last: str, step: int) -> Iterator[str]:
     width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-    step = 1 if int(first) <= int(last) else -1
-    return (f"{number:0{width}}" for number in range(int(first), int(last) + step, step))
+    sign = 1 if int(first) <= int(last) else -1
+    return (f"{number:0{width}}" for number in range(int(first), int(last) + sign, sign * step))
 
 
 def _matching(folder: str, patterns: list[str], skipped: Counter) -> Iterator[str]:

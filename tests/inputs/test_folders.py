@@ -173,6 +173,7 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_meant_as_it_is(tmp_path):
         ("x-{000..002}.tar", "x-000.tar x-001.tar x-002.tar"),
         ("{08..10}", "08 09 10"),
         ("{2..0}", "2 1 0"),
+        ("{00..10..5}-{4..1..2}", "00-4 00-2 05-4 05-2 10-4 10-2"),
         ("{a,b}{0..1}", "a0 a1 b0 b1"),
         ("{a,b{1,2}}", "a b1 b2"),
         ("{a,}.jpg", "a.jpg .jpg"),
