@@ -45,20 +45,26 @@ class Addresses:
         """
         text, location = self._meant(entry)
         there = storage.split(location)
-        if not self._allow_private and self._home and self._leads_here(text, location):
-            raise Unusable("record{s} of a list from elsewhere that lead to files here: --allow-private permits it")
-        if not self._allow_private and _leads_round(text):
-            raise Unusable("record{s} that may lead into a private network: --allow-private permits it")
+        if not self._allow_private and (reason := self._goes_astray(text, location)):
+            raise Unusable(f"record{{s}} {reason}: --allow-private permits it")
         storage.check_reader(location)
         is_public = there is not None and not self._allow_private and there.host != self._own_host
         return Item(location, storage.as_text(_key(text)), public=is_public)
 
-    def _leads_here(self, text: str, location: Location) -> bool:
-        """Whether an entry of a list from elsewhere leads to a file here; a bucket's may name a shared mount."""
-        there = storage.split(location)
-        if there is None:
-            return self._home.is_web or text.lower().startswith("file:")
-        return there.scheme == "local" or (not there.is_web and "::" in location)
+    def _goes_astray(self, entry: str, location: Location) -> str:
+        """Where an entry leads that its list may not lead to; "" when there is nothing wrong."""
+        home, there, own = self._home, storage.split(location), storage.split(entry)
+        if there is None:  # a bucket's list may name a shared mount
+            is_here = home and (home.is_web or entry.lower().startswith("file:"))
+        else:
+            is_here = home and (there.scheme == "local" or (not there.is_web and "::" in location))
+        if is_here:
+            return "of a list from elsewhere that lead to files here"
+        if own is None or own.is_web:
+            return ""
+        endpoint = ENDPOINT.search(unquote(own.options))  # no other scheme looks where it leads
+        is_private = "::http" in entry.lower() or (endpoint and not storage.leads_outside(endpoint[1]))
+        return "that may lead into a private network" if is_private else ""
 
     def finds(self, entry: str) -> bool:
         """Whether there is a file; of what has a scheme it is taken for granted."""
@@ -95,11 +101,9 @@ class Addresses:
     def _names_in(self, folder: str) -> dict[str, list[str]]:
         if folder not in self._names:
             by_form = self._names[folder] = defaultdict(list)
-            try:
+            with contextlib.suppress(OSError):  # nothing is found in it
                 for name in os.listdir(folder):
                     by_form[_form(name)].append(name)
-            except OSError:
-                pass  # nothing is found in it
         return self._names[folder]
 
 
@@ -116,15 +120,6 @@ def _spellings(entry: str, *, is_local: bool) -> Iterator[str]:
             yield os.fsdecode(plain.encode("cp1252"))  # as an old disk has the bytes of such a list
         yield NUMBER.sub("", plain)
     yield plain if plain.startswith("\\\\") else plain.replace("\\", "/")
-
-
-def _leads_round(entry: str) -> bool:
-    """Whether an entry comes to the web, or into a private network, by a scheme that does not look where it leads."""
-    parts = storage.split(entry)
-    if parts is None or parts.is_web:
-        return False
-    endpoint = ENDPOINT.search(unquote(parts.options))
-    return "::http" in entry.lower() or (endpoint is not None and not storage.leads_outside(endpoint[1]))
 
 
 def _is_file(location: Location) -> bool:
