@@ -72,7 +72,11 @@ def look_for_each(method: Segmenter) -> None:
     """
     for field, path in locate_each(method).items():
         for file in _weight_files(path):
-            check_begins(file, _beginnings(file), method=method.name, expected="a checkpoint")
+            begins = [b"PK\x03\x04", b"\x80"]  # of torch, and of torch before 1.6
+            if file.suffix == ".safetensors":
+                with file.open("rb") as content:
+                    begins = [content.read(8) + b"{"]  # a length, then JSON
+            check_begins(file, begins, method=method.name, expected="a checkpoint")
         expected, config = method.model_types.get(field), path / "config.json"
         if path.is_dir() and expected and config.is_file():
             found = json.loads(config.read_bytes()).get("model_type")
@@ -89,13 +93,6 @@ def check_begins(file: Path, beginnings: Sequence[bytes], *, method: str, expect
         raise ValueError(f"{method}: {file} is a pointer of Git LFS, not {expected}; run `git lfs pull` in its folder")
     if not head.startswith(tuple(beginnings)):
         raise ValueError(f"{method}: {file} is not {expected}: it begins with {head[:12]!r}; fetch it again")
-
-
-def _beginnings(file: Path) -> tuple[bytes, ...]:
-    if file.suffix != ".safetensors":
-        return b"PK\x03\x04", b"\x80"  # of torch, and of torch before 1.6
-    with file.open("rb") as content:
-        return (content.read(8) + b"{",)  # a length, then JSON
 
 
 def locate(weights: str, *, method: str) -> Path:
@@ -186,8 +183,6 @@ def reason(error: BaseException) -> str:
         if error.__cause__ is None:
             break
         error = error.__cause__
-    if isinstance(error, ConnectionError):
-        return f"no connection: {one_line(error)}"
     if any(word in type(error).__name__ for word in ("Connect", "Proxy", "Timeout")):  # those of each HTTP library
         return f"no connection: {one_line(error)}"
     return one_line(error)

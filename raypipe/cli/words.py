@@ -22,7 +22,7 @@ REGISTRY = ConstructorRegistry()
 
 
 EXAMPLES = {  # of each verb, for its help; METHOD stands for the one that was named
-    "label": "raypipe label METHOD --input photos/ --output runs/METHOD",
+    "label": "raypipe label METHOD --input photos/ --output runs/METHOD --foreground grabcut --sheet",
     "report": "raypipe report runs/kmeans",
     "export": """raypipe export runs/kmeans --format coco --where "share > 0.01\"""",
     "verify": "raypipe verify runs/kmeans",
@@ -31,7 +31,7 @@ EXAMPLES = {  # of each verb, for its help; METHOD stands for the one that was n
     "weights": "raypipe weights clipseg --to weights/clipseg",
     "demo": "raypipe demo",
     "evaluate": "raypipe evaluate runs/kmeans --labels labels/",
-    "sweep": "raypipe sweep kmeans --input photos/ --labels labels/ --output sweeps/k --over k=2,3,4",
+    "sweep": "raypipe sweep kmeans --input photos/ --labels labels/ --output sweep --foreground grabcut --over k=2,3",
     "agree": "raypipe agree runs/kmeans runs/watershed",
     "benchmark": "raypipe benchmark --quick --only kmeans guided",
 }
@@ -64,8 +64,9 @@ def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 def example(verb: str, method: type[Segmenter] | None) -> str:
     """A command line to copy. method: the one that was named, if any."""
     text = EXAMPLES[verb].replace("METHOD", name_of(method) if method else "kmeans")
-    takes_foreground = verb == "label" and method and issubclass(method, PatternSegmenter)
-    return text + " --foreground grabcut --sheet" * bool(takes_foreground)
+    if verb == "label" and method and not issubclass(method, PatternSegmenter):
+        text = text.replace(" --foreground grabcut", "")
+    return text
 
 
 def without(kind: type, name: str) -> type:
