@@ -6,19 +6,17 @@ configuration, 130 and 143 interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
-import select
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from raypipe import lookup
 
@@ -91,13 +89,9 @@ def _main(argv: list[str]) -> int:
         return _said(f"unknown command {verb!r}; {_instead(verb, rest)}", 2)
     try:
         return _run(verb, rest)
-    except SystemExit:
+    except (SystemExit, BrokenPipeError):
         raise
     except BaseException as error:
-        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
-            raise
-        if log.isEnabledFor(logging.DEBUG):
-            traceback.print_exception(error)
         return _failed(error)
 
 
@@ -108,14 +102,6 @@ def _instead(verb: str, rest: list[str]) -> str:
     if verb in segmenters.names():
         return f"it is a method: {shlex.join(['raypipe', 'label', verb, *rest])}"
     return lookup.suggest(verb, VERBS)
-
-
-def _is_unread(stream: TextIO) -> bool:
-    """Whether it is a pipe that nobody reads any more."""
-    poll = select.poll()
-    with contextlib.suppress(OSError):  # no file
-        poll.register(stream.fileno(), 0)
-    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _run(verb: str, argv: list[str]) -> int:
@@ -137,6 +123,8 @@ def _run(verb: str, argv: list[str]) -> int:
     except BaseException as error:
         if hasattr(module, "has_begun") and module.has_begun(command.options):  # the same command would go on
             error.add_note(f"{GOES_ON}\n  {_typed(verb, argv)}")
+        if isinstance(error, BrokenPipeError):  # of a connection: the verbs' functions do not write to stdout
+            return _failed(error)
         raise
     plain = result if isinstance(result, dict | list) else dataclasses.asdict(result)
     if not (command.terminal.json and plain is result):  # a list or a dict has only one of the two forms
@@ -183,6 +171,8 @@ def _failed(error: BaseException) -> int:
     from raypipe.runtime.interruption import Interrupted
     from raypipe.storage import Locked
 
+    if log.isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
     way_on = "".join(note for note in getattr(error, "__notes__", []) if note.startswith(GOES_ON))
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(2)
