@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import ray.data
 
-from raypipe.runtime import address, cores
+from raypipe.runtime import address, cores, loss
 from raypipe.runtime.interruption import restored_handlers
 from raypipe.storage import Locked, local_path
 
@@ -45,10 +45,11 @@ def connected(*, stall: float) -> Iterator[None]:
     """Use the Ray this process has, join the cluster of RAY_ADDRESS, or start a local one that ends with the block.
 
     stall: seconds without any finished task after which Ray Data gives a job up. Raises ValueError where no cluster
-    answers at RAY_ADDRESS.
+    answers at RAY_ADDRESS, and in the block RuntimeError when Ray's own processes have gone.
     """
     if ray.is_initialized():
-        yield _configure(stall)
+        with loss.watched():
+            yield _configure(stall)
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -61,10 +62,12 @@ def connected(*, stall: float) -> Iterator[None]:
     with restored_handlers(), _stderr_only_if_it_fails():
         ray.init(**options)
     try:
-        yield _configure(stall)
+        with loss.watched():
+            yield _configure(stall)
     finally:
-        with restored_handlers():  # Ray replaces them by its own
-            ray.shutdown()
+        if not loss.gone():  # else leaving takes up to a minute, in which Ray may end the process: first what to say
+            with restored_handlers():  # Ray replaces them by its own
+                ray.shutdown()
 
 
 def resources(*, gpus: float, device: str, actors: int | None) -> Resources:

@@ -16,9 +16,9 @@ GRACE = 10.0  # seconds to end workers and release the lock; resume does not nee
 class Interrupted(BaseException):
     """A signal asked the run to stop. Not an Exception: no error handler on the way may take it for a bad image."""
 
-    def __init__(self, signum: int):
+    def __init__(self, signum: int, deadline: threading.Timer | None = None):
         super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
+        self.exit_code, self.deadline = 128 + signum, deadline
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def on_signals() -> Iterator[None]:
         deadline = threading.Timer(GRACE, os._exit, (128 + signum,))
         deadline.daemon = True
         deadline.start()
-        raise Interrupted(signum)
+        raise Interrupted(signum, deadline)
 
     with restored_handlers() as before:
         for signum in before:
