@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.lookup import one_line
 from raypipe.run import Run, is_sealed
+from raypipe.runtime.progress import count_of
 from raypipe.storage import open_table
 
 HASHED_BYTES = 8 << 20  # at a time: few requests to an object store
@@ -144,7 +145,7 @@ def _check_rows(ids: pa.Table, record: pa.Table) -> None:
         text = f"{len(recorded - there)} recorded images are not in the file, {len(there - recorded)} others are"
         raise Damage("ids", text)
     if len(there) < len(ids):
-        raise Damage("ids", f"{len(ids) - len(there)} images stand twice in the file")
+        raise Damage("ids", f"{count_of(len(ids) - len(there), 'image')} twice in the file")
     if not ids.equals(record):
         raise Damage("ids", "the errors or the order differ from the record's")
 
@@ -159,7 +160,7 @@ def _check_masks(parquet: pq.ParquetFile) -> None:  # noqa: TID251
             except ValueError as error:
                 wrong, first = wrong + 1, first or f"{row['key']}: {error}"
     if wrong:
-        raise Damage("mask", f"{wrong} rows; {first}")
+        raise Damage("mask", f"{count_of(wrong, 'row')}; {first}")
 
 
 def check_masks(row: dict) -> None:

@@ -292,7 +292,7 @@ def _unlabelled(run: Run, rows: int) -> list[Problem]:
     file, count = max(labelled.items(), key=itemgetter(1))
     if count <= rows:
         return []
-    text = f"{count - rows:,} images have no row any more: {count:,} had one when this was written"
+    text = f"no row any more for {count_of(count - rows, 'image')}: {count:,} had one when this was written"
     return [Problem(file, "unlabelled", text)]
 
 
@@ -304,6 +304,6 @@ def _left(run: Run, found: Findings, removed: list[Part]) -> list[Problem]:
     records = [part.record for part in removed if part.record is not None]
     lost = {image_id for record in records for image_id in record["image_id"].to_pylist()} - now
     if lost or len(records) < len(removed):
-        text = f"{len(lost):,} images" if len(records) == len(removed) else "the images"
-        return [*left, Problem(f"{run.masks}/", "unlabelled", f"{text} of removed parts have no row any more")]
+        whose = count_of(len(lost), "image") if len(records) == len(removed) else "the images"
+        return [*left, Problem(f"{run.masks}/", "unlabelled", f"no row any more for {whose} of removed parts")]
     return left + _unlabelled(run, len(now))

@@ -173,7 +173,7 @@ def test_ids_that_are_lost_added_or_twice_in_a_part_are_found(run):
     # the first record counts another number of rows than the data file has, the second file holds an id twice
     assert found(run) == {("ids", f"{MASKS}/{names[0]}"), ("ids", f"{MASKS}/{names[1]}")}
     assert "1 recorded images are not in the file" in check(run).problems[0].text
-    assert "1 images stand twice" in check(run).problems[1].text
+    assert "1 image twice in the file" in check(run).problems[1].text
 
 
 def test_other_columns_are_found(run):
@@ -385,7 +385,7 @@ def test_wrong_masks_are_found_only_by_the_deep_check_and_removed(run):
     write_again(run, name, pa.Table.from_pylist(rows, schema=schema.MASKS))
     assert not found(run)
     assert found(run, deep=True) == {("mask", f"{MASKS}/{name}")}
-    assert "1 rows; 1.png: area" in check(run, deep=True).problems[0].text
+    assert "1 row; 1.png: area" in check(run, deep=True).problems[0].text
     check(run, deep=True, repair=True)
     assert not found(run, deep=True) and len(run.commits()) == 9
 
