@@ -38,10 +38,10 @@ PRESETS = {
     "paper": {  # the reference's: 8e15 operations, a day or two on one core
         "size": 1024, "local_sizes": (4, 8, 16, 32, 64, 128), "steps": 1000, "widths": WIDTHS, "seeds": 1,
     },
-    "balanced": {  # 105 s, 0.639: finer edges and thin stripes
+    "balanced": {  # 105 s, 0.64: finer edges and thin stripes
         "size": 256, "local_sizes": (16,), "steps": 100, "widths": HALF, "seeds": 3,
     },
-    "fast": {"size": 128, "local_sizes": (8,), "steps": 100, "widths": HALF, "seeds": 3},  # 27 s, 0.617
+    "fast": {"size": 128, "local_sizes": (8,), "steps": 100, "widths": HALF, "seeds": 3},  # 27 s, 0.62
 }  # fmt: skip
 
 
