@@ -6,6 +6,7 @@ import io
 import math
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -53,6 +54,7 @@ NARROW, OUTLIERS = 64, 0.001  # levels of 256, as 14 bits have them; share of th
 END_OF_JPEG = b"\xff\xd9"
 
 _pillow_limit = threading.Lock()
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata in ruins, which decide nothing
 
 
 def decode(data: bytes, *, max_pixels: int) -> np.ndarray:

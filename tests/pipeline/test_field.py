@@ -1,6 +1,8 @@
 """Folders, tars and files as people have them, labelled without Ray: a row per photograph, and what is said."""
 
 import io
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -25,6 +27,15 @@ def test_a_picture_of_few_levels_has_a_note_and_the_same_picture_in_8_bits_has_n
         Image.fromarray(values).save(tmp_path / "tiles" / f"{name}.png")
     notes = {row["key"]: row["note"] for row in labelled(tmp_path / "tiles", tmp_path / "run")}
     assert notes == {"eight.png": "", "full.png": "", "narrow.png": "narrow_range", "twelve.png": "narrow_range"}
+
+
+def test_metadata_in_ruins_are_no_lines_on_the_terminal(tmp_path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0"  # a directory of nine entries, and there the data end
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo(np.random.default_rng(0), 48, 64)).save(tmp_path / "photos" / "a.jpg", exif=exif)
+    words = ["label", "kmeans", "--input", "photos", "--output", "run", "--foreground", "whole", "--local"]
+    done = subprocess.run([sys.executable, "-m", "raypipe", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 of 1 image labelled" in done.stdout and "Warning" not in done.stderr
 
 
 def test_a_tar_of_photographs_and_masks_is_labelled_by_its_photographs(tmp_path, caplog):
