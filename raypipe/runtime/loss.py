@@ -17,7 +17,7 @@ from raypipe.runtime.interruption import Interrupted
 
 log = logging.getLogger("raypipe")
 LOOK_SECONDS = 5.0  # less than Ray takes to notice
-PATIENCE = 30.0  # for a head, which may come back; Ray gives it up after 60
+PATIENCE = 45.0  # for a head, which may come back; Ray gives it up after 60
 GRACE = 5.0  # to leave the block, half of that of `interruption`: what waits inside Ray may wait for ever
 RAYLET, HEAD = "Ray's process on this machine (raylet)", "Ray's head (GCS)"
 _watching = threading.Lock()  # of nested blocks, as of a sweep and its trials, the outer one watches
