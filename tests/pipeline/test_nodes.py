@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def two_nodes(monkeypatch):
 @pytest.mark.slow
 def test_a_node_that_is_lost_while_it_works_loses_and_doubles_nothing(start, photos, tmp_path, two_nodes):
     output, (cluster, node) = tmp_path / "run", two_nodes
-    job = start(photos, output, sleep=0.3)
+    job = start(photos, output, sleep=1)  # long enough that it also works on the node before it ends
     (raylet,) = (process.process.pid for process in node.all_processes["raylet"])
     wait_until(lambda: job.poll() is not None or actors_below(raylet), "actor on the node")
     wait_for_commits(output, 2)
@@ -95,13 +96,10 @@ def test_ray_job_submit_runs_the_script_on_a_real_head(photos, tmp_path):
             "--working-dir",
             str(Path(__file__).parents[2] / "jobs"),
         ]
-        job = subprocess.run(
-            [*submit, "--", sys.executable, "label.py", "kmeans", *options],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
+        words = [*submit, "--", sys.executable, "label.py", "kmeans", *options]
+        run = partial(subprocess.run, words, env=environment, capture_output=True, text=True, timeout=180)
+        while "No available agent" in (job := run()).stderr:  # the head listens before its agent does
+            pass
         assert job.returncode == 0, job.stdout + job.stderr
         assert "48 of 48 images labelled" in job.stdout and "succeeded" in job.stdout
         assert raypipe.load(str(output))["error"].to_pylist() == [""] * 48

@@ -40,10 +40,8 @@ def wait_for_commits(output: Path, count: int) -> None:
 
 def processes_below(ancestor: int) -> dict[int, str]:
     """The command lines of a process's children, of their children and so on."""
-    lines = subprocess.run(["ps", "-eo", "pid,ppid,args", "-ww"], capture_output=True, text=True).stdout.splitlines()[
-        1:
-    ]
-    rows = [line.split(None, 2) for line in lines]
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args", "-ww"], capture_output=True, text=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     parents = {int(pid): int(parent) for pid, parent, _ in rows}
 
     def is_below(pid):
