@@ -98,8 +98,9 @@ def test_ray_job_submit_runs_the_script_on_a_real_head(photos, tmp_path):
         ]
         words = [*submit, "--", sys.executable, "label.py", "kmeans", *options]
         run = partial(subprocess.run, words, env=environment, capture_output=True, text=True, timeout=180)
-        while "No available agent" in (job := run()).stderr:  # the head listens before its agent does
-            pass
+        for _ in range(20):  # the head listens before its agent does
+            if "No available agent" not in (job := run()).stderr:
+                break
         assert job.returncode == 0, job.stdout + job.stderr
         assert "48 of 48 images labelled" in job.stdout and "succeeded" in job.stdout
         assert raypipe.load(str(output))["error"].to_pylist() == [""] * 48
