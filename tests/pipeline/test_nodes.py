@@ -106,6 +106,9 @@ def test_ray_job_submit_runs_the_script_on_a_real_head(photos, tmp_path):
         assert raypipe.load(str(output))["error"].to_pylist() == [""] * 48
         record = json.loads(next(output.glob("_runs/2*.json")).read_text())
         assert record["exit_code"] == 0 and record["labelled"] == 48
+        words[words.index(str(output))] = "run"  # would lie in Ray's throw-away folder
+        job = run()
+        assert job.returncode == 1 and "--output" in job.stdout and "give an absolute path or a URI" in job.stdout
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
