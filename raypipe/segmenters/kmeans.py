@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raypipe.segmenters import _inside
+from raypipe.segmenters._clusters import lloyd
 from raypipe.types import PatternSegmenter, Segments
 
 COLOURS = 1 << 24
@@ -117,59 +118,6 @@ def coarsen(colours: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
     used = np.flatnonzero(sizes)
     sums = np.stack([np.bincount(cells, counts * channel)[used] for channel in colours.T], 1)
     return sums / sizes[used, None], sizes[used]
-
-
-def lloyd(
-    colours: np.ndarray, counts: np.ndarray, centres: np.ndarray, *, max_iter: int, eps: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lloyd's iterations for A independent attempts, stopping each as OpenCV does.
-
-    colours: (U, 3) float64. counts: (U,), how often each occurs. centres: (A, k, 3), where each attempt starts.
-    Ends after max_iter - 1 updates or when no centre moved more than eps; labels belong to the centres before the last
-    update. Returns labels (A, U), centres (A, k, 3) and sums of squared distances (A,).
-    """
-    weighted = np.column_stack([colours, np.ones(len(colours))]) * counts[:, None]  # (U, 4): sums of a pixel group
-    centres, labels = centres.copy(), np.zeros((len(centres), len(colours)), np.uint8)
-    running = np.arange(len(centres))
-    for _ in range(max_iter - 1):
-        before = centres[running]
-        labels[running] = nearest(colours, before)
-        centres[running] = means(colours, weighted, labels[running], before.shape[1])
-        moved = ((centres[running] - before) ** 2).sum(2).max(1)
-        running = running[moved > eps**2]
-        if not running.size:
-            break
-    distances = [((colours - own[label]) ** 2).sum(1) @ counts for own, label in zip(centres, labels, strict=True)]
-    return labels, centres, np.array(distances)
-
-
-def nearest(colours: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Index of the nearest centre. colours: (U, 3). centres: (A, k, 3). Returns uint8 (A, U); the first wins a tie."""
-    closeness = (
-        centres @ colours.T - (centres**2).sum(2, keepdims=True) / 2
-    )  # (A, k, U): -squared distance / 2, shifted
-    best, labels = closeness[:, 0], np.zeros(closeness[:, 0].shape, np.uint8)
-    for i in range(1, centres.shape[1]):  # a plain arg-max over so short an axis is several times slower
-        labels[closeness[:, i] > best] = i
-        best = np.maximum(best, closeness[:, i])
-    return labels
-
-
-def means(colours: np.ndarray, weighted: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Mean colours of the clusters. weighted: (U, 4) sums and count per colour. labels: (A, U). Returns (A, k, 3).
-
-    An emptied cluster takes one pixel: the largest cluster's that is farthest from its mean (as in OpenCV).
-    """
-    sums = np.stack([(labels == i) @ weighted for i in range(k)], 1)  # (A, k, 4)
-    for attempt, empty in np.argwhere(sums[..., 3] == 0):
-        own = sums[attempt]
-        largest = own[:, 3].argmax()
-        members = colours[labels[attempt] == largest]
-        farthest = members[((members - own[largest, :3] / own[largest, 3]) ** 2).sum(1).argmax()]
-        pixel = np.append(farthest, 1)
-        own[largest] -= pixel
-        own[empty] += pixel
-    return sums[..., :3] / sums[..., 3:]
 
 
 SEGMENTER = Kmeans

@@ -7,8 +7,9 @@ import pytest
 from support.golden import arrays
 
 from raypipe.refiners.guided import filter_by_guide, guide_channels
+from raypipe.segmenters._clusters import lloyd, means
 from raypipe.segmenters.grabcut import Grabcut
-from raypipe.segmenters.kmeans import Kmeans, lloyd, means, pack, unpack
+from raypipe.segmenters.kmeans import Kmeans, pack, unpack
 from raypipe.segmenters.watershed import Watershed, blurred_grey, dark_regions, flood, markers, sure_regions
 
 OWN = Path(__file__).parents[1] / "golden"

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from skimage import data
 
-from raypipe.segmenters.kmeans import Kmeans, coarsen, lloyd, pack, unpack
+from raypipe.segmenters._clusters import lloyd
+from raypipe.segmenters.kmeans import Kmeans, coarsen, pack, unpack
 
 CRITERIA = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1.0)
 
