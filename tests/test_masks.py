@@ -64,3 +64,28 @@ def test_packing_gives_the_masks_back(rng, soft):
     back = masks.unpack(masks.pack(found), found.shape, soft=soft)
     np.testing.assert_array_equal(back, found)
     assert back.dtype == found.dtype
+
+
+def flooded(mask, start):
+    """The 4-connected part around a set pixel, pixel by pixel."""
+    part, rest = np.zeros_like(mask), [start]
+    while rest:
+        y, x = rest.pop()
+        if 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x] and not part[y, x]:
+            part[y, x] = True
+            rest += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+    return part
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_the_largest_component_is_the_first_in_raster_order_of_those_with_the_most_pixels(rng, share):
+    for _ in range(30):
+        mask, best = rng.random((7, 9)) < share, np.zeros((7, 9), bool)
+        for start in zip(*np.nonzero(mask), strict=True):
+            part = flooded(mask, start)
+            best = part if part.sum() > best.sum() else best
+        np.testing.assert_array_equal(masks.largest_component(mask), best)
+
+
+def test_the_largest_component_of_nothing_is_nothing():
+    assert not masks.largest_component(np.zeros((3, 4), bool)).any()
