@@ -1,0 +1,114 @@
+"""What the methods that find objects in frozen dense features share: networks, features, images too small for any."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from raypipe import networks
+from raypipe.features.dino import Dino, Features
+from raypipe.types import Segmenter, Segments
+
+COLOR = "color"  # in the place of weights: `features.color`
+CELL = 16  # px of a side of its patches, as of DINO's ViT-S/16
+
+
+@dataclass
+class Discovery(Segmenter):
+    """A method on frozen dense features. It says which ones in class attributes, and finds masks in `find`.
+
+    A method with a head of its own has the head in `weights` and the feature network in a field `backbone`, and lists
+    both in `networks`.
+    """
+
+    weights: str = (
+        "facebook/dino-vits16"  # a Hugging Face id, a folder or a file; color: hand-made features, no weights
+    )
+    max_side: int = 1024  # px; longer images are reduced to it first. Twice the side is 16 times the work
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU
+
+    FIT: ClassVar[str] = "pad"  # how an image becomes whole patches; see `features.dino`. Each may be a property
+    FACET: ClassVar[str] = "key"
+    BLOCK: ClassVar[int] = -1
+    CLS_ATTENTION: ClassVar[bool] = False
+    STRIDE: ClassVar[int | None] = None
+    POSITIONS: ClassVar[str | None] = None
+
+    networks, licences = ("weights",), {"weights": "Apache-2.0"}
+    gpus = 1.0
+    batch_size = 16
+    timeout = 600.0
+
+    def __post_init__(self):
+        """Settle weights. Raises ValueError for options that make no sense."""
+        if self.max_side < 1:
+            raise ValueError(f"{self.name}: max_side must be at least 1, got {self.max_side!r}")
+        if self.weights == COLOR and self.networks == ("weights",):
+            if self.dtype != "auto":
+                raise ValueError(f"{self.name}: dtype {self.dtype!r} has no effect: weights 'color' is no network")
+            self.networks = ()  # nothing to fetch
+        networks.settle_options(self)
+
+    @property
+    def feature_field(self) -> str:
+        """The field that names the network of the features."""
+        return "backbone" if "backbone" in self.networks else "weights"
+
+    def load(self, device: str) -> None:
+        """Read the feature network; a method with a head calls this first, then reads `self._paths["weights"]`."""
+        self._device, self._paths, self._dino = device, networks.locate_each(self), None
+        if self._paths:
+            path = self._paths[self.feature_field]
+            self._dino = self.network(path, device)
+
+    def network(self, path: Path, device: str) -> Dino:
+        """The feature network in a folder or file."""
+        options = {"dtype": self.dtype, "stride": self.STRIDE, "positions": self.POSITIONS}
+        return Dino(path, method=self.name, device=device, **options)
+
+    def checksums(self) -> dict[str, str]:
+        if len(self._paths) > 1:
+            return networks.checksums_of_each(self._paths)
+        return {name: value for path in self._paths.values() for name, value in networks.checksums(path).items()}
+
+    def features(self, images: Sequence[np.ndarray]) -> Iterator[Features]:
+        """Features of each image, in order. Depend on no option that `after_features` lists."""
+        if self._dino is None:
+            from raypipe.features import color
+
+            return (color.describe(image, CELL, fit=self.FIT, max_side=self.max_side) for image in images)
+        options = {"facet": self.FACET, "block": self.BLOCK, "cls_attention": self.CLS_ATTENTION}
+        return self._dino(images, fit=self.FIT, max_side=self.max_side, **options)
+
+    @abstractmethod
+    def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
+        """Yield what is found in each image, in order. features: one per image, of `features`."""
+
+    def answer(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
+        """As `find`, with one empty mask for an image that is smaller than a patch both ways, or a single pixel."""
+        large = [not is_too_small(image, each) for image, each in zip(images, features, strict=True)]
+        chosen = [(image, each) for image, each, fits in zip(images, features, large, strict=True) if fits]
+        found = self.find([image for image, _ in chosen], [each for _, each in chosen]) if chosen else iter(())
+        for image, fits in zip(images, large, strict=True):
+            yield next(found) if fits else self.nothing(image, "too_small")
+
+    def nothing(self, image: np.ndarray, note: str) -> Segments:
+        """One empty mask of an image."""
+        return Segments(np.zeros((1, *image.shape[:2]), np.float32 if self.soft else bool), note=note)
+
+    def segment(
+        self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
+    ) -> Iterator[Segments]:
+        for batch in networks.batches(images, self._device):
+            yield from self.answer(batch, list(self.features(batch)))
+
+
+def is_too_small(image: np.ndarray, features: Features) -> bool:
+    """Whether an image is smaller than a patch both ways or a single pixel: then nothing in it can be told apart."""
+    side = features.patch + 2 * features.margin
+    return max(image.shape[:2]) < side or image.shape[:2] == (1, 1)
