@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -31,19 +32,36 @@ def label_here(
     job: Label, work: Work, run: Run, pending: pa.Table, settings: dict, *, before: int
 ) -> tuple[Counter, dict]:
     """The stages in a plain loop, with the same rows as `label_on_ray`, and {} instead of what there is of Ray."""
-    work = replace(work, device=device_here(job.device, gpus=work.gpus))
-    segment = stages.Segment(work)
-    known = provenance.environment() | foregrounds.mask_kind(pending)
-    run.freeze(settings, known | {"weights": segment.checksums()})
-    done, errors, size = Counter(rows=before), Counter(), block_size(job, work, on_gpu=work.device == "cuda")
-    blocks = (pending.slice(start, size).to_pylist() for start in range(0, len(pending), size))
-    rows = (row for block in blocks for row in stages.encode(segment(stages.decode(block, work)), work))
-    with Progress(before + len(pending), lambda: Counts(done["rows"], done["errors"]), before=before):
-        for task, portion in enumerate(_portions(rows, size, done)):
-            table = stages.table(portion)
-            run.commit(work.attempt, task, table)
-            errors += stages.count_errors(table)
+    here, errors = Here(job, work, run, pending, settings), Counter()
+    with Progress(before + len(pending), lambda: here.count(before), before=before):
+        here.label(pending, errors)
     return errors, {}
+
+
+class Here:
+    """The stages in this process, the networks loaded once; commits the rows of one run."""
+
+    def __init__(self, job: Label, work: Work, run: Run, pending: pa.Table, settings: dict):
+        """pending: all that is to be labelled. settings: what run.json freezes."""
+        self._done = Counter()  # `rows` and, of these, `errors` so far
+        self._run, self._work = run, replace(work, device=device_here(job.device, gpus=work.gpus))
+        self._size, self._parts = block_size(job, work, on_gpu=self._work.device == "cuda"), itertools.count()
+        self._segment, known = stages.Segment(self._work), provenance.environment() | foregrounds.mask_kind(pending)
+        run.freeze(settings, known | {"weights": self._segment.checksums()})
+
+    def count(self, before: int) -> Counts:
+        """What is done so far. before: added to the rows."""
+        return Counts(before + self._done["rows"], self._done["errors"])
+
+    def label(self, pending: pa.Table, errors: Counter) -> None:
+        """Label and commit some images. errors: to which the error rows are added by `stage: kind`."""
+        size, work = self._size, self._work
+        blocks = (pending.slice(start, size).to_pylist() for start in range(0, len(pending), size))
+        rows = (row for block in blocks for row in stages.encode(self._segment(stages.decode(block, work)), work))
+        for portion in _portions(rows, size, self._done):
+            table = stages.table(portion)
+            self._run.commit(work.attempt, next(self._parts), table)
+            errors.update(stages.count_errors(table))
 
 
 def _portions(rows: Iterable[dict], size: int, done: Counter) -> Iterator[list[dict]]:

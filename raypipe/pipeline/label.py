@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,12 +63,45 @@ def attempt(
 ) -> Summary:
     """One attempt on a run, as `label` and the trials of a sweep make it: hold, clean, plan, label, finish.
 
+    Arguments as of `begun`. Raises what `label` raises.
+    """
+    with begun(job, work, run, images, settings=settings, start=start, among=among) as it:
+        if len(it.pending):
+            execute = label_here if job.local else label_on_ray
+            it.errors, it.of_ray = execute(job, it.work, run, it.pending, settings, before=it.before)
+    return it.summary
+
+
+@dataclass
+class Attempt:
+    """An attempt under way: what is to be done, and what the block that does it leaves."""
+
+    work: Work
+    pending: pa.Table  # images to label
+    before: int  # images that earlier attempts have labelled
+    errors: Counter = field(default_factory=Counter)  # for the block to fill: error rows by `stage: kind`
+    of_ray: dict = field(default_factory=dict)  # and what the attempt's record says of Ray
+    summary: Summary | None = None  # after the block
+
+
+@contextlib.contextmanager
+def begun(
+    job: Label,
+    work: Work,
+    run: Run,
+    images: pa.Table,
+    *,
+    settings: dict,
+    start: float | None = None,
+    among: pa.Table | None = None,
+) -> Iterator[Attempt]:
+    """An attempt around a block that labels what is pending, if anything is: hold, clean, plan; then finish.
+
     images: the manifest of all that the run is about. among: label only pending rows of this part of it. settings: what
     run.json freezes. start: when the work on it began, by `time.monotonic`. The attempt's record is written first and
-    ended last, however the attempt ends. Raises what `label` raises.
+    ended last, however the block ends. Raises what `label` raises.
     """
     start, work = start or time.monotonic(), replace(work, attempt=new_attempt())
-    execute = label_here if job.local else label_on_ray
     with held(run.folder, work.attempt):
         run.clean()
         listed = images if among is None else among
@@ -77,26 +110,26 @@ def attempt(
         if len(pending) or job.moved_from:
             refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
         log.info("%s of %s to label", f"{len(pending):,}", count_of_images(len(images)))
+        it = Attempt(work, pending, before)
         if not len(pending) and run.is_complete():
-            return _ended(job, work, run, images, pending, run.commits(), Counter(), start)
+            yield it
+            it.summary = _ended(job, it, run, images, run.commits(), start)
+            return
         if len(pending):
             fetch_weights(job, work)
         options = {name: value and Location(value) if name in PLACES else value for name, value in asdict(job).items()}
-        begun = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}
-        with _recorded(run, work.attempt, begun) as facts:
+        record = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}
+        with _recorded(run, work.attempt, record) as facts:
             run.mark_complete(None)
-            errors, of_ray = Counter(), {}
-            if len(pending):
-                errors, of_ray = execute(job, work, run, pending, settings, before=before)
-            facts |= of_ray
-            commits = run.finish(work.attempt)
-            summary = _ended(job, work, run, images, pending, commits, errors, start)
-            facts |= asdict(summary)
-    return summary
+            yield it
+            facts |= it.of_ray
+            it.summary = _ended(job, it, run, images, run.finish(work.attempt), start)
+            facts |= asdict(it.summary)
 
 
-def _ended(job: Label, work: Work, run: Run, images, pending, commits, errors: Counter, start: float) -> Summary:
+def _ended(job: Label, it: Attempt, run: Run, images: pa.Table, commits: pa.Table, start: float) -> Summary:
     """The summary of an attempt, with the picture sheet drawn if asked for, and a note if nothing is pending."""
+    work, pending, errors = it.work, it.pending, it.errors
     committed, listed = pc.is_in(images["image_id"], value_set=commits["image_id"].combine_chunks()), run.errors()
     failed = pc.sum(pc.not_equal(commits["error"], "")).as_py() or 0
     # what this start did counts: one that finds nothing new is fine, and one that tries again stands for the whole run

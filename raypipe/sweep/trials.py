@@ -89,6 +89,11 @@ class Trial:
         return Label(**given, output=self.output, keep_soft=self.segmenter.soft, batch_size=size, max_bad_fraction=1.0)
 
     @property
+    def frozen(self) -> dict:
+        """What its run.json freezes."""
+        return frozen_settings(self.segmenter, None, refine=None, keep_soft=self.job.keep_soft)
+
+    @property
     def work(self) -> Work:
         """What workers need to know of it."""
         return replace(plan_work(self.job, self.segmenter, None), foreground=self.foreground)

@@ -15,13 +15,14 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 from raypipe.lookup import one_line
 from raypipe.pipeline.foregrounds import Foreground
 from raypipe.pipeline.graph import probe
-from raypipe.pipeline.job import fetch_weights, frozen_settings
+from raypipe.pipeline.job import fetch_weights
 from raypipe.pipeline.label import attempt
 from raypipe.runtime import cores
 from raypipe.runtime.progress import Counts, Progress, count_of_images
 from raypipe.storage import Folder, Locked, open_table
 from raypipe.sweep import ranking
 from raypipe.sweep.scoring import score
+from raypipe.sweep.together import groups, label_together, share_features
 from raypipe.sweep.trials import Trial, has_labelled, read_state, with_images, write_state
 
 log = logging.getLogger("raypipe")
@@ -88,19 +89,37 @@ def run_on_tune(todo: list[Trial]) -> None:
         todo, total = share_foreground(todo), sum(len(trial.images) for trial in todo)
         log.info("%s to label: %s in each of %s trials", count_of_images(total), len(todo[0].images), len(todo))
         count = count_commits(todo)
-        with tempfile.TemporaryDirectory() as scratch, Progress(total, count, before=count().rows):
-            try:
-                results = tuner(todo, resources, scratch).fit()
-            except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
-                raise (error.__cause__ or error) from None
-        for result in results:
-            trial = todo[result.config["index"]]
-            state = read_state(trial.output)
-            if result.error is not None and state.get("status") != "failed":
-                text = f"its process died: {type(result.error).__name__}: {one_line(result.error)}"
-                write_state(trial, status="failed", error=text)
-            elif state.get("status") == "running":
-                write_state(trial, status="stopped")
+        with Progress(total, count, before=count().rows):
+            ended_early = run_groups(groups(todo) if sweep.search != "asha" else [[trial] for trial in todo], resources)
+            if alone := [[trial] for group in ended_early for trial in group]:
+                log.warning("%s trials that share features ended together; each is tried alone", len(alone))
+                run_groups(alone, resources)
+
+
+def run_groups(todo: list[list[Trial]], resources) -> list[list[Trial]]:
+    """Each group of trials in a process of its own, several at a time. Returns those of several trials that failed.
+
+    How each other trial ended is in its trial.json.
+    """
+    ended_early = []
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            results = tuner(todo, resources, scratch).fit()
+        except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
+            raise (error.__cause__ or error) from None
+    for result in results:
+        group = todo[result.config["index"]]
+        if len(group) > 1:
+            ended_early += [group] if result.error is not None else []
+            continue
+        (trial,) = group
+        state = read_state(trial.output)
+        if result.error is not None and state.get("status") != "failed":
+            text = f"its process died: {type(result.error).__name__}: {one_line(result.error)}"
+            write_state(trial, status="failed", error=text)
+        elif state.get("status") == "running":
+            write_state(trial, status="stopped")
+    return ended_early
 
 
 def refuse_unloadable(todo: list[Trial], attempt_to: Callable[[Trial], None]) -> None:
@@ -136,8 +155,8 @@ def count_commits(todo: list[Trial]) -> Callable[[], Counts]:
     return committed
 
 
-def tuner(todo: list[Trial], resources, scratch: str):
-    """The Tuner of some trials. scratch: a folder for its own files, which nobody needs afterwards."""
+def tuner(todo: list[list[Trial]], resources, scratch: str):
+    """The Tuner of some groups of trials. scratch: a folder for its own files, which nobody needs afterwards."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even when told to be quiet
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # its tables are not read, and TensorBoard's refuse -inf
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours ends the sweep so that it can be resumed
@@ -145,14 +164,17 @@ def tuner(todo: list[Trial], resources, scratch: str):
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     logging.getLogger("ray.tune").setLevel("CRITICAL")  # failed trials are told at the end
-    counts, scheduler = [len(todo[0].images)], FIFOScheduler()
-    if todo[0].sweep.search == "asha" and len(rungs(*counts)) > 1:
+    first, scheduler = todo[0][0], FIFOScheduler()
+    counts = [len(first.images)]
+    if first.sweep.search == "asha" and len(rungs(*counts)) > 1:
         counts = rungs(*counts)
         milestones = {"max_t": counts[-1], "grace_period": counts[0], "reduction_factor": KEEP}
         scheduler = ASHAScheduler("images", "score", "max", **milestones)
-    train = tune.with_parameters(run_trial, todo=todo, counts=counts)
+    share = max(1, (resources.max_actors or 1) // len(todo))  # few groups leave cores free, which their networks use
+    threads = share if any(len(group) > 1 for group in todo) else 1
+    train = tune.with_parameters(run_group, todo=todo, counts=counts, threads=threads)
     return tune.Tuner(
-        tune.with_resources(train, {"cpu": 1, "gpu": resources.gpus}),
+        tune.with_resources(train, {"cpu": threads, "gpu": resources.gpus}),
         param_space={"index": tune.grid_search(list(range(len(todo))))},
         tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=resources.max_actors, reuse_actors=True),
         run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0),
@@ -165,18 +187,26 @@ def rungs(count: int) -> list[int]:
     return sorted({first, min(count, KEEP * first), count})
 
 
-def run_trial(config: dict, todo: list[Trial], counts: list[int]) -> None:
-    """One trial, in a worker of Ray Tune, which may stop it at each report.
+def run_group(config: dict, todo: list[list[Trial]], counts: list[int], threads: int) -> None:
+    """A trial, or some that share features, in a worker of Ray Tune."""
+    from raypipe.pipeline import workers
+
+    workers.use_threads(threads)
+    group = todo[config["index"]]
+    if len(group) == 1:
+        run_trial(*group, counts)
+    else:
+        advance_together(group, threads=threads)
+
+
+def run_trial(trial: Trial, counts: list[int]) -> None:
+    """One trial, which Ray Tune may stop at each report.
 
     One that an earlier sweep stopped reports again as far as it came, and no further.
     """
     from ray import tune
 
-    from raypipe.pipeline import workers
-
-    trial = todo[config["index"]]
     was_stopped = read_state(trial.output).get("status") == "stopped" and len(counts) > 1
-    workers.use_threads(1)
     try:
         for count in counts:
             if was_stopped and len(trial.run.plan(trial.images.slice(0, count))):
@@ -209,20 +239,36 @@ def share_foreground(todo: list[Trial]) -> list[Trial]:
 
 
 # workers of a sweep that was killed a moment ago may still hold its trials
-@retry(retry=retry_if_exception_type(Locked), wait=wait_fixed(2), stop=stop_after_delay(RELEASE), reraise=True)
+until_let_go = {"retry": retry_if_exception_type(Locked), "wait": wait_fixed(2), "stop": stop_after_delay(RELEASE)}
+patiently = retry(**until_let_go, reraise=True)
+
+
+@patiently
 def advance(trial: Trial, count: int, *, on_ray: bool = False, threads: int = 1) -> None:
     """Label and score the first `count` images, as far as that is not done yet.
 
     on_ray: by Ray Data, else in a plain loop here. Writes the trial's folder; what was committed stays when it is
     interrupted. Raises what labelling raises.
     """
-    start, before = time.monotonic(), read_state(trial.output)
-    among = trial.images.slice(0, count)
+    start, among = time.monotonic(), trial.images.slice(0, count)
     if len(trial.run.plan(among)):
-        frozen = frozen_settings(trial.segmenter, None, refine=None, keep_soft=trial.job.keep_soft)
         job = replace(trial.job, local=not on_ray)
-        attempt(job, trial.work, trial.run, trial.images, settings=frozen, among=among)
+        attempt(job, trial.work, trial.run, trial.images, settings=trial.frozen, among=among)
     score(trial, threads=threads)
-    seconds = before.get("seconds", 0.0) + time.monotonic() - start
+    _advanced(trial, time.monotonic() - start)
+
+
+def advance_together(group: list[Trial], *, threads: int) -> None:
+    """Label and score all images of trials that share features. Each gets an equal part of the seconds."""
+    start = time.monotonic()
+    patiently(label_together)(group, share_features([trial.segmenter for trial in group]))
+    for trial in group:
+        score(trial, threads=threads)
+    for trial in group:
+        _advanced(trial, (time.monotonic() - start) / len(group))
+
+
+def _advanced(trial: Trial, seconds: float) -> None:
     is_done = len(trial.run.plan(trial.images)) == 0
+    seconds += read_state(trial.output).get("seconds", 0.0)
     write_state(trial, status="done" if is_done else "running", seconds=seconds)

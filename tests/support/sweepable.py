@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raypipe.types import Segmenter, Segments
+from raypipe.types import BadImage, Segmenter, Segments
 
 SIZE = (40, 48)
 
@@ -45,6 +45,43 @@ class Gamma(Segmenter):
             time.sleep(self.sleep)
             bright = ((image.mean(2) / 255) ** self.gamma)[None].astype(np.float32)
             yield Segments(1 - bright if self.is_dark else bright)
+
+
+@dataclass
+class Staged(Segmenter):
+    """Two steps: features, which are counted in a file, and a mask of what is above `tau` in them."""
+
+    tau: float = 100.0  # grey values; 7 fails on each image, 66 kills the process
+    power: float = 1.0  # of the features
+    counts: str = ""  # a file: a line for each load, and for each image whose features are computed
+
+    source = "the tests"
+    licence = "Apache-2.0"
+    after_features = ("tau",)
+    batch_size = 2
+
+    def load(self, device: str) -> None:
+        self._count("load")
+        self._power = self.power
+
+    def _count(self, what: str) -> None:
+        with Path(self.counts).open("a") as file:
+            file.write(f"{what}\n")
+
+    def features(self, images) -> Iterator[np.ndarray]:
+        for image in images:
+            self._count(f"{image.mean():.6f}")
+            if image.mean() < 1:
+                raise BadImage("segment", "dark", "no features of a black image")
+            yield image.mean(2) ** self._power
+
+    def segment(self, images, foregrounds=None) -> Iterator[Segments]:
+        for features in self.features(images):
+            if self.tau == 7:
+                raise RuntimeError("no image with 7")
+            if self.tau == 66:
+                os._exit(7)
+            yield Segments((features > self.tau)[None], scores=[self.tau])
 
 
 def write_labelled(folder: Path, count: int, first: int = 0) -> None:
