@@ -139,6 +139,15 @@ def upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(UPRIGHT.get(_orientation(image), UPRIGHT[1])(pixels))
 
 
+def orientation(data: bytes) -> int:
+    """How an encoded image is to be turned, as a key of UPRIGHT, by its first bytes; 1 where they do not say."""
+    try:
+        found = _orientation(_headed(*formats.identify(data)))
+    except Exception:  # whoever needs its pixels is told
+        return 1
+    return found if found in UPRIGHT else 1
+
+
 @contextmanager
 def _without_pillow_limit(pixels: float = math.inf) -> Iterator[None]:
     """Let Pillow read a picture that is within our limit but above its own, and put its limit back."""

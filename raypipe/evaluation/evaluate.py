@@ -12,15 +12,19 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import tyro
 
-from raypipe.evaluation import tasks
-from raypipe.evaluation.labels import WHY, Labels, match, nothing
+from raypipe.evaluation import datasets, tasks
+from raypipe.evaluation.datasets import DataSet
+from raypipe.evaluation.labels import WHY, Labels, match, nothing, place_of
+from raypipe.evaluation.summary import beside, cell, lines_of, published
+from raypipe.evaluation.summary import table as summary_table
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, written
 from raypipe.inputs.maskkinds import Kind, chosen, parse
 from raypipe.run import Run, rows
-from raypipe.storage import Location, map_ahead, normalise
+from raypipe.storage import map_ahead, normalise, open_table
 
 TERMINAL_GROUPS = 40
 TERMINAL_VALUES = 4  # side by side
@@ -32,8 +36,16 @@ class Evaluate:
     """Measure runs' masks against labels; several runs are compared."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]  # folders of runs: paths or URIs
-    labels: str  # folder of label images, matched by relative path, then by a name that is unique
-    task: str = "pattern"  # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity
+    # folder of label images, matched by relative path, then by a name that is unique; for boxes a folder of VOC's XML
+    # files or a JSON file of COCO
+    labels: str | None = None
+    # instead of labels: duts-tr, duts-te, dut-omron, ecssd (masks), voc07, voc12, coco20k (boxes), with published rows
+    dataset: str | None = None
+    root: str | None = None  # folder in which data sets lie, as their authors pack them; a path or a URI
+    split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers' (trainval)
+    # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity; saliency: objects,
+    # as masks; boxes: objects, as boxes
+    task: str = "pattern"
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
     # what is set in labels: light on dark, dark ink on a white or transparent sheet, what is opaque in cut-outs, any
     # value but 0; None finds it
@@ -49,16 +61,20 @@ class Evaluation:
 
     run: str
     labels: str
-    label_kind: str | None  # how the labels were read: a kind or values; None where they are no mask files
+    label_kind: str | None  # how labels of one's own were read: a kind or values; None where they are no mask files
     table: str  # where the rows per image are
-    images: int  # in the run
+    images: int  # in the run, without those outside the data set
     counts: dict[str, int]  # images by status: ok, failed, no_label, other_size, bad_label
-    unused_labels: int  # label files that belong to no image
+    unused_labels: int  # that belong to no image
     empty_labels: int  # of the measured images; nothing is set in them
     means: dict[str, float | None]  # the task's values over the images
     group_means: dict[str, float | None]  # the means of the groups' values
     titles: dict[str, str]  # the values in words
     groups: dict[str, dict[str, float | None]]  # per group: images, failed, and the values
+    details: dict  # further results of the task
+    published: list[dict]  # what papers print for the same data set (`summary.PUBLISHED`)
+    outside: int = 0  # images of the run that are none of the data set's, or of another split of it
+    unused_examples: list[str] = field(default_factory=list)  # names of labels that belong to no image
     lacking: dict[str, int] = field(default_factory=dict)  # measured images that lack a column of the task, by column
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
 
@@ -70,13 +86,14 @@ class Evaluation:
             lines += [(f"... and {count - TERMINAL_GROUPS:,} more groups", {})] * (count > TERMINAL_GROUPS)
             lines.append(("mean over groups", self.group_means))
         lines.append(("mean over images", self.counts | {"images": self.counts["ok"]} | self.means))
-        table = _table(
+        table = lines_of(
             "",
             [name.replace("_", " ") for name in names],
             [(line, [values.get(name, "") for name in names]) for line, values in lines],
         )
-        means = [f"{_cell(self.means[name]):>9}  {name}: {title}" for name, title in self.titles.items()]
-        return "\n".join([*table, "", *means, *self.remarks(), f"per image: {self.table}"])
+        means = [f"{cell(self.means[name]):>9}  {name}: {title}" for name, title in self.titles.items()]
+        papers = beside({self.run: self.means}, self.published)
+        return "\n".join([*table, "", *means, *papers, *self.remarks(), f"per image: {self.table}"])
 
     def remarks(self) -> list[str]:
         """What could not be measured, a line per reason."""
@@ -88,7 +105,11 @@ class Evaluation:
         if self.empty_labels:
             lines.append(f"{self.empty_labels:,} of {self.counts['ok']:,} labels are empty: no pixel is set")
         if self.unused_labels:
-            lines.append(f"{self.unused_labels:,} labels belong to no image of the run")
+            more = ", ..." if self.unused_labels > len(self.unused_examples) else ""
+            text = f"labels belong to no image of the run: {', '.join(self.unused_examples)}{more}"
+            lines.append(f"{self.unused_labels:,} {text}")
+        if self.outside:
+            lines.append(f"{self.outside:,} images of the run are none of the data set's, or of another split of it")
         return lines
 
 
@@ -109,7 +130,8 @@ class Comparison:
         for i, (name, title) in enumerate(runs[0].titles.items()):
             shown = values_of if i < TERMINAL_VALUES else values_of[-1:]
             cells = [(line, [values.get(name) for values in of_runs]) for line, of_runs in shown]
-            lines += [title, *_table(name.replace("_", " "), list(self.runs), cells), ""]
+            lines += [title, *lines_of(name.replace("_", " "), list(self.runs), cells), ""]
+        lines += beside({name: each.means for name, each in self.runs.items()}, runs[0].published)
         for name, each in self.runs.items():
             lines += [f"{name}: {remark}" for remark in each.remarks()]
         return "\n".join([*lines, *(f"per image: {each.table}" for each in runs)])
@@ -125,33 +147,42 @@ def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Compar
     names = rows.run_names(options.runs)
     if not names:
         raise ValueError("evaluate needs a run, or several to compare")
-    task = task or tasks.find(options.task)()
+    task, source = task or tasks.find(options.task)(), datasets.chosen(options)
     runs: dict[str, Evaluation] = {}
     for name, folder in zip(names, options.runs, strict=True):
         known = next((parse(each.label_kind or "") for each in runs.values()), None)
-        runs[name] = evaluate_run(folder, options, task, known=known)
+        runs[name] = evaluate_run(folder, options, task, source, known=known)
     return runs[names[0]] if len(names) == 1 else Comparison(runs)
 
 
-def evaluate_run(folder: str, options: Evaluate, task: Task, *, known: Kind | None = None) -> Evaluation:
-    """Measure one run. folder: the run's. known: how the labels are read, where that was found out before."""
+def evaluate_run(
+    folder: str, options: Evaluate, task: Task, source: str | DataSet, *, known: Kind | None = None
+) -> Evaluation:
+    """Measure one run. folder: the run's. source: of labels. known: how they are read, where that was found before."""
     run = Run(folder)
     if not run.parts():
         raise ValueError(f"{run} has no rows")
-    keys = (key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist())
+    keys = [key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist()]
     limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
     kind = chosen(options.label_kind, options.label_value)
-    labels = match(task, options.labels, keys, of=f"an image of {run}", kind=kind, known=known, **limits)
-    tally, target = Tally(task), (f"metrics/task={task.name}", _file_name(options.labels, task))
-    kind, schema = labels.kind and str(labels.kind), task.schema()
+    labels = match(task, source, keys, of=f"an image of {run}", kind=kind, known=known, **limits)
+    kind, schema, reference = labels.kind and str(labels.kind), task.schema(), str(place_of(source))
     if kind:
         schema = schema.with_metadata(schema.metadata | {b"raypipe.label_kind": kind.encode()})
-    content = written(map(tally.counted, _measured(run, labels, options)), schema)
-    found = tally.summary(len(labels.unused))
+    tally = Tally(task)
+    content = written(map(tally.counted, _measured(run, labels, options.group, reference)), schema)
+    found = tally.summary(labels)
     if not found["counts"]["ok"]:
-        raise nothing(str(run), options.labels, found["counts"], found["examples"])
-    run.folder.write(content, *target)
-    return Evaluation(str(run), str(Location(options.labels)), kind, str(run.folder.location(*target)), **found)
+        raise nothing(str(run), source, found["counts"], found["examples"])
+    target = (f"task={task.name}", _file_name(source, task))
+    run.folder.write(content, "metrics", *target)
+    table = str(run.folder.location("metrics", *target))
+    found |= {"run": str(run), "labels": reference, "published": published(labels.dataset, task.SHOWN)}
+    of_images = open_table(content).read([each.name for each in schema if not pa.types.is_nested(each.type)])
+    more = {"summary": summary_table(task, found, method=run.method, dataset=labels.dataset)} | task.tables(of_images)
+    for name, each in more.items():
+        run.folder.write_table(each, "metrics", name, *target)
+    return Evaluation(**found, label_kind=kind, table=table)
 
 
 class Tally:
@@ -176,7 +207,7 @@ class Tally:
             self._examples[status].append(row["key"])
         return row
 
-    def summary(self, unused_labels: int) -> dict:
+    def summary(self, labels: Labels) -> dict:
         """The fields of an Evaluation that are counted. Groups without a value have no part in the groups' mean."""
         statuses, shown = sum(self._statuses.values(), Counter()), self._task.SHOWN
         groups = {
@@ -187,9 +218,12 @@ class Tally:
         return {
             "images": statuses.total(),
             "counts": {status: statuses[status] for status in ("ok", *WHY)},
-            "unused_labels": unused_labels,
+            "outside": len(labels.outside),
+            "unused_labels": len(labels.unused),
+            "unused_examples": list(labels.unused[:EXAMPLES]),
             "empty_labels": self._empty,
             "means": self._task.values(self._sums),
+            "details": self._task.details(self._sums),
             "group_means": {name: _mean(values[name] for values in groups.values()) for name in shown},
             "titles": {name: f"{each.title}, {each.unit}" if each.unit else each.title for name, each in shown.items()},
             "groups": groups,
@@ -206,20 +240,20 @@ def group(key: str, by: str) -> str:
     return str(path.parent) if by == "folder" else "all"
 
 
-def _measured(run: Run, labels: Labels, options: Evaluate) -> Iterator[dict]:
+def _measured(run: Run, labels: Labels, by: str, reference: str) -> Iterator[dict]:
     """Rows of the task's table with `is_empty`, of the label; labels are read ahead in threads."""
-    reference = str(Location(options.labels))
 
     def measure(row: dict) -> dict:
         known = {name: row[name] for name in ("image_id", "key", "method", "height", "width")}
-        known |= {"group": group(row["key"], options.group), "reference": reference}
+        known |= {"group": group(row["key"], by), "reference": reference}
         label, status = labels.read(row)
         if status != "ok":
             return known | {"status": status}
-        is_empty = labels.kind is not None and not np.any(label)
+        is_empty = isinstance(label, np.ndarray) and not label.any()
         return known | labels.task.cells(row, label) | {"status": status, "is_empty": is_empty}
 
     every = (row for table in rows.batches(run, leaves=labels.task.LEAVES) for row in table.to_pylist())
+    every = (row for row in every if row["key"] not in labels.outside)
     yield from map_ahead(measure, every, depth=min(16, 2 * (os.cpu_count() or 1)))
 
 
@@ -228,22 +262,10 @@ def _mean(values: Iterator[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _file_name(labels: str, task: Task) -> str:
-    """Of the table against one folder of labels, with a task's options where it has any."""
-    options = asdict(task)
-    text = normalise(labels).rstrip("/") + (json.dumps(options, sort_keys=True) if options else "")
-    return f"labels-{hashlib.sha256(text.encode()).hexdigest()[:8]}.parquet"
-
-
-def _table(corner: str, heads: list[str], lines: list[tuple[str, list]]) -> list[str]:
-    """Lines of a table for the terminal, with names on the left."""
-    first, *others = zip([corner, *heads], *([name, *map(_cell, cells)] for name, cells in lines), strict=True)
-    columns = [[name.ljust(max(map(len, first))) for name in first]]
-    columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
-    return list(map("  ".join, zip(*columns, strict=True)))
-
-
-def _cell(value: float | str | None) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else value
+def _file_name(source: str | DataSet, task: Task) -> str:
+    """Of the tables against one folder of labels or one data set, with a task's options where it has any."""
+    options, text = asdict(task), normalise(place_of(source)).rstrip("/")
+    text += "" if isinstance(source, str) else f"/{source.split}"
+    text += json.dumps(options, sort_keys=True) if options else ""
+    name = "labels" if isinstance(source, str) else source.name
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.parquet"

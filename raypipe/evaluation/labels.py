@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.task import Task
 from raypipe.inputs import maskfiles
 from raypipe.inputs.maskkinds import KINDS, Kind
@@ -30,7 +31,9 @@ class Labels:
     max_bytes: int  # larger files and
     max_pixels: int  # larger labels cannot be read
     unused: Sequence[str] = ()  # names of the labels that no image has
-    kind: Kind | None = None  # of mask files; None where the labels are no such files
+    kind: Kind | None = None  # of mask files; None where the labels are no such files, or those of a data set
+    dataset: DataSet | None = None  # whose labels they are
+    outside: Collection[str] = ()  # images that are none of the data set's, or of another split of it
 
     def read(self, row: dict) -> tuple[Any, str]:
         """A row's label and "ok", or None and one of WHY."""
@@ -42,14 +45,17 @@ class Labels:
         limits |= {"kind": self.kind} if self.kind else {}
         try:
             label = self.task.read(self.location[row["key"]], **limits)
+            orientation = self.dataset.orientation(row["key"]) if self.dataset else 1
         except BadImage:
             return None, "bad_label"
+        if orientation > 1 and self.task.fits(row, turned := self.task.turned(label, orientation)):
+            return turned, "ok"  # else the images of the run are copies that were not turned
         return (label, "ok") if self.task.fits(row, label) else (None, "other_size")
 
 
 def match(
     task: Task,
-    folder: str,
+    source: str | DataSet,
     keys: Iterable[str],
     *,
     of: str = "an image",
@@ -58,29 +64,43 @@ def match(
     max_bytes: int,
     max_pixels: int,
 ) -> Labels:
-    """The labels of some images. keys: those of all; one may stand twice. of: the images, for the message.
+    """The labels of some images. source: a folder of labels, as the task wants it, or a data set.
+
+    keys: those of all images; one may stand twice. of: the images, for the message.
 
     kind: of mask files, as a person says; None = recognised, and said. known: found out before, so taken as it is.
     Raises ValueError when no label belongs to an image or their kind is not evident, besides what the task raises for
     the folder.
     """
     keys, limits = list(keys), {"max_bytes": max_bytes, "max_pixels": max_pixels}
-    matches = task.match(folder, keys)
+    dataset = source if isinstance(source, DataSet) else None
+    if dataset and dataset.holds != task.HOLDS:
+        raise ValueError(f"data set {dataset.name} has {dataset.holds}, but task {task.name} measures {task.HOLDS}")
+    matches = dataset.match(keys) if dataset else task.match(source, keys)
     if not matches.location:
         names = maskfiles.difference(keys[0], matches.unused, what="labels") if keys else ""
-        raise ValueError(f"no label in {Location(folder)} has the path or the stem of {of}{names}")
+        raise ValueError(f"no label in {place_of(source)} has the path or the stem of {of}{names}")
     if matches.files:
         kind = known or maskfiles.kind_of(matches, kind, what="labels", option=HOW, **limits)
     elif kind:
-        raise ValueError(f"--label-kind and --label-value have no effect: {task.name} labels are no mask files")
-    return Labels(task, matches.location, **limits, unused=matches.unused, kind=kind)
+        why = f"{dataset.name} has {dataset.holds} of its own" if dataset else f"{task.name} labels are no mask files"
+        raise ValueError(f"--label-kind and --label-value have no effect: {why}")
+    outside = dataset.outside(keys) if dataset else ()
+    return Labels(task, matches.location, **limits, unused=matches.unused, kind=kind, dataset=dataset, outside=outside)
 
 
-def nothing(of: str, labels: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> ValueError:
+def place_of(source: str | DataSet) -> Location:
+    """Where labels are."""
+    return Location(source if isinstance(source, str) else source.labels)
+
+
+def nothing(
+    of: str, labels: str | DataSet, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]
+) -> ValueError:
     """The error for labels by which nothing can be measured.
 
     of: what cannot, for people. counts, examples: of images by status, and their keys.
     """
     reasons = "; ".join(f"{counts[status]:,} {WHY[status]}, such as {keys[0]!r}" for status, keys in examples.items())
     advice = "; labels are not scaled: each needs its image's size" if "other_size" in examples else ""
-    return ValueError(f"{of} cannot be measured against {Location(labels)}: {reasons}{advice}")
+    return ValueError(f"{of} cannot be measured against {place_of(labels)}: {reasons}{advice}")

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe import masks, storage
+from raypipe import images, masks, storage
 from raypipe.evaluation.sums import Sums, is_measure
 from raypipe.inputs import maskfiles
 from raypipe.inputs.maskkinds import LIGHT, Kind
@@ -56,7 +56,11 @@ class Task(ABC):
     COLUMNS: ClassVar[tuple[tuple[str, pa.DataType], ...]]  # of the table per image, its own ones only
     LEAVES: ClassVar[tuple[str, ...]] = ("size", "counts")  # fields of a segment that `measure` reads
     SHOWN: ClassVar[Mapping[str, Value]]  # the values of `summary`, in the order in which they are shown
+    DETAILS: ClassVar[
+        tuple[tuple[str, pa.DataType], ...]
+    ] = ()  # what the summary's table holds besides, such as curves
     METRIC: ClassVar[str]  # the one of them that ranks the settings of a sweep, unless told otherwise
+    HOLDS: ClassVar[str] = "masks"  # what labels it reads, of a data set: masks or boxes
     PER_IMAGE: ClassVar[tuple[str, ...]] = ()  # those which are columns too and which a report shows image by image
 
     def __init_subclass__(cls, **options):
@@ -106,6 +110,21 @@ class Task(ABC):
     def fits(self, row: dict, label: Any) -> bool:
         """Whether a label can be that of a row's image; here one of the image's size."""
         return label.shape[:2] == (row["height"], row["width"])
+
+    def turned(self, label: Any, orientation: int) -> Any:
+        """The label of a photograph as it is stored, turned as its EXIF says; here an array (H, W).
+
+        orientation: a key of `images.UPRIGHT`.
+        """
+        return images.UPRIGHT[orientation](label)
+
+    def details(self, sums: Sums) -> dict:
+        """What DETAILS names, from the sums over all images."""
+        return {}
+
+    def tables(self, images: pa.Table) -> dict[str, pa.Table]:
+        """Further tables about a run by their names, such as size_bins. images: the table per image, without lists."""
+        return {}
 
     def counted(self, row: dict, measured: dict, value: str) -> np.ndarray:
         """The masks that a value of an image speaks of, for a picture; here all. Returns bool (N, H, W).

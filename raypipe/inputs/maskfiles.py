@@ -8,8 +8,8 @@ import io
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
@@ -55,6 +55,11 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
     exist.
     """
     files, meanings = _listed(folder)
+    return replace(paired(files, keys), meanings=meanings)
+
+
+def paired(files: Mapping[str, str], keys: Iterable[str]) -> Matches:
+    """The same for files that were listed before. files: the location of each by its name."""
     keys = dict.fromkeys(keys)
     beside = {name: place for name, place in files.items() if name not in keys}
     location = _matched(keys, beside) if len(files) - len(beside) == len(keys) else {}
@@ -64,10 +69,10 @@ def match(folder: str, keys: Iterable[str]) -> Matches:
         location = _matched(keys, files)
     used = set(location.values())
     unused = [name for name, place in files.items() if place not in used]
-    return Matches(location, unused, list(files.items()), meanings)
+    return Matches(location, unused, list(files.items()))
 
 
-def _matched(keys: Iterable[str], files: dict[str, str]) -> dict[str, str]:
+def _matched(keys: Iterable[str], files: Mapping[str, str]) -> dict[str, str]:
     """The location of the file of each image that has one."""
     by_path, location = _by(files, _path), {}
     for key in keys:

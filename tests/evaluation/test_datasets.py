@@ -1,0 +1,172 @@
+"""Data sets as people unpack them: where they are found, what belongs to what, and what is no failure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from support.layouts import ALL, BOXES, MASKS, SIZE, voc_xml, write_coco, write_masks, write_photos, write_voc
+from support.written import masks_row, write_run
+
+from raypipe import images
+from raypipe.cli.verbs import main
+from raypipe.evaluation import datasets
+from raypipe.evaluation.evaluate import Evaluate, evaluate
+
+
+def square(value: int = 255) -> np.ndarray:
+    mask = np.zeros(SIZE, np.uint8)
+    mask[4:12, 6:20] = value
+    return mask
+
+
+def write(root, name: str, i: int) -> tuple[str, str]:
+    """One photograph `a` with its label in a layout. Returns where both are, beneath the root."""
+    if name == "coco20k":
+        write_coco(root, {"COCO_train2014_000000000009": [(6, 4, 14, 8)]})
+        return "COCO/images/train2014", "COCO/annotations/instances_train2014.json"
+    if name in BOXES:
+        write_voc(root / BOXES[name][i], {"a": [(6, 4, 20, 12)]})
+        return f"{BOXES[name][i]}/JPEGImages", f"{BOXES[name][i]}/Annotations"
+    photos, masks = MASKS[name][i]
+    write_photos(root / photos, ["a.JPG"])
+    write_masks(root / masks, {"a.png": square()})
+    return photos, masks
+
+
+@pytest.mark.parametrize(("name", "i"), ALL)
+def test_each_layout_is_found_beneath_its_root(tmp_path, name, i):
+    photos, labels = write(tmp_path, name, i)
+    for junk in (".DS_Store", "Thumbs.db", "__MACOSX/._a.png"):
+        (tmp_path / labels / junk).parent.mkdir(exist_ok=True) if name != "coco20k" else None
+        (tmp_path / labels / junk).write_bytes(b"junk") if name != "coco20k" else None
+    found = datasets.find(name, str(tmp_path))
+    assert (str(found.images), str(found.labels)) == (str(tmp_path / photos), str(tmp_path / labels))
+    (stem,) = found.stems
+    assert found.location.keys() == found.photographs.keys() == {stem} and found.is_usual
+    assert found.match([f"any/{stem}.png", "b.jpg"]).location == {f"any/{stem}.png": found.location[stem]}
+    assert found.outside([f"any/{stem}.png", "b.jpg"]) == {"b.jpg"}
+    as_uri = datasets.find(name, f"file://{tmp_path}")
+    assert as_uri.location == found.location
+
+
+def test_the_first_of_several_folders_counts(tmp_path):
+    for i in range(2):
+        write(tmp_path, "ecssd", i)
+    assert str(datasets.find("ecssd", str(tmp_path)).images).endswith("ECSSD/images")
+
+
+@pytest.mark.parametrize("name", datasets.names())
+def test_a_root_without_the_folders_names_all_that_it_looked_for(tmp_path, name):
+    expected = {folder for pair in MASKS.get(name, []) for folder in pair}
+    expected |= {f"{root}/{each}" for root in BOXES.get(name, []) for each in ("JPEGImages", "Annotations")}
+    expected |= {f"{root}/ImageSets/Main/trainval.txt" for root in BOXES.get(name, [])}
+    if name == "coco20k":
+        expected = {"COCO/images/train2014", "COCO/annotations/instances_train2014.json", "coco_20k_filenames.txt"}
+    with pytest.raises(ValueError, match=f"{name} is not in {tmp_path}, which has none of: ") as error:
+        datasets.find(name, str(tmp_path))
+    assert expected <= set(str(error.value).partition("none of: ")[2].split(", "))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        datasets.find(name, str(tmp_path / "nowhere"))
+
+
+def test_a_data_set_whose_labels_are_of_other_photographs_is_an_error(tmp_path):
+    write_photos(tmp_path / "ECSSD/images", ["a.jpg"])
+    write_masks(tmp_path / "ECSSD/ground_truth_mask", {"b.png": square()})
+    with pytest.raises(ValueError, match="no label in .* has the stem of a photograph"):
+        datasets.find("ecssd", str(tmp_path))
+
+
+def test_what_is_outside_the_split_is_no_failure(tmp_path):
+    boxes = {stem: [(6, 4, 20, 12)] for stem in "abcdef"}
+    write_voc(tmp_path / "VOCdevkit/VOC2012", boxes, listed="abcd")
+    (tmp_path / "VOCdevkit/VOC2012/Annotations/b.xml").unlink()
+    write_voc(tmp_path / "VOCdevkit/VOC2012", {"e": boxes["e"]}, split="val")
+    rows = [masks_row(f"{stem}.jpg", square()[None] > 0) for stem in "abdf"]
+    rows.append(masks_row("e.jpg", square()[None] > 0, error="decode: truncated: cut"))
+    write_run(str(tmp_path / "run"), rows)
+    options = {"runs": (str(tmp_path / "run"),), "dataset": "voc12", "root": str(tmp_path), "task": "boxes"}
+    found = evaluate(Evaluate(**options))
+    assert found.counts == dict(ok=2, failed=0, no_label=1, other_size=0, bad_label=0)
+    assert (found.images, found.outside, found.unused_labels, found.unused_examples) == (3, 2, 1, ["c.xml"])
+    assert found.means["corloc"] == 100 and found.published
+    lines = found.text().splitlines()
+    assert "1 labels belong to no image of the run: c.xml" in lines
+    assert "2 images of the run are none of the data set's, or of another split of it" in lines
+    assert pq.read_table(found.table, partitioning=None)["key"].to_pylist() == ["a.jpg", "b.jpg", "d.jpg"]
+    with pytest.raises(ValueError, match="cannot be measured against .*: 1 images failed in the run"):
+        evaluate(Evaluate(**options, split="val"))
+    with pytest.raises(ValueError, match="voc12 is not in .*ImageSets/Main/test.txt"):
+        evaluate(Evaluate(**options, split="test"))
+
+
+def test_of_images_with_one_stem_the_photograph_is_measured(tmp_path):
+    write(tmp_path, "ecssd", 0)
+    keys = ["images/a.JPG", "ground_truth_mask/a.png", "copy/a.jpg"]
+    found = datasets.find("ecssd", str(tmp_path))
+    assert list(found.match(keys).location) == ["images/a.JPG"]
+    assert not found.match(keys[1:]).location and not found.match(["es/a.JPG", "a.png"]).location
+
+
+def test_a_label_is_turned_like_its_photograph(tmp_path):
+    exif = Image.Exif()
+    for orientation in images.UPRIGHT:
+        exif[images.ORIENTATION] = orientation
+        write_photos(tmp_path / "ECSSD/images", [f"{orientation}.jpg"], exif=exif)
+        write_photos(tmp_path / "VOCdevkit/VOC2007/JPEGImages", [f"{orientation}.jpg"], exif=exif)
+    write_masks(tmp_path / "ECSSD/ground_truth_mask", {f"{each}.png": square() for each in images.UPRIGHT})
+    for folder in ("Annotations", "ImageSets/Main"):
+        (tmp_path / "VOCdevkit/VOC2007" / folder).mkdir(parents=True)
+    for each in images.UPRIGHT:
+        (tmp_path / f"VOCdevkit/VOC2007/Annotations/{each}.xml").write_text(voc_xml([(6, 4, 20, 12)]))
+    lines = "".join(f"{each}\n" for each in images.UPRIGHT)
+    (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt").write_text(lines)
+    rows = [masks_row(f"{o}.jpg", turn(square())[None] > 0) for o, turn in images.UPRIGHT.items()]
+    write_run(str(tmp_path / "run"), rows)
+    found = evaluate(Evaluate((str(tmp_path / "run"),), dataset="voc07", root=str(tmp_path), task="boxes"))
+    assert found.counts["ok"] == 8 and found.means == {"corloc": 100, "box_iou": 1}
+    found = evaluate(Evaluate((str(tmp_path / "run"),), dataset="ecssd", root=str(tmp_path)))
+    assert found.counts["ok"] == 8 and found.means["iou_fixed"] == 1
+    write_run(str(tmp_path / "copies"), [masks_row("6.jpg", square()[None] > 0)])  # whose orientation was lost
+    found = evaluate(Evaluate((str(tmp_path / "copies"),), dataset="ecssd", root=str(tmp_path)))
+    assert found.means["iou_fixed"] == 1
+
+
+@dataclass
+class Options:
+    """What `chosen` reads of a command's options."""
+
+    labels: str | None = None
+    dataset: str | None = None
+    root: str | None = None
+    split: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no labels: name a folder of them with --labels, or --dataset NAME --root DIR"),
+        ({"labels": "x", "dataset": "ecssd"}, "--labels has no effect with --dataset ecssd"),
+        ({"dataset": "ecssd"}, "--dataset ecssd: add --root"),
+        ({"labels": "x", "root": "y"}, "--root has no effect without --dataset"),
+        ({"labels": "x", "split": "val"}, "--split has no effect without --dataset"),
+        ({"dataset": "ecsd", "root": "."}, "unknown data set 'ecsd'; did you mean 'ecssd'?"),
+        ({"dataset": "ecssd", "root": ".", "split": "val"}, "--split 'val' has no effect: ecssd has no splits"),
+    ],
+)
+def test_options_that_name_no_labels_or_two_of_them_are_refused(options, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        datasets.chosen(Options(**options))
+    assert datasets.chosen(Options(labels="x")) == "x"
+
+
+def test_a_task_that_wants_other_labels_is_refused(tmp_path, capsys):
+    write(tmp_path, "voc07", 0)
+    write_run(str(tmp_path / "run"), [masks_row("a.jpg", square()[None] > 0)])
+    words = ["evaluate", str(tmp_path / "run"), "--dataset", "voc07", "--root", str(tmp_path)]
+    assert main(words) == 2
+    assert "data set voc07 has boxes, but task pattern measures masks" in capsys.readouterr().err
+    assert main([*words, "--task", "boxes", "--label-value", "1"]) == 2
+    assert "have no effect: voc07 has boxes of its own" in capsys.readouterr().err
+    assert main([*words, "--task", "boxes", "--box-rule", "largest_area"]) == 0
