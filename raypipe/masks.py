@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -83,19 +84,29 @@ def decode_soft(png: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED).astype(np.float32) / 65535
 
 
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The 4-connected part with the most pixels, of several the first in raster order. mask: (H, W) bool; so is it.
+def largest_component(mask: np.ndarray, *, connectivity: Literal[4, 8] = 4) -> np.ndarray:
+    """The connected part with the most pixels, of several the first in raster order. mask: (H, W) bool; so is it.
 
-    An empty mask stays empty.
+    connectivity: 8 = pixels that meet at a corner are connected too. An empty mask stays empty.
     """
     import cv2
 
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
     if count < 2:
         return mask.copy()
     areas = stats[1:, cv2.CC_STAT_AREA]
     largest = np.isin(labels, 1 + np.flatnonzero(areas == areas.max()))
     return labels == labels.flat[largest.argmax()]  # OpenCV numbers parts by an order of its own
+
+
+def component_of(mask: np.ndarray, pixel: int) -> np.ndarray:
+    """The 4-connected part that holds a pixel, bool (H, W); the pixel alone where it is not set. pixel: flat index."""
+    import cv2
+
+    if not mask.flat[pixel]:
+        return (np.arange(mask.size) == pixel).reshape(mask.shape)
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    return labels == labels.flat[pixel]
 
 
 def pack(masks: np.ndarray) -> bytes:

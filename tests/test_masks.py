@@ -87,5 +87,19 @@ def test_the_largest_component_is_the_first_in_raster_order_of_those_with_the_mo
         np.testing.assert_array_equal(masks.largest_component(mask), best)
 
 
+def test_the_component_of_a_pixel_is_what_a_flood_from_it_reaches(rng):
+    mask = rng.random((7, 9)) < 0.6
+    for pixel in range(mask.size):
+        alone = (np.arange(mask.size) == pixel).reshape(mask.shape)
+        expected = flooded(mask, divmod(pixel, 9)) if mask.flat[pixel] else alone
+        np.testing.assert_array_equal(masks.component_of(mask, pixel), expected)
+
+
+def test_pixels_that_meet_at_a_corner_are_connected_on_request():
+    mask = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0]], bool)
+    assert masks.largest_component(mask).tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    assert masks.largest_component(mask, connectivity=8).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
 def test_the_largest_component_of_nothing_is_nothing():
     assert not masks.largest_component(np.zeros((3, 4), bool)).any()

@@ -70,8 +70,29 @@ def with_network(
     """
     plain_one = kind(networks.locate(method.weights, method=method.name), device)
     options = {name: getattr(method, name) for name in fields}
+    return _with_plain(method, device, images, repeats, lambda image: plain_one(image, **options), against)
+
+
+def with_features(
+    method, device: str, images: Sequence[np.ndarray], repeats: int, *, plain: Callable, against: str
+) -> list[Figure]:
+    """The same for a method on dense features, which its plain formulation gets from it, one image at a time.
+
+    plain: from an image and its features to masks, bool (N, H, W).
+    """
+
+    def plain_one(image: np.ndarray) -> np.ndarray:
+        (features,) = method.features([image])
+        return plain(image, features)
+
+    return _with_plain(method, device, images, repeats, plain_one, f"after the same features: {against}")
+
+
+def _with_plain(
+    method, device: str, images: Sequence[np.ndarray], repeats: int, plain_one: Callable, against: str
+) -> list[Figure]:
     batch = method.batch_size if device == "cuda" else 1
-    arms = [lambda image: segment(method, [image] * batch)[0], lambda image: plain_one(image, **options)]
+    arms = [lambda image: segment(method, [image] * batch)[0], plain_one]
     (ours, other), found = in_turns(arms, images, repeats)
     threshold = 0.5 if method.threshold is None else method.threshold
     differences = [float(((a > threshold) != b).mean()) for a, b in zip(*found, strict=True)]

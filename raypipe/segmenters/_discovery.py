@@ -112,3 +112,11 @@ def is_too_small(image: np.ndarray, features: Features) -> bool:
     """Whether an image is smaller than a patch both ways or a single pixel: then nothing in it can be told apart."""
     side = features.patch + 2 * features.margin
     return max(image.shape[:2]) < side or image.shape[:2] == (1, 1)
+
+
+def by_grid(features: Sequence[Features]) -> Iterator[list[int]]:
+    """The indices of features that lie on one grid, so that methods can take them together; each index once."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, each in enumerate(features):
+        groups.setdefault(each.grid, []).append(i)
+    yield from groups.values()
