@@ -211,8 +211,8 @@ def pretrained(kind: type, path: Path, *, method: str, device: str, **options):
     """A transformers model in float32 on the device, ready to use.
 
     kind: the model's class. options: go to its `from_pretrained`, such as add_pooling_layer=False for a ViT without
-    one. Raises ValueError when the folder does not hold all of its weights: transformers would fill the rest with
-    random numbers.
+    one; with config and state_dict, tensors by name, the path is only what errors name. Raises ValueError when not all
+    of its weights are there, for transformers would fill the rest with random numbers, and for given ones left over.
     """
     import torch
     from transformers.utils import logging
@@ -220,34 +220,39 @@ def pretrained(kind: type, path: Path, *, method: str, device: str, **options):
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     logging.set_verbosity_error()  # else a table of all that is absent; the first one is named below
+    given = options.get("state_dict")
     try:
-        _check_size(kind, path)
+        _check_size(kind, path, options.get("config"))
         options |= {"dtype": torch.float32, "local_files_only": True, "ignore_mismatched_sizes": True}
-        network, found = kind.from_pretrained(path, output_loading_info=True, **options)
+        network, found = kind.from_pretrained(path if given is None else None, output_loading_info=True, **options)
     except Exception as error:  # many kinds: no configuration, torn files, another architecture
         raise ValueError(f"{method}: {path} cannot be read as a {kind.__name__}: {one_line(error)}") from error
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if absent:
         text = f"{len(absent)} of its tensors are absent or of another shape, the first is {absent[0]}"
         raise ValueError(f"{method}: {path} holds no {kind.__name__}: {text}")
+    if given and (left := sorted(found["unexpected_keys"])):
+        text = f"{len(left)} of its tensors belong to none, the first is {left[0]}"
+        raise ValueError(f"{method}: {path} holds no {kind.__name__}: {text}")
     return network.eval().requires_grad_(False).to(device)
 
 
-def _check_size(kind: type, path: Path) -> None:
+def _check_size(kind: type, path: Path, config) -> None:
     """Raise ValueError when a configuration describes more than its weight files can hold.
 
     transformers makes what it does not find, or finds in another shape, however large it is.
     """
     import torch
 
-    settings = json.loads((path / "config.json").read_bytes())
-    if (layers := max(_numbers_of_layers(settings), default=0)) > MAX_LAYERS:  # first: the class itself counts them
-        raise ValueError(f"its configuration asks for {layers:,} layers")
-    config = kind.config_class.from_pretrained(path, local_files_only=True)
+    if config is None:
+        settings = json.loads((path / "config.json").read_bytes())
+        if (layers := max(_numbers_of_layers(settings), default=0)) > MAX_LAYERS:  # first: the class itself counts them
+            raise ValueError(f"its configuration asks for {layers:,} layers")
+        config = kind.config_class.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):  # no memory and no time for random numbers
         network = kind(config)
     described = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
-    held = sum(file.stat().st_size for file in _weight_files(path))
+    held = sum(file.stat().st_size for file in _weight_files(path))  # a tensor may say more than its file has
     if described > max(held, SMALL):
         raise ValueError(f"its configuration asks for {described:,} numbers, the weight files have {held:,} bytes")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raypipe import networks
+from raypipe.features import originals
 from raypipe.features.grid import Features, resized, seen_size, whole
 from raypipe.lookup import suggest
 from raypipe.types import BadImage
@@ -246,19 +247,16 @@ def projection(block, facet: str):
 
 
 def read(path: Path, *, method: str, device: str):
-    """The transformers model in a folder, in float32 on the device.
+    """The transformers model in a folder as transformers saves it or in an original file, in float32 on the device.
 
     Raises ValueError where it is none of the architectures of DINO, iBOT and DINOv2, or not all there.
     """
-    import json
-
     import transformers
 
-    kinds = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
-    config = path / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{method}: {path} has no config.json; it must be a folder as transformers saves a network")
-    family = json.loads(config.read_bytes()).get("model_type")
+    file = originals.checkpoint(path, method=method)
+    if file is not None:
+        return originals.read(file, method=method, device=device)
+    family, kinds = originals.settings(path, method=method)["model_type"], originals.KINDS
     if family not in kinds:
         raise ValueError(f"{method}: {path} holds a network of type {family!r}, expected one of: {', '.join(kinds)}")
     options = {"add_pooling_layer": False} if family == "vit" else {}

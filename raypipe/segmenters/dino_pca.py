@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from raypipe import networks
+from raypipe.features import dino
 from raypipe.segmenters import _inside
 from raypipe.types import PatternSegmenter, Segments
 
@@ -22,7 +23,7 @@ class DinoPca(PatternSegmenter):
     """Two soft masks: where the components of an image's features are bright as a picture, and where they are dark."""
 
     # Weights are the GloPER supplement's (dinov2_vitg14_reg), all else its reference's.
-    weights: str = "facebook/dinov2-with-registers-giant"  # a Hugging Face id or a folder
+    weights: str = "facebook/dinov2-with-registers-giant"  # a Hugging Face id, a folder or dinov2_..._reg4_pretrain.pth
     size: int = 1008  # side of the network's square input in px, a multiple of 14: 72 x 72 patches
     layers: int = 4  # last blocks whose normed outputs are averaged; 1 to 4 are worth a sweep
     normalize: bool = False  # ImageNet mean and deviation, as in training
@@ -52,10 +53,10 @@ class DinoPca(PatternSegmenter):
             raise ValueError(f"dino_pca: layers must be at least 1, got {self.layers!r}")
 
     def load(self, device: str) -> None:
-        from transformers import Dinov2WithRegistersModel
-
         self._device, self._path = device, networks.locate(self.weights, method=self.name)
-        network = networks.pretrained(Dinov2WithRegistersModel, self._path, method=self.name, device=device)
+        network = dino.read(self._path, method=self.name, device=device)
+        if (family := network.config.model_type) != self.model_types["weights"]:
+            raise ValueError(f"dino_pca: {self._path} holds a network of type {family!r}, not a DINOv2 with registers")
         if self.layers > (depth := network.config.num_hidden_layers):
             raise ValueError(f"dino_pca: layers must be at most {depth} with these weights, got {self.layers!r}")
         if network.config.patch_size != PATCH:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
+from support.tiny import dino
+from support.tiny.dino import as_published
 from support.tiny.dino_pca import write_model
 
 from raypipe.benchmark import methods
@@ -143,3 +145,17 @@ def test_a_gpu_gives_the_masks_of_the_cpu(weights, cat):
     of_gpu = list(loaded(weights, "cuda", dtype="float32").segment(images, wholes))
     for one, other in zip(of_cpu, of_gpu, strict=True):
         assert np.abs(one.masks - other.masks).mean() < 0.01
+
+
+def test_the_original_file_of_a_dinov2_with_registers_is_the_folder_of_transformers(cat, tmp_path):
+    folder = write_model(tmp_path / "folder", hidden_size=64, num_attention_heads=1, use_swiglu_ffn=True)
+    file = tmp_path / "dinov2_vitg14_reg4_pretrain.pth"
+    torch.save(as_published(folder), file)
+    ((one,), (other,)) = (loaded(str(path)).segment([cat], [whole(cat)]) for path in (folder, file))
+    np.testing.assert_allclose(one.masks, other.masks, atol=1e-6)
+    assert list(loaded(str(file)).checksums()) == [file.name]
+
+
+def test_a_plain_vit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds a network of type 'vit', not a DINOv2 with registers"):
+        loaded(str(dino.write_model(tmp_path)))

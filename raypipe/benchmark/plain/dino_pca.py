@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from raypipe.benchmark.figures import Figure
 from raypipe.benchmark.turns import squeezed, with_network
+from raypipe.features import dino
 
 
 def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
@@ -21,9 +23,7 @@ class PlainDinoPca:
     """DINOv2 with all its hidden states, and scikit-learn's full solver: a singular value decomposition in numpy."""
 
     def __init__(self, weights: str, device: str):
-        from transformers import Dinov2WithRegistersModel
-
-        self._network = Dinov2WithRegistersModel.from_pretrained(weights).eval().to(device)
+        self._network = dino.read(Path(weights), method="dino_pca", device=device)
         self._device = device
 
     def __call__(self, image: np.ndarray, *, size: int, layers: int, normalize: bool) -> np.ndarray:
