@@ -1,8 +1,8 @@
-"""One file per refiner; its name is the refiner's name. Looking one up imports that refiner only.
+"""One file or package per refiner; its name is the refiner's name. Looking one up imports that refiner only.
 
 A refiner knows arrays: masks, bool or float32 (N, H, W) in [0, 1], and their RGB image in; soft masks, float32
 (N, H, W) in [0, 1], and a note of comma-joined remarks out. It is a dataclass whose fields are its options, all named
-`refine_...`. It may import `types`, `lookup`, `networks` and libraries; never storage, inputs, run, runtime, pipeline
+`refine_...`. It may import `types`, `masks`, `networks` and libraries; never storage, inputs, run, runtime, pipeline
 or Ray, and no method.
 
 A whole refiner, which would be the file `refiners/harden.py`:

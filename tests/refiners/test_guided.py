@@ -177,7 +177,7 @@ def test_refiners_are_found_by_name():
 def test_importing_the_refiners_imports_no_heavy_library():
     code = (
         "import sys; from raypipe.refiners import find, names; [find(name) for name in names()];"
-        "print({'torch', 'ray', 'cv2'} & set(sys.modules))"
+        "print({'torch', 'ray', 'cv2', 'scipy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
