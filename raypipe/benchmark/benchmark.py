@@ -27,7 +27,9 @@ class Benchmark:
 
     output: str = "raypipe-benchmark"  # a folder for benchmark.md and benchmark.parquet: a path or a URI
     quick: bool = False  # fewer and smaller runs: about two minutes on two idle cores, less exact
-    only: tuple[str, ...] = ()  # methods, refiners, or efficiency scaling overhead memory resume first-row help
+    only: tuple[
+        str, ...
+    ] = ()  # methods, refiners, spectral, or efficiency scaling overhead memory resume first-row help
     weights: str | None = None  # for the methods named by --only instead of their own; also a folder of several
 
 
@@ -65,8 +67,8 @@ def benchmark(options: Benchmark, sizes: Sizes | None = None) -> Result:
 
 
 def names() -> list[str]:
-    """All benchmarks: every method and refiner, then those of whole jobs."""
-    return [*segmenters.names(), *refiners.names(), *pipeline.JOBS, "help"]
+    """All benchmarks: every method and refiner, the solvers, then those of whole jobs."""
+    return [*segmenters.names(), *refiners.names(), *methods.SOLVERS, *pipeline.JOBS, "help"]
 
 
 def _chosen(options: Benchmark) -> list[str]:

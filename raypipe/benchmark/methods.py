@@ -1,4 +1,4 @@
-"""Methods and refiners on photographs, one thread, in turns with the plain formulation of the same result. No Ray."""
+"""Methods, refiners and solvers on photographs, one thread, in turns with plain formulations of the same. No Ray."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from raypipe.benchmark.turns import halves, in_turns, segment
 from raypipe.lookup import one_line
 from raypipe.types import Segmenter, name_of
 
+SOLVERS = ("spectral",)  # what methods stand on and is worth rows of its own
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
 
 
 def measure(name: str, sizes: Sizes, fetch: bool, weights: str | None = None) -> list[Figure]:
-    """The figures of one method or refiner. OpenCV and torch use one thread in this process from now on.
+    """The figures of one method, refiner or solver. OpenCV and torch use one thread in this process from now on.
 
     fetch: also measure a method that needs weights; loading it may download them. weights: instead of its own ones.
     """
@@ -25,7 +26,12 @@ def measure(name: str, sizes: Sizes, fetch: bool, weights: str | None = None) ->
 
     cv2.setNumThreads(1)
     images = photographs(sizes)
-    if name in refiners.names():
+    if name in SOLVERS:
+        import torch
+
+        torch.set_num_threads(1)
+        subject, device = None, "cpu"
+    elif name in refiners.names():
         subject, device = refiners.find(name)(), "cpu"
     else:
         kind = segmenters.find(name)

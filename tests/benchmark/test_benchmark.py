@@ -87,9 +87,18 @@ def test_given_weights_are_those_of_both_ways(name, tmp_path):
     assert max(rows["share of pixels unlike plain"].values) < 0.02
 
 
-def test_every_plain_twin_is_that_of_a_method_or_refiner():
+@pytest.mark.usefixtures("one_thread")
+def test_the_solver_is_measured_on_photographs_and_a_made_up_graph(monkeypatch):
+    monkeypatch.setattr(twins_of.find("spectral"), "SIDES", (12,))
+    rows = {row.figure: row for row in methods.measure("spectral", TINY, False)}
+    for kind in ("photographs", "six regions"):
+        assert min(rows[f"times faster than plain, 144 nodes, {kind}"].values) > 0
+        assert max(rows[f"share of nodes unlike plain, 144 nodes, {kind}"].values) == 0
+
+
+def test_every_plain_twin_is_that_of_a_method_a_refiner_or_a_solver():
     twins = lookup.modules(twins_of.__path__)
-    assert twins and set(twins) <= {*segmenters.names(), *refiners.names()}
+    assert twins and set(twins) <= {*segmenters.names(), *refiners.names(), *methods.SOLVERS}
     assert all(callable(twins_of.find(name).compare) for name in twins)
     assert twins_of.find("watershed") is None
 
