@@ -39,6 +39,9 @@ NOTES = {
     "flat_map": "the network answers the same everywhere: the mask is empty",
     "few_masks": "fewer than two masks were found inside the foreground",
     "size_skipped": "one of the tile sizes does not fit the image and was left out",
+    "degenerate": "all patches of the image are alike: no object can be told from the rest",
+    "ambiguous_cut": "another way to cut the image in two is as good as the one that was taken",
+    "few_patches": "the image has too few patches to compare",
     "narrow_range": "a 16-bit picture that uses a quarter of its range or less, so that few grey levels are left of it",
     "refine_rejected": "refining emptied a mask: it is kept as it was before",
 }
