@@ -70,7 +70,7 @@ def with_network(
     """
     plain_one = kind(networks.locate(method.weights, method=method.name), device)
     options = {name: getattr(method, name) for name in fields}
-    return _with_plain(method, device, images, repeats, lambda image: plain_one(image, **options), against)
+    return with_plain(method, device, images, repeats, lambda image: plain_one(image, **options), against)
 
 
 def with_features(
@@ -85,12 +85,13 @@ def with_features(
         (features,) = method.features([image])
         return plain(image, features)
 
-    return _with_plain(method, device, images, repeats, plain_one, f"after the same features: {against}")
+    return with_plain(method, device, images, repeats, plain_one, f"after the same features: {against}")
 
 
-def _with_plain(
+def with_plain(
     method, device: str, images: Sequence[np.ndarray], repeats: int, plain_one: Callable, against: str
 ) -> list[Figure]:
+    """The same for a plain formulation that is there already: from an image to masks, bool (N, H, W)."""
     batch = method.batch_size if device == "cuda" else 1
     arms = [lambda image: segment(method, [image] * batch)[0], plain_one]
     (ours, other), found = in_turns(arms, images, repeats)

@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from support.golden import arrays
 from support.tiny import found as tiny
 
 from raypipe import masks
+from raypipe.benchmark.plain import found as plain
 from raypipe.features.grid import Features
 from raypipe.segmenters import found
 from raypipe.segmenters.found import Found
@@ -165,6 +168,16 @@ def test_cells_are_as_large_as_patches_and_padding_is_cut_off(loaded, disc):
     assert found.upsample(cells, features, (58, 80)).shape == (58, 80)
     squeezed = found.upsample(cells, features, (29, 40), stretch=True)
     assert (squeezed - at_seen).abs().max() > 0.05  # 32 rows in the place of 29
+
+
+@pytest.mark.parametrize("size", [(90, 70), (17, 100), (64, 64)])
+@pytest.mark.parametrize("variant", ["decoder", "background"])
+def test_masks_are_those_of_the_plain_formulation(loaded, variant, size):
+    image = cv2.resize(skimage.data.coffee(), size[::-1], interpolation=cv2.INTER_AREA)
+    method = loaded(variant=variant)
+    (segments,) = method.segment([image])
+    mask = plain.PlainFound(method)(image)
+    assert ((segments.masks > 0.5) != mask).mean() <= 0.005 and mask.any() and not mask.all()
 
 
 @pytest.mark.parametrize("variant", ["decoder", "background"])

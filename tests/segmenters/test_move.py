@@ -3,18 +3,19 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.golden import arrays
 from support.tiny import move as tiny
-from torch import nn
-from torch.nn import functional
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from raypipe.benchmark.plain import move as plain
 from raypipe.features.grid import Features
 from raypipe.segmenters.move import Move, network, resized, restored
 from raypipe.types import BadImage
@@ -51,25 +52,21 @@ def test_features_logits_and_masks_are_the_stored_ones(name, shared):
     assert (np.abs(segments.masks[unlike] - 0.5) < 1e-4).all()
 
 
-def trained_layers(file: Path) -> nn.Sequential:
-    """The head of a checkpoint as it is trained: enlarging, convolution, BatchNorm, leaky ReLU, one after the other."""
-    widths, layers = tiny.WIDTHS, []
-    for i in range(len(widths) - 1):
-        steps = [nn.Conv2d(widths[i], widths[i + 1], 3, padding=1), nn.BatchNorm2d(widths[i + 1]), nn.LeakyReLU()]
-        layers.append(nn.Sequential(*([nn.Upsample(scale_factor=2)] if i < len(widths) - 2 else []), *steps))
-    head = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
-    tensors, prefix = tiny.model(file), "module.segmenter.segmenter_head.model."
-    head.load_state_dict({key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)})
-    return head.eval().requires_grad_(False)
-
-
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5)])
 def test_folded_convolutions_give_what_the_trained_layers_give(tmp_path, grid):
     file = tiny.write_checkpoint(tmp_path / "move.pth")
-    head = network.load(file, "cpu")
+    norm, layers = plain.trained(network.read(file))
     tokens = torch.randn(2, *grid, tiny.WIDTHS[0], generator=torch.Generator().manual_seed(1))
-    normed = functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6).permute(0, 3, 1, 2)
-    torch.testing.assert_close(head(tokens), trained_layers(file)(normed), atol=1e-5, rtol=1e-5)
+    expected = layers(norm(tokens).permute(0, 3, 1, 2))
+    torch.testing.assert_close(network.load(file, "cpu")(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(90, 70), (33, 100), (1, 90)])
+def test_masks_are_those_of_the_plain_formulation(method, size):
+    image = cv2.resize(skimage.data.coffee(), size[::-1], interpolation=cv2.INTER_AREA)
+    (segments,) = method.segment([image])
+    mask = plain.PlainMove(method)(image)
+    assert ((segments.masks > 0.5) != mask).mean() <= 0.005 and mask.any() and not mask.all()
 
 
 def test_the_norm_is_float32_where_the_convolutions_are_not(method):

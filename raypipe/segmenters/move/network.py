@@ -58,8 +58,8 @@ class Head(nn.Module):
         return functional.layer_norm(tokens.float(), (self.width,), *self.norm, NORM_EPS)
 
 
-def load(path: Path, device: str) -> Head:
-    """The head in a checkpoint of the reference's training, or in a folder with one.
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the norm and the head, by name, in a checkpoint of the reference's training or a folder with one.
 
     Raises ValueError for any other file, and for a checkpoint on other features than those of DINO's middle blocks.
     """
@@ -72,13 +72,19 @@ def load(path: Path, device: str) -> Head:
     if f"{NORM}.weight" not in tensors:
         text = "has no LayerNorm of its own, so it was trained on features of MAE or of a last block"
         raise ValueError(f"move: {file} {text}; expected a checkpoint on DINO's block before the last")
+    return tensors
+
+
+def load(path: Path, device: str) -> Head:
+    """The head, ready to use, of what `read` reads. Raises ValueError also where tensors are absent or do not fit."""
+    tensors = read(path)
     try:
         head = Head(tensors)
         head(torch.zeros(1, 1, 1, head.width))  # do the shapes of one layer fit those of the next
     except KeyError as error:
-        raise ValueError(f"move: {file} is no checkpoint of MOVE: tensor {error} is absent") from error
+        raise ValueError(f"move: {path} is no checkpoint of MOVE: tensor {error} is absent") from error
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"move: {file} is no checkpoint of MOVE: {one_line(error)}") from error
+        raise ValueError(f"move: {path} is no checkpoint of MOVE: {one_line(error)}") from error
     return head.to(device, memory_format=torch.channels_last)
 
 
