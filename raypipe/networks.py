@@ -5,29 +5,24 @@ Torch, transformers and huggingface_hub are imported where they are needed.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import queue
 import re
-import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 
+from raypipe.fetching import check_reachable, fetch_file, reason
 from raypipe.lookup import one_line, suggest
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
-PATIENCE = 4.0  # seconds for a connection to where weights are fetched from
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight files
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained` reads of a repository
@@ -96,9 +91,10 @@ def check_begins(file: Path, beginnings: Sequence[bytes], *, method: str, expect
 
 
 def locate(weights: str, *, method: str) -> Path:
-    """The folder or file of weights: a local path as it is, or a Hugging Face id `org/name[@revision]`, fetched once.
+    """The folder or file of weights: a local path as it is; of a Hugging Face id or an address, fetched once.
 
-    Raises FileNotFoundError that names the method, the weights and the ways out.
+    weights: also `org/name[@revision]`, or where a checkpoint file is on the web. Raises FileNotFoundError that names
+    the method, the weights and the ways out.
     """
     path = Path(weights).expanduser()
     if path.exists():
@@ -106,15 +102,17 @@ def locate(weights: str, *, method: str) -> Path:
             expected = f"expected one of {', '.join(WEIGHTS)}; `raypipe weights {method} --to DIR` fetches them"
             raise FileNotFoundError(f"{method}: {path.resolve()} holds no weights; {expected}")
         return path.resolve()
-    if not is_hub_id(weights):
-        raise FileNotFoundError(
-            f"{method}: weights {weights!r} is neither a folder nor a file nor a Hugging Face id org/name"
-        )
+    if not (is_hub_id(weights) or is_address(weights)):
+        expected = "a Hugging Face id org/name nor the address of a checkpoint file"
+        raise FileNotFoundError(f"{method}: weights {weights!r} is neither a folder nor a file nor {expected}")
     from huggingface_hub import constants, snapshot_download
 
     name, _, revision = weights.partition("@")
     way_out = f"run `raypipe weights {method} --to DIR` where there is internet and pass --weights DIR"
     try:
+        if is_address(weights):
+            cache = Path(constants.HF_HOME) / "raypipe" / hashlib.sha256(weights.encode()).hexdigest()[:16]
+            return fetch_file(weights, cache, method=method)
         if not (constants.HF_HUB_OFFLINE or _is_cached(name, revision)):
             check_reachable(constants.ENDPOINT)
             log.info("%s: fetching %s from Hugging Face, once", method, weights)
@@ -130,62 +128,15 @@ def locate(weights: str, *, method: str) -> Path:
     raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {path} holds none; {way_out}")
 
 
-def check_reachable(url: str) -> None:
-    """Raise ConnectionError at once where the host of a URL, or the proxy to it, cannot be reached.
-
-    Libraries that download would try again, for minutes. Where names are not answered at all that takes PATIENCE.
-    """
-    place = urlsplit(url)
-    proxy = getproxies().get(place.scheme)
-    if proxy and not proxy_bypass(place.hostname):
-        place = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    ends: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
-
-    def connect() -> None:
-        try:
-            port = place.port or {"https": 443}.get(place.scheme, 80)
-            socket.create_connection((place.hostname, port), PATIENCE).close()
-        except OSError as error:
-            ends.put(error)
-        else:
-            ends.put(None)
-
-    threading.Thread(target=connect, daemon=True).start()  # looking up a name has no time limit of its own
-    try:
-        error = ends.get(timeout=PATIENCE)
-    except queue.Empty:
-        error = TimeoutError(f"no answer within {PATIENCE:.0f} s")
-    if error:
-        raise ConnectionError(f"{place.hostname} cannot be reached: {one_line(error)}")
-
-
 def is_hub_id(weights: str) -> bool:
     """Whether a text reads as `org/name` or `org/name@revision`."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights) is not None
 
 
-def reason(error: BaseException) -> str:
-    """Why something could not be fetched, on one line and with what helps where that is known."""
-    from huggingface_hub import errors
-
-    known = {
-        errors.GatedRepoError: "it is gated: accept its terms on its page and set HF_TOKEN",
-        errors.RepositoryNotFoundError: "there is no such repository, or it is private: then set HF_TOKEN",
-        errors.RevisionNotFoundError: "there is no such revision",
-        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set",
-    }
-    while True:  # huggingface_hub wraps what happened into "not found in the cache"
-        for kind, text in known.items():
-            if isinstance(error, kind):
-                return text
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            return "no space left on the disk"
-        if error.__cause__ is None:
-            break
-        error = error.__cause__
-    if any(word in type(error).__name__ for word in ("Connect", "Proxy", "Timeout")):  # those of each HTTP library
-        return f"no connection: {one_line(error)}"
-    return one_line(error)
+def is_address(weights: str) -> bool:
+    """Whether a text reads as the address of a checkpoint file on the web."""
+    place = urlsplit(weights)
+    return place.scheme in ("http", "https") and any(PurePosixPath(place.path).match(kind) for kind in WEIGHTS)
 
 
 def is_non_commercial(licence: str) -> bool:

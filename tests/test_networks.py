@@ -18,7 +18,7 @@ from support.tiny.dino_pca import write_model
 from support.two_networks import TwoNetworks, write_backbone, write_models
 from torchvision.transforms.v2 import InterpolationMode, Resize
 
-from raypipe import networks
+from raypipe import fetching, networks
 from raypipe.segmenters.clipseg import Clipseg
 from raypipe.segmenters.dino_pca import DinoPca
 
@@ -87,6 +87,39 @@ def test_a_repository_without_safetensors_is_read_from_its_older_file(weights, t
     fetched, original = (next(each.segment([image], [image[..., 0] > 90])).masks for each in segmenters)
     np.testing.assert_array_equal(fetched, original)
     assert list(segmenters[0].checksums()) == ["pytorch_model.bin"]
+
+
+def test_a_file_on_the_web_is_fetched_once_and_then_found_offline(weights, tmp_path):
+    place = "org/tiny/resolve/main/model.safetensors"
+    repository = Repository(weights, break_at=10_000)
+    with hub({"org/tiny": repository}) as served:
+        code = f"from raypipe import networks; print(networks.locate('{served.address}/{place}', method='found'))"
+        broken = in_child(code, HF_HOME=str(tmp_path))
+        first = in_child(code, HF_HOME=str(tmp_path))
+        again = in_child(code, HF_HOME=str(tmp_path))
+        assert first.returncode == 0, first.stderr
+        assert served.served == ["model.safetensors"] * 2
+    alone = in_child(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    line = broken.stderr.splitlines()[-1]
+    assert f"found: no weights '{served.address}/{place}' here and they could not be fetched (" in line
+    assert "the connection broke" in line and line.endswith("pass --weights DIR")
+    assert first.stdout == again.stdout == alone.stdout
+    assert networks.checksums(Path(first.stdout.strip())) == networks.checksums(weights)
+    (folder,) = (tmp_path / "raypipe").iterdir()
+    assert [file.name for file in folder.iterdir()] == ["model.safetensors"]
+
+
+def test_a_file_that_cannot_be_fetched_is_one_line_with_the_way_out(weights, tmp_path):
+    code = "from raypipe import networks; networks.locate('{}/org/tiny/resolve/main/none.pth', method='found')"
+    with hub({"org/tiny": Repository(weights)}) as served:
+        code = code.format(served.address)
+        missing = in_child(code, HF_HOME=str(tmp_path)).stderr.splitlines()[-1]
+    gone = in_child(code, HF_HOME=str(tmp_path)).stderr.splitlines()[-1]
+    offline = in_child(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").stderr.splitlines()[-1]
+    for line, reason in ((missing, "404"), (gone, "no connection: "), (offline, "HF_HUB_OFFLINE is set")):
+        assert f"FileNotFoundError: found: no weights '{served.address}/org" in line
+        assert reason in line and "`raypipe weights found --to DIR`" in line
+    assert not list(tmp_path.rglob("*.p*t*"))
 
 
 def test_what_cannot_be_fetched_is_one_line_with_the_way_out(weights, tmp_path):
@@ -340,7 +373,7 @@ def test_a_host_that_cannot_be_reached_is_final_at_once(url, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     host = "127.0.0.1" if "127" in url else "no-such-host.invalid"
     with pytest.raises(ConnectionError, match=f"^{host} cannot be reached: "):
-        networks.check_reachable(url)
+        fetching.check_reachable(url)
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "127.0.0.1:1"])
@@ -348,4 +381,4 @@ def test_behind_a_proxy_it_is_the_proxy_that_is_reached(proxy, monkeypatch):
     monkeypatch.setenv("https_proxy", proxy)
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(ConnectionError, match=r"^127\.0\.0\.1 cannot be reached: Connection refused"):
-        networks.check_reachable("https://no-such-host.invalid/weights")
+        fetching.check_reachable("https://no-such-host.invalid/weights")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from raypipe import networks, segmenters
+from raypipe import fetching, networks, segmenters
 from raypipe.segmenters import rembg
 from raypipe.types import PatternSegmenter, Segmenter
 
@@ -27,7 +27,8 @@ class Weights:
 
     method: tyro.conf.Positional[str]  # a method of `raypipe methods`
     to: str  # a local folder; an interrupted download goes on there
-    weights: str | None = None  # a Hugging Face id, org/name or org/name@revision, or a model of rembg; None: its own
+    # a Hugging Face id, org/name or org/name@revision, the address of a file, or a model of rembg; None: its own
+    weights: str | None = None
     networks: tuple[str, ...] = ()  # FIELD=ID: other ones of a method with several networks, as in backbone=org/name
     accept_license: bool = False  # fetch weights that are not for commercial use too
 
@@ -36,7 +37,7 @@ class Weights:
 class Source:
     """Where the weights of one network come from."""
 
-    weights: str  # Hugging Face id, or a model of rembg
+    weights: str  # Hugging Face id, address of a file, or a model of rembg
     revision: str  # commit of the Hugging Face repository; "" elsewhere
     licence: str
 
@@ -78,11 +79,11 @@ def weights(options: Weights) -> Fetched:
         return _from_rembg(options, folder)
     if not chosen:
         raise ValueError(f"weights: {options.method} needs no weights of its own{_of_foreground(kind)}")
-    return _from_hub(options, kind, chosen, folder)
+    return _from_web(options, kind, chosen, folder)
 
 
 def _chosen(options: Weights, kind: type[Segmenter]) -> dict[str, str]:
-    """The Hugging Face id of each network of a method, by field. Raises ValueError for what is none."""
+    """The Hugging Face id or address of each network of a method, by field. Raises ValueError for what is none."""
     chosen = {field: kind.__dataclass_fields__[field].default for field in kind.networks}
     given = [f"weights={options.weights}"] if options.weights and chosen else []
     given = [text.partition("=")[::2] for text in (*given, *options.networks)]
@@ -94,19 +95,18 @@ def _chosen(options: Weights, kind: type[Segmenter]) -> dict[str, str]:
             raise ValueError(f"weights: {field} is given twice: {dict(given[:i])[field]!r} and {name!r}")
         chosen[field] = name
     for field, name in chosen.items():
-        if not networks.is_hub_id(name or ""):
+        if not (networks.is_hub_id(name or "") or networks.is_address(name or "")):
             whose = f"{options.method}'s {field}" if len(chosen) > 1 else options.method
-            raise ValueError(f"weights: expected a Hugging Face id such as org/name for {whose}, got {name!r}")
+            expected = "a Hugging Face id such as org/name or the address of a file"
+            raise ValueError(f"weights: expected {expected} for {whose}, got {name!r}")
     return chosen
 
 
-def _from_hub(options: Weights, kind: type[Segmenter], chosen: dict[str, str], folder: Path) -> Fetched:
+def _from_web(options: Weights, kind: type[Segmenter], chosen: dict[str, str], folder: Path) -> Fetched:
     """Fetch each network, into a folder of its field where there are several. Nothing is written if one is refused.
 
     What is there already stays. Raises ValueError where folders of several networks would lie beside anything else.
     """
-    from huggingface_hub import snapshot_download
-
     sources, sizes, files = {}, {}, {}
     for field, name in chosen.items():
         sources[field], sizes[field] = _look_up(name, kind, field)
@@ -124,8 +124,7 @@ def _from_hub(options: Weights, kind: type[Segmenter], chosen: dict[str, str], f
         raise OSError(f"weights: {missing / 1e9:,.1f} GB to fetch but {free / 1e9:,.1f} GB free at {folder}")
     for field, source in sources.items():
         with _explained(source.weights):
-            name, names = source.weights.partition("@")[0], list(sizes[field])
-            snapshot_download(name, revision=source.revision, local_dir=folders[field], allow_patterns=names)
+            _fetch(source, folders[field], list(sizes[field]), method=options.method)
             # Where the Hub cannot be reached any more it returns an incomplete folder: so look at each file.
             files |= {str(file.relative_to(folder)): file.stat().st_size for file in wanted[field]}
     ways = (f"raypipe label {options.method} --weights {shlex.quote(str(folder))}{_of_foreground(kind)}",)
@@ -133,13 +132,29 @@ def _from_hub(options: Weights, kind: type[Segmenter], chosen: dict[str, str], f
     return Fetched(**asdict(first), method=options.method, others=sources, folder=str(folder), files=files, use=ways)
 
 
+def _fetch(source: Source, folder: Path, names: list[str], *, method: str) -> None:
+    """Fetch files of a source into a folder, but for those that are there."""
+    from huggingface_hub import snapshot_download
+
+    if networks.is_address(source.weights):
+        fetching.fetch_file(source.weights, folder, method=method)
+    else:
+        name = source.weights.partition("@")[0]
+        snapshot_download(name, revision=source.revision, local_dir=folder, allow_patterns=names)
+
+
 def _look_up(chosen: str, kind: type[Segmenter], field: str) -> tuple[Source, dict[str, int]]:
-    """What the Hub says of a repository: its source, and the files to fetch with their sizes.
+    """What the Hub says of a repository, or a server of a file: its source, and the files with their sizes.
 
     The licence of a method's own weights is known; of others it is the model card's.
     """
     from huggingface_hub import HfApi
 
+    if networks.is_address(chosen):
+        is_default = chosen == kind.__dataclass_fields__[field].default
+        licence = kind.licences.get(field) if is_default else "unknown (an address names none; read it before use)"
+        with _explained(chosen):
+            return Source(chosen, "", licence), fetching.size_of(chosen)
     name, _, revision = chosen.partition("@")
     with _explained(chosen):
         found = HfApi().model_info(name, revision=revision or None, files_metadata=True)
@@ -224,7 +239,7 @@ def _explained(chosen: str) -> Iterator[None]:
         yield
     except Exception as error:
         wrong_name = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
-        text = f"weights: {chosen} could not be fetched: {networks.reason(error)}"
+        text = f"weights: {chosen} could not be fetched: {fetching.reason(error)}"
         if isinstance(error, wrong_name) and not isinstance(error, errors.GatedRepoError):
             raise ValueError(text) from error
         raise OSError(f"{text}; once that is mended the same command goes on") from error

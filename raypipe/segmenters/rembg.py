@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raypipe import lookup, networks
+from raypipe import fetching, lookup, networks
 from raypipe.lookup import one_line
 from raypipe.types import Segmenter, Segments
 
@@ -172,7 +172,7 @@ def fetch(model: str) -> str:
     if not _file(model):
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):  # as Hugging Face reads it
             raise OSError("HF_HUB_OFFLINE is set")
-        networks.check_reachable(RELEASES)
+        fetching.check_reachable(RELEASES)
         log.info("rembg: fetching %s.onnx, once", model)
     return str(known_session(model).download_models())
 

@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pytest
+import torch
 from support.hub import COMMIT, Repository, hub
 from support.tiny.clipseg import write_model
+from support.tiny.dino import as_published
+from support.tiny.dino import write_model as write_dino
 from support.tiny.rembg import write_network
 from support.two_networks import TwoNetworks, write_models
 
@@ -22,6 +25,7 @@ from raypipe import networks, segmenters
 from raypipe.benchmark.methods import loaded
 from raypipe.cli.verbs import main
 from raypipe.cli.weights import Weights, weights
+from raypipe.features.dino import Dino
 from raypipe.segmenters import rembg
 from raypipe.segmenters.clipseg import Clipseg
 from raypipe.segmenters.rembg import Rembg
@@ -166,7 +170,7 @@ def test_what_goes_wrong_is_one_line_that_says_what_helps(model, tmp_path):
         (["kmeans", "--to", "x"], "kmeans needs no weights of its own; its foreground does: raypipe weights rembg"),
         (["clipsek", "--to", "x"], "unknown segmenter 'clipsek'; did you mean 'clipseg'?"),
         (["clipseg", "--to", "s3://bucket/x"], "--to must be a local folder, got 's3://bucket/x'"),
-        (["clipseg", "--to", "x", "--weights", "nowhere"], "expected a Hugging Face id such as org/name for clipseg"),
+        (["clipseg", "--to", "x", "--weights", "nowhere"], "org/name or the address of a file for clipseg"),
         (["kmeans", "--to", "x", "--networks", "weights=a/b"], "kmeans has no network 'weights'; it has none"),
         (["rembg", "--to", "x", "--weights", "u2nett"], "'u2nett' is an unknown model and no .onnx file; did you mean"),
         (["rembg", "--to", "x", "--weights", "a.onnx"], "expected a model of rembg, got the file 'a.onnx'"),
@@ -212,6 +216,31 @@ def test_each_network_lies_in_the_folder_of_its_field(both, tmp_path):
     method, device = loaded(TwoNetworks, str(folder))  # as `raypipe benchmark --weights` does
     assert device == "cpu" and (method.weights, method.backbone) == (str(folder / "weights"), str(folder / "backbone"))
     assert method.checksums() == networks.checksums_of_each({name: both / name for name in TwoNetworks.networks})
+
+
+def test_a_network_may_be_a_file_on_the_web(both, tmp_path):
+    original = tmp_path / "original"
+    original.mkdir()
+    torch.save(as_published(write_dino(tmp_path / "dino", hidden_size=64, num_attention_heads=1)), original / "vit.pth")
+    folder = tmp_path / "to"
+    with hub({"org/head": Repository(both / "weights"), "org/file": Repository(original)}) as served:
+        address = f"{served.address}/org/file/resolve/main/vit.pth"
+        words = ["two_networks", "--to", str(folder), "--networks", f"backbone={address}"]
+        done = fetch(served.address, *words)
+        again = fetch(served.address, *words)
+        missing = fetch(served.address, *words[:-1], f"backbone={address.replace('vit', 'none')}")
+        other = fetch(served.address, *words[:-1], f"backbone={address}?x=1")
+        assert done.returncode == again.returncode == 0, done.stderr + again.stderr
+        assert served.served.count("vit.pth") == 1
+    assert f"backbone: {address}, licence: unknown (an address names none" in done.stdout
+    assert missing.returncode == 1 and "404" in missing.stderr.splitlines()[-1]
+    assert other.returncode == 2 and f"backbone holds {address} already" in other.stderr
+    assert sorted(file.name for file in (folder / "backbone").iterdir()) == ["source.json", "vit.pth"]
+    method = TwoNetworks(weights=str(folder))
+    paths = networks.locate_each(method)
+    network = Dino(paths["backbone"], method="two_networks", device="cpu")
+    assert network.depth == 3 and network.width == 64
+    assert "backbone/vit.pth" in networks.checksums_of_each(paths)
 
 
 def test_the_licence_of_each_network_is_checked_and_other_ones_are_read_from_their_cards(both, tmp_path):
