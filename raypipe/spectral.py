@@ -45,18 +45,15 @@ def second_eigenvectors(weights: Tensor, *, eps: float = 0.0) -> Cut:
     2022), whose degrees are then exact counts. Its first solution, the constant, is known and kept out. Where rounding
     leaves something open, the iteration goes on with products in double precision, some rows at a time.
     """
-    import torch
-
     degree = (1 - eps) * weights.sum(2).double() + eps * weights.shape[2]
     start = _random(degree, BLOCK)
-    cut = _cut(dense(weights), degree, eps, start=start, tolerance=1.5 * SINGLE, rounding=SINGLE)
+    cut, found = _cut(dense(weights), degree, eps, start=start, tolerance=1.5 * SINGLE, rounding=SINGLE)
     left = (~cut.certified).nonzero()[:, 0]
     if not len(left):
         return cut
     some = weights if len(left) == len(weights) else weights[left]
-    found = (cut.vector * degree.sqrt())[left, :, None]
-    start = torch.cat([found, start[left, :, 1:]], 2)
-    sharper = _cut(partial(_sharp, some), degree[left], eps, start=start, tolerance=100 * DOUBLE, rounding=DOUBLE)
+    options = {"start": found.vectors[left], "tolerance": 100 * DOUBLE, "rounding": DOUBLE}
+    sharper, _ = _cut(partial(_sharp, some), degree[left], eps, **options)
     for field in fields(Cut):
         getattr(cut, field.name)[left] = getattr(sharper, field.name)
     return cut
@@ -123,8 +120,11 @@ def minority_positive(vectors: Tensor) -> Tensor:
     return vectors.where((share <= 0.5) | (share == 1), -vectors)
 
 
-def _cut(rows: Callable, degree: Tensor, eps: float, *, start: Tensor, tolerance: float, rounding: float) -> Cut:
-    """The cut by one iteration. rows: the product with the weights; its errors are `rounding` of the matrix."""
+def _cut(rows: Callable, degree: Tensor, eps: float, *, start: Tensor, tolerance: float, rounding: float):
+    """The cut by one iteration, and what it has found: (Cut, Ritz), the latter to start another with.
+
+    rows: the product with the weights; its errors are `rounding` of the matrix.
+    """
     import torch
 
     root = degree.sqrt()[..., None]  # (B, P, 1)
@@ -133,20 +133,24 @@ def _cut(rows: Callable, degree: Tensor, eps: float, *, start: Tensor, tolerance
         vectors = vectors / root
         return ((1 - eps) * rows(vectors) + eps * vectors.sum(1, keepdim=True)) / root
 
+    def of_third(found: Ritz) -> Tensor:
+        return found.residuals[:, :2][:, -1]  # there are two nodes at least
+
     def read(found: Ritz) -> Cut:
         vector, values = (found.vectors[..., :1] / root)[..., 0], 1 - found.values
         third = values[:, 1] if values.shape[1] > 1 else torch.full_like(values[:, 0], 2)
         gap, residual = (third - values[:, 0]).clamp(min=0), found.residuals[:, 0]
-        certified = _is_certain(vector, degree, residual + rounding, gap - found.residuals[:, -1] - rounding)
+        certified = _is_certain(vector, degree, residual + rounding, gap - of_third(found) - rounding)
         return Cut(vector, values[:, 0], gap, residual, certified, degree)
 
     def finished(found: Ritz) -> Tensor:
         residual = found.residuals[:, 0]
         is_enough = (residual <= tolerance) | ((residual <= RESIDUAL) & read(found).certified)
-        return is_enough & (found.residuals[:, -1] <= THIRD)
+        return is_enough & (of_third(found) <= THIRD)
 
     constant = root / root.norm(dim=1, keepdim=True)
-    return read(_largest(product, start, min(2, len(root[0]) - 1), finished, known=constant))
+    found = _largest(product, start, min(BLOCK, len(root[0]) - 1), finished, known=constant)
+    return read(found), found
 
 
 def _is_certain(vector: Tensor, degree: Tensor, residual: Tensor, distance: Tensor) -> Tensor:

@@ -160,6 +160,24 @@ def test_no_matrix_of_the_graph_is_held_in_double_precision():
     assert 0 < max(seen) < weights.numel() / 2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_cuts_of_the_cpu():
+    features = unit_features("astronaut", 0)
+    graphs = torch.stack([binary(features, tau) for tau in (0.0, 0.2, 0.4)])
+    of_cpu, of_gpu = (spectral.second_eigenvectors(graphs.to(device), eps=EPS) for device in ("cpu", "cuda"))
+    for one, other in zip(spectral.orient(of_cpu.vector), spectral.orient(of_gpu.vector), strict=True):
+        torch.testing.assert_close(other.cpu(), one, atol=1e-6, rtol=1e-4)
+    assert of_gpu.certified.all()
+    similarity = (features @ features.T).clamp(min=0)[None]
+    for normalised in (True, False):
+        pairs = [
+            spectral.smallest_eigenpairs(spectral.dense(each), each.sum(2), 5, normalised=normalised)
+            for each in (similarity, similarity.cuda())
+        ]
+        torch.testing.assert_close(pairs[1][0].cpu(), pairs[0][0], atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
 def test_smallest_eigenpairs_are_those_of_the_dense_solver(count, normalised):
