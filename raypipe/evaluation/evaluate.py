@@ -18,7 +18,7 @@ import tyro
 from raypipe.evaluation import datasets, tasks
 from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.labels import WHY, Labels, match, nothing, place_of
-from raypipe.evaluation.summary import beside, cell, lines_of, published
+from raypipe.evaluation.summary import beside, cell, lines_of, of_run, published
 from raypipe.evaluation.summary import table as summary_table
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, written
@@ -179,8 +179,9 @@ def evaluate_run(
     table = str(run.folder.location("metrics", *target))
     found |= {"run": str(run), "labels": reference, "published": published(labels.dataset, task.SHOWN)}
     of_images = open_table(content).read([each.name for each in schema if not pa.types.is_nested(each.type)])
-    more = {"summary": summary_table(task, found, method=run.method, dataset=labels.dataset)} | task.tables(of_images)
-    for name, each in more.items():
+    summary = summary_table(task, found, method=run.method, dataset=labels.dataset)
+    more = {name: of_run(each, summary) for name, each in task.tables(of_images).items()}
+    for name, each in {"summary": summary, **more}.items():
         run.folder.write_table(each, "metrics", name, *target)
     return Evaluation(**found, label_kind=kind, table=table)
 

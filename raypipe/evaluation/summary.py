@@ -55,6 +55,14 @@ def table(task: Task, found: Mapping, *, method: str, dataset: DataSet | None) -
     return pa.Table.from_pylist([known | found["counts"] | found["means"] | found["details"]], schema=schema)
 
 
+def of_run(rows: pa.Table, summary: pa.Table) -> pa.Table:
+    """A further table of a task with the columns that say whose it is. summary: of the same run."""
+    for i, name in enumerate(("run", "method", "dataset", "split", "reference")):
+        value = pa.repeat(summary[name][0], len(rows))
+        rows = rows.add_column(i, name, value)
+    return rows.replace_schema_metadata({"raypipe.schema": str(VERSION)})
+
+
 def published(dataset: DataSet | None, metrics: Collection[str]) -> list[dict]:
     """What papers print for a data set, as PUBLISHED, in their order; nothing for a split that they do not use.
 

@@ -44,6 +44,7 @@ def place(tmp_path_factory):
 
 LABEL = "label kmeans --input photos --output new --foreground grabcut"
 SWEEP = "sweep kmeans --input photos --labels labels --output swept --foreground grabcut"
+SALIENCY = "evaluate run --labels labels --task saliency"
 MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer must say
     ("verb", "lable kmeans", 2, ["'lable'", "did you mean 'label'"]),
     ("method for verb", "kmeans --input photos", 2, ["'kmeans'", "raypipe label kmeans --input photos"]),
@@ -114,6 +115,19 @@ MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer mu
     ("labels of another size", "evaluate run --labels otherlabels", 2, ["another size"]),
     ("labels all empty", "evaluate run --labels labels", 2, ["no pixel of any of the labels", "--label-kind"]),
     ("labels unmatched", "evaluate run --labels 'with text'", 2, ["with text"]),
+    ("no labels at all", "evaluate run", 2, ["--labels", "--dataset NAME --root DIR"]),
+    ("labels and a data set", "evaluate run --labels labels --dataset ecssd --root .", 2, ["--labels", "ecssd"]),
+    ("data set", "evaluate run --dataset ecsd --root .", 2, ["'ecsd'", "did you mean 'ecssd'"]),
+    ("data set without a root", "evaluate run --dataset ecssd", 2, ["--dataset ecssd", "--root"]),
+    ("root without a data set", "evaluate run --labels labels --root .", 2, ["--root", "--dataset", "ecssd"]),
+    ("root without its folders", "evaluate run --dataset ecssd --root .", 2, ["ECSSD/images", "ECSSD/img", "ECSSD/gt"]),
+    ("root nowhere", "evaluate run --dataset ecssd --root nope", 2, ["nope does not exist"]),
+    ("split of none", "evaluate run --dataset ecssd --root . --split val", 2, ["'val'", "ecssd has no splits"]),
+    ("task", "evaluate run --labels labels --task salience", 2, ["'salience'", "did you mean 'saliency'"]),
+    ("option of another task", "evaluate run --labels labels --box-rule largest_area", 2, ["--box-rule"]),
+    ("training's protocol", SALIENCY + " --protocol crop320", 2, ["crop320", "train sempart --validate"]),
+    ("protocol", SALIENCY + " --protocol crop", 2, ["--protocol", "full", "crop320"]),
+    ("boxes in a folder of masks", "evaluate run --labels labels --task boxes", 2, ["labels"]),
     ("run missing", "report nope", 2, ["nope"]),
     ("run is photos", "verify photos", 2, ["photos", "raypipe run"]),
     ("format", "export run --format cocoa", 2, ["cocoa", "coco"]),

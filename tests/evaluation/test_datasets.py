@@ -170,3 +170,16 @@ def test_a_task_that_wants_other_labels_is_refused(tmp_path, capsys):
     assert main([*words, "--task", "boxes", "--label-value", "1"]) == 2
     assert "have no effect: voc07 has boxes of its own" in capsys.readouterr().err
     assert main([*words, "--task", "boxes", "--box-rule", "largest_area"]) == 0
+
+
+def test_a_root_may_be_a_uri_of_another_file_system(tmp_path):
+    import fsspec
+
+    write(tmp_path, "voc07", 0)
+    fsspec.filesystem("memory").put(str(tmp_path / "VOC2007"), "/sets/VOC2007", recursive=True)
+    try:
+        write_run(str(tmp_path / "run"), [masks_row("a.jpg", square()[None] > 0)])
+        found = evaluate(Evaluate((str(tmp_path / "run"),), dataset="voc07", root="memory://sets", task="boxes"))
+        assert found.means["corloc"] == 100 and found.labels.startswith("memory://sets/VOC2007")
+    finally:
+        fsspec.filesystem("memory").rm("/sets", recursive=True)

@@ -1,9 +1,11 @@
 """What a task is promised: no measure vanishes, none spoils the others, sums come first. With a made-up task."""
 
+import dataclasses
 import doctest
 import itertools
 import json
 import math
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +15,15 @@ from PIL import Image
 from support.area import Area
 from support.written import masks_row, write_run
 
+from raypipe import refiners, segmenters
 from raypipe.evaluation import tasks
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.labels import Labels
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task
+from raypipe.pipeline.job import Label
 from raypipe.report import measures
+from raypipe.sweep.trials import Sweep
 
 
 def left(pixels: int) -> np.ndarray:
@@ -168,3 +173,22 @@ def test_the_table_of_a_task_keeps_the_types_of_its_columns():
         *("image_id", "key", "group", "method", "reference", "height", "width"),
         "status",
     ]
+
+
+def test_no_option_of_a_task_has_the_name_of_another_one():
+    others = [Evaluate, Sweep, Label, *(s.find(name) for s in (segmenters, refiners) for name in s.names())]
+    taken = {field.name for kind in others for field in dataclasses.fields(kind)}
+    for name in tasks.names():
+        assert not taken & {field.name for field in dataclasses.fields(tasks.find(name))}, name
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_task_with_any_options_can_be_sent_to_other_processes(name):
+    kind = tasks.find(name)
+    for options in ({}, {"f_variants": True}) if name == "saliency" else ({},):
+        task = kind(**options)
+        sent = pickle.loads(pickle.dumps(task))
+        assert sent == task and sent.SHOWN == task.SHOWN and sent.schema() == task.schema()
+        assert set(task.values(task.sums())) == set(task.SHOWN) and set(task.details(task.sums())) == set(
+            dict(task.DETAILS)
+        )

@@ -181,7 +181,7 @@ def of_voc(content: bytes) -> TrueBoxes:
         root = tree.close()
         corners = [
             [float(each.find("bndbox").findtext(name)) for name in ("xmin", "ymin", "xmax", "ymax")]
-            for each in root.iter("object")
+            for each in root.findall("object")
         ]
         size = tuple(int(float(root.findtext(f"size/{name}", "0"))) for name in ("height", "width"))
     except (expat.ExpatError, AttributeError, TypeError, ValueError) as error:

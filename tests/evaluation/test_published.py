@@ -1,0 +1,88 @@
+"""What papers print stands beside our own values, in the summaries of the data sets that they speak of."""
+
+from collections import Counter
+from importlib.resources import files
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from support.layouts import BOXES, MASKS, SIZE, write_coco, write_masks, write_photos, write_voc
+from support.written import masks_row, write_run
+
+from raypipe.cli.verbs import main
+from raypipe.evaluation.evaluate import Evaluate, evaluate
+from raypipe.evaluation.summary import PUBLISHED, cell
+
+RECORD = yaml.safe_load(files("raypipe.evaluation").joinpath("published.yaml").read_text())
+OURS = [each for each in RECORD["values"] if each["paper"] == "two_tricks"]  # its 258 values
+
+
+def evaluated(root, name: str, **options):
+    """What `evaluate` says of a run over a data set of one image."""
+    mask = np.zeros(SIZE, bool)
+    mask[4:12, 6:20] = True
+    if name in MASKS:
+        photos, masks = MASKS[name][0]
+        write_photos(root / photos, ["a.jpg"])
+        write_masks(root / masks, {"a.png": np.uint8(255) * mask})
+    elif name in BOXES:
+        write_voc(root / BOXES[name][0], {"a": [(6, 4, 20, 12)]}, **options)
+    else:
+        write_coco(root, {"a": [(6, 4, 14, 8)]})
+    write_run(str(root / "run"), [masks_row("a.jpg", mask[None], soft=mask[None].astype(np.float32))])
+    task = "saliency" if name in MASKS else "boxes"
+    return evaluate(Evaluate((str(root / "run"),), dataset=name, root=str(root), task=task, **options))
+
+
+def test_every_value_of_two_tricks_is_in_the_summary_of_its_data_set(tmp_path):
+    assert len(OURS) == 258
+    found, wanted = Counter(), Counter()
+    for value in OURS:
+        wanted[tuple(value[name] for name in ("dataset", "table", "row", "metric", "value"))] += 1
+    for name in {value["dataset"] for value in OURS}:
+        result = evaluated(tmp_path / name, name)
+        (file,) = (tmp_path / name / "run/metrics/summary").rglob("*.parquet")
+        table = pq.read_table(file, partitioning=None)
+        assert table.schema.field("published").type.value_type == PUBLISHED
+        (row,) = table.to_pylist()
+        assert row["published"] == result.published
+        for each in row["published"]:
+            assert each["paper"] == "two_tricks"
+            found[(name, *(each[key] for key in ("table", "row", "metric", "value")))] += 1
+        lines = result.text().splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("published "))
+        metrics = list(dict.fromkeys(each["metric"] for each in row["published"]))
+        assert lines[start].split() == ["published", *" ".join(metrics).replace("_", " ").split()]
+        assert lines[start + 1].endswith("1.000") or lines[start + 1].endswith("100.000")  # our own, first
+        for each in row["published"]:
+            begin = f"{each['row']} (two_tricks, table {each['table']}) "
+            (line,) = (line for line in lines if line.startswith(begin))
+            shown = line[len(begin) :].split()[metrics.index(each["metric"])]
+            assert shown == cell(float(each["value"]))
+    assert found == wanted
+
+
+def test_values_in_which_the_variant_is_inferred_say_so(tmp_path):
+    notes = {(e["table"], e["row"]): e["note"] for e in evaluated(tmp_path, "voc07").published}
+    assert "inferred" in notes["4", "guided filter"] and notes["4", "crop + guided filter"] is None
+    saliency = {e["table"]: e["note"] for e in evaluated(tmp_path, "ecssd").published}
+    assert "crop320" in saliency["1"] and saliency["5"] is None
+
+
+def test_runs_stand_side_by_side_above_the_papers(tmp_path, capsys):
+    evaluated(tmp_path, "voc12")
+    (tmp_path / "run").rename(tmp_path / "first")
+    evaluated(tmp_path, "voc12")
+    words = ["--dataset", "voc12", "--root", str(tmp_path), "--task", "boxes"]
+    assert main(["evaluate", str(tmp_path / "first"), str(tmp_path / "run"), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("published "))
+    assert [line.split() for line in lines[start + 1 : start + 3]] == [["first", "100.000"], ["run", "100.000"]]
+    assert lines[start + 3].split() == ["LOST", "(two_tricks,", "table", "2)", "64.000"]
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_another_split_than_the_papers_has_nothing_beside_it(tmp_path, split):
+    result = evaluated(tmp_path, "voc12", split=split)
+    assert result.published == [] and "published" not in result.text()
