@@ -16,7 +16,7 @@ NEIGHBOURS = ((20, 2.0), (10, 0.1))  # of each cell, and the weight of its posit
 SIGMA = 0.033  # of a random walk's weights, in differences of colour in [0, 1] (the paper's code)
 ZERO = 1e-6  # eigenvalue up to which it is rounding, relative to the degree
 FEWEST = 1e-12  # a degree below it counts as 1 (the paper's code)
-AT_ONCE = 1 << 23  # distances in memory: 64 MB
+SPARE = 8  # neighbours looked at beyond those needed: as many as are equally near on a grid of one colour
 
 
 def likeness(patches: Tensor, grid: tuple[int, int], cells: tuple[int, int]) -> Tensor:
@@ -51,30 +51,33 @@ def nearest_colours(image: np.ndarray, device: str) -> Edges:
     import torch
 
     height, width, _ = image.shape
-    colours = torch.from_numpy(image.reshape(-1, 3) / np.float32(255))
-    right, down = torch.linspace(0, 1, width).repeat(height), torch.linspace(0, 1, height).repeat_interleave(width)
+    places = np.column_stack([np.tile(np.linspace(0, 1, width), height), np.repeat(np.linspace(0, 1, height), width)])
     ends = []
     for count, weight in NEIGHBOURS:
-        points = torch.column_stack([colours, weight * right, weight * down]).to(device).double()
-        ends.append(neighbours(points, min(count, len(points))))
-    return both_ways(ends := torch.cat(ends, 1), torch.ones(ends.shape[1], device=device))
+        points = np.column_stack([image.reshape(-1, 3) / 255, weight * places]).astype(np.float32)
+        ends.append(neighbours(points.astype(np.float64), min(count, len(points))))
+    ends = torch.from_numpy(np.concatenate(ends, 1)).to(device)
+    return both_ways(ends, torch.ones(ends.shape[1], device=device))
 
 
-def neighbours(points: Tensor, count: int) -> Tensor:
+def neighbours(points: np.ndarray, count: int) -> np.ndarray:
     """Each point with each of its nearest points, itself among them: int64 (2, n * count) of float64 (n, D).
 
-    Of equally near ones the first count. Differences are squared as they are: equal distances come out equal.
+    Of equally near ones the first count: a k-d tree gives some more than are needed, and where those are not all that
+    are as near, every point is looked at.
     """
-    import torch
+    from scipy.spatial import KDTree
 
-    pairs, rows = [], max(1, AT_ONCE // len(points))
-    for first in range(0, len(points), rows):
-        distance = sum((axis[first : first + rows, None] - axis) ** 2 for axis in points.T)  # (rows, n)
-        farthest = distance.kthvalue(count, dim=1, keepdim=True).values
-        nearer, ties = distance < farthest, distance == farthest
-        chosen = nearer | (ties & (ties.cumsum(1) <= count - nearer.sum(1, keepdim=True)))
-        pairs.append(chosen.nonzero().T + torch.tensor([[first], [0]], device=points.device))
-    return torch.cat(pairs, 1)
+    several = min(count + SPARE, len(points))
+    found = KDTree(points).query(points, [*range(1, several + 1)])[1]  # (n, several)
+    found.sort(axis=1)  # a stable sort by distance keeps this order among equals
+    distance = ((points[:, None] - points[found]) ** 2).sum(2)
+    order = distance.argsort(axis=1, kind="stable")
+    nearest = np.take_along_axis(found, order[:, :count], 1)
+    last, farthest = (np.take_along_axis(distance, order[:, [i]], 1) for i in (count - 1, several - 1))
+    for i in np.flatnonzero(last == farthest) if several < len(points) else ():
+        nearest[i] = ((points[i] - points) ** 2).sum(1).argsort(kind="stable")[:count]
+    return np.stack([np.repeat(np.arange(len(points)), count), nearest.ravel()])
 
 
 def random_walk(image: np.ndarray, device: str) -> Edges:
