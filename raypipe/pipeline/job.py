@@ -156,8 +156,8 @@ def fetch_weights(job: Label, work: Work) -> None:
     """
     if job.local or not address.is_elsewhere():
         for method in filter(None, (work.segmenter, work.finder)):
+            method.fetch()  # first: it may know better why there is nothing to look for
             networks.look_for_each(method)
-            method.fetch()
 
 
 def list_images(job: Label, work: Work, run: Run | None = None) -> pa.Table:

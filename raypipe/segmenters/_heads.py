@@ -1,10 +1,8 @@
-"""What the methods with a published head share: reading its file, and knowing the network that it was trained on."""
+"""What the methods with a published head share: reading the file that holds it."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,48 +10,11 @@ from typing import TYPE_CHECKING
 
 from raypipe.lookup import one_line
 from raypipe.networks import WEIGHTS
-from raypipe.types import Segmenter
 
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("raypipe")
-
-# DINO's authors published two ViT-S/8 of one shape. A head on the wrong one finds noise, without an error.
-S8_300 = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_300ep_pretrain/dino_deitsmall8_300ep_pretrain.pth"
-S8_HUB = "facebook/dino-vits8"  # torch.hub's dino_deitsmall8_pretrain.pth
-S8 = {  # how each is recognised in ids, paths and names of files
-    S8_300: re.compile(r"dino_deitsmall8_300ep_pretrain"),
-    S8_HUB: re.compile(r"dino_deitsmall8_pretrain|(^|/|--)dino-vits8($|[@/])"),
-}
 WRAPPED = re.compile(r"^(module\.)+")  # what training on several GPUs puts before every name
-
-
-def check_s8(method: Segmenter, wanted: str, path: Path | None = None) -> None:
-    """Raise ValueError where a method's `backbone` is the other of DINO's two ViT-S/8, by its name.
-
-    wanted: S8_300 or S8_HUB. path: where it was found; then one that is not recognised is warned about. What it was
-    says its checksum in the run's provenance.
-    """
-    names = [method.backbone, *([str(path), *_notes(path)] if path else ())]
-    recognised = {one for one, pattern in S8.items() if any(pattern.search(name) for name in names)}
-    if recognised - {wanted}:
-        text = f"backbone {method.backbone!r} is not the ViT-S/8 that the head was trained on"
-        raise ValueError(f"{method.name}: {text}; pass --backbone {wanted}")
-    if path and not recognised:
-        text = "%s: backbone %s is not known to be %s, which the head was trained on; its sha256 is recorded"
-        log.warning(text, method.name, method.backbone, wanted)
-
-
-def _notes(path: Path) -> list[str]:
-    """What a folder says of where its files are from: their names, and what `raypipe weights` wrote beside them."""
-    if path.is_file():
-        return []
-    source = path / "source.json"
-    return [
-        *(file.name for file in path.iterdir()),
-        *([json.loads(source.read_bytes())["weights"]] if source.is_file() else ()),
-    ]
 
 
 def weight_file(path: Path, *, method: str) -> Path:

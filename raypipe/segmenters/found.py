@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raypipe import masks
+from raypipe.features.checkpoints import S8_300, check_checkpoint
 from raypipe.lookup import suggest
 from raypipe.segmenters import _heads
 from raypipe.segmenters._discovery import Discovery
@@ -42,7 +43,7 @@ class Found(Discovery):
     """
 
     weights: str = DECODER  # the decoder: a file, .pt or .safetensors; the variant background needs none
-    backbone: str = _heads.S8_300  # what it was trained on: DINO ViT-S/8 of 300 epochs. Another gives noise
+    backbone: str = S8_300  # what it was trained on: DINO ViT-S/8 of 300 epochs. Another gives noise
     variant: Literal["decoder", "background"] = "decoder"  # background: no trained part beside the backbone
     components: Literal["multi", "single"] = "multi"  # single: the largest 4-connected part of the mask, hard
     result: Literal["mask", "box"] = "mask"  # box: the largest part of the patch grid, whose bounds are the box
@@ -67,7 +68,7 @@ class Found(Discovery):
             if self.variant == "decoder" and (value := getattr(self, name)) != getattr(Found, name):
                 raise ValueError(f"found: {name} {value!r} has no effect with the variant 'decoder'")
         super().__post_init__()
-        _heads.check_s8(self, _heads.S8_300)
+        self._check_backbone()
         if self.variant == "background":
             self.networks = ("backbone",)
 
@@ -87,10 +88,13 @@ class Found(Discovery):
 
     def load(self, device: str) -> None:
         super().load(device)
-        _heads.check_s8(self, _heads.S8_300, self._paths["backbone"])
+        self._check_backbone()  # again, for a folder may be on another machine than the driver's
         if self.variant == "decoder":
             decoder = read_decoder(self._paths["weights"], width=self._dino.width)
             self._weight, self._bias = fold(*decoder, self._dino.projection("key"))
+
+    def _check_backbone(self) -> None:
+        check_checkpoint(self.backbone, needed=S8_300, method=self.name)
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         for image, each in zip(images, features, strict=True):

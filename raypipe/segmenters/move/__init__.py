@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raypipe import networks
-from raypipe.segmenters import _heads
+from raypipe.features.checkpoints import S8, check_checkpoint
 from raypipe.segmenters._discovery import Discovery
 from raypipe.types import BadImage, Segments
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from raypipe.features.grid import Features
 
-UNSET = "none"
+UNSET = "none"  # the authors name no file that could be fetched
 CHECKPOINTS = "https://github.com/adambielski/move-seg/releases/tag/move_model"
 
 
@@ -31,10 +31,8 @@ class Move(Discovery):
     """One soft mask: the probability of each pixel to belong to an object that could be moved."""
 
     # All numbers are the reference's; there max_side is not limited.
-    weights: str = (
-        UNSET  # the authors' checkpoint, a .pth of https://github.com/adambielski/move-seg (see its releases)
-    )
-    backbone: str = _heads.S8_HUB  # what it was trained on: DINO ViT-S/8 as torch.hub has it. Another gives noise
+    weights: str = UNSET  # a checkpoint of https://github.com/adambielski/move-seg/releases: a file or its address
+    backbone: str = S8  # what it was trained on: DINO ViT-S/8 as torch.hub has it. Another gives noise
     short_side: int = 448  # px that the shorter side is resized to; sweep 224, 320, 448
     max_side: int = 1344  # px that the longer side has at most then: panoramas are worked on at a smaller size
     quantise8: bool = False  # as the reference: 256 levels, resized by Pillow
@@ -45,7 +43,9 @@ class Move(Discovery):
     licence = "none stated (checkpoint), Apache-2.0 (backbone)"
     networks, licences = ("weights", "backbone"), {"weights": "none stated", "backbone": "Apache-2.0"}
     model_types = {"backbone": "vit"}
-    needs = f"a checkpoint from {CHECKPOINTS}, to be passed as --weights FILE; facebook/dino-vits8 (87 MB) is fetched"
+    needs = (
+        f"a checkpoint from {CHECKPOINTS} as --weights FILE; facebook/dino-vits8, 87 MB, is fetched on the first run"
+    )
     soft = True
     after_features = ("quantise8",)
 
@@ -55,26 +55,28 @@ class Move(Discovery):
             raise ValueError(f"move: short_side must be at least 8, got {self.short_side!r}")
         if self.max_side < self.short_side:
             raise ValueError(f"move: max_side must be at least short_side {self.short_side}, got {self.max_side!r}")
-        _heads.check_s8(self, _heads.S8_HUB)
+        self._check_backbone()
 
     def fetch(self) -> None:
         """Raise FileNotFoundError, with where to get one, where no checkpoint was given."""
         if self.weights == UNSET:
-            raise FileNotFoundError(
-                f"move: no checkpoint was given; download one from {CHECKPOINTS} and pass --weights FILE"
-            )
+            text = "no checkpoint was given; pass --weights FILE, or the address of one"
+            raise FileNotFoundError(f"move: {text}, of those at {CHECKPOINTS}")
 
     def load(self, device: str) -> None:
         from raypipe.segmenters.move import network
 
         self.fetch()
         super().load(device)
-        _heads.check_s8(self, _heads.S8_HUB, self._paths["backbone"])
+        self._check_backbone()  # again, for a folder may be on another machine than the driver's
         self._head = network.load(self._paths["weights"], device)
         wanted, got = (self._head.width, self._head.scale), (self._dino.width, self._dino.patch)
         if wanted != got:
             text = "is for a backbone of width {} and patches of {} px, got {} and {} px".format(*wanted, *got)
             raise ValueError(f"move: checkpoint {self.weights} {text}")
+
+    def _check_backbone(self) -> None:
+        check_checkpoint(self.backbone, needed=S8, method=self.name)
 
     def features(self, images: Sequence[np.ndarray]) -> Iterator[Features]:
         return super().features([resized(image, self.short_side, self.max_side) for image in images])
