@@ -45,8 +45,8 @@ class Segments:
 class Segmenter(ABC):
     """One method. The fields are its parameters: shown by --help, checked on the driver, recorded, swept.
 
-    Whatever the pipeline reads of a method is here and in PatternSegmenter. `gpus` and `timeout` may be properties, for
-    they may follow from the options. A class that needs a foreground derives from PatternSegmenter.
+    Whatever the pipeline reads of a method is here and in PatternSegmenter. `gpus`, `timeout` and `soft` may be
+    properties, for they may follow from the options. A class that needs a foreground derives from PatternSegmenter.
     """
 
     threshold: float | None = None  # a soft mask is foreground where probability > threshold; None means 0.5
