@@ -14,7 +14,7 @@ from support.tiny.rembg import write_network
 
 from raypipe import segmenters
 
-METHODS = ("clipseg", "dino_pca", "sam")  # what reads folders of transformers
+METHODS = ("clipseg", "dino_pca", "lost", "sam")  # what reads folders of transformers
 
 
 @pytest.fixture(scope="module", params=METHODS)
