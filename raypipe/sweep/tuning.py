@@ -1,4 +1,7 @@
-"""Running the trials of a sweep: one on all cores by Ray Data, or several at a time by Ray Tune."""
+"""Running the trials of a sweep: one on all cores by Ray Data, or several at a time by Ray Tune.
+
+Trials that share features are one unit of work, except for ASHA, which stops each by itself.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,8 @@ def run_on_tune(todo: list[Trial]) -> None:
         log.info("%s to label: %s in each of %s trials", count_of_images(total), len(todo[0].images), len(todo))
         count = count_commits(todo)
         with Progress(total, count, before=count().rows):
-            ended_early = run_groups(groups(todo) if sweep.search != "asha" else [[trial] for trial in todo], resources)
+            units = [[trial] for trial in todo] if sweep.search == "asha" else groups(todo)
+            ended_early = run_groups(units, resources)
             if alone := [[trial] for group in ended_early for trial in group]:
                 log.warning("%s trials that share features ended together; each is tried alone", len(alone))
                 run_groups(alone, resources)
