@@ -103,7 +103,7 @@ def trial_of(common: Trial, setting: ranking.Setting) -> Trial:
     inside = {key: setting.values[key] for key in settings(common.segmenter) if key in setting.values}
     trial = _trial(common, type(common.segmenter)(**inside))
     output = Folder(common.sweep.output).location("trials", setting.trial).uri
-    return replace(trial, output=output, posts=(ranking.post_of(setting.values),), images=common.images)
+    return replace(trial, output=output, posts=(ranking.post_of(setting.values),))
 
 
 def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:

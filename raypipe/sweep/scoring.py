@@ -13,14 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe import masks
-from raypipe.evaluation.labels import Labels
 from raypipe.inputs.manifest import fetch
-from raypipe.inputs.maskkinds import parse
 from raypipe.pipeline import stages
 from raypipe.run import Run, rows
 from raypipe.storage import Location, map_ahead, open_table
 from raypipe.sweep.search import canonical
-from raypipe.sweep.trials import LABEL_CHECKSUM, LABEL_KIND, STORED_POST, Trial, all_posts, read_state
+from raypipe.sweep.trials import LABEL_CHECKSUM, STORED_POST, Trial, all_posts, read_state
 from raypipe.types import BadImage, Segments
 
 SCORES_FILE = "scores.parquet"
@@ -40,7 +38,7 @@ def read_scores(output: str, schema: pa.Schema) -> pa.Table:
 
 
 def current(scores: pa.Table, images: pa.Table) -> pa.Table:
-    """The scores of these images against the labels that they have now. images: `labelled_images`."""
+    """The scores of these images against the labels that they have now. images: of `labelled`."""
     both = (pc.binary_join_element_wise(table["image_id"], table[LABEL_CHECKSUM], "/") for table in (scores, images))
     scored, wanted = both
     return scores.filter(pc.is_in(scored, value_set=wanted.combine_chunks()))
@@ -77,11 +75,8 @@ class Scorer:
         self._trial, self.task = trial, trial.task
         self._images = {row["image_id"]: row for row in trial.images.to_pylist()}
         self._posts = {canonical(post): post for post in trial.posts}
-        self._work = work = replace(trial.work, keep_soft="soft" in self.task.LEAVES)
-        location = {row["key"]: row["label_location"] for row in self._images.values()}
-        kinds = trial.images[LABEL_KIND].slice(0, 1).to_pylist()
-        kind, limits = parse((kinds or [None])[0] or ""), {"max_bytes": work.max_bytes, "max_pixels": work.max_pixels}
-        self.label = Labels(trial.task, location, **limits, kind=kind).read
+        self._work = replace(trial.work, keep_soft="soft" in self.task.LEAVES)
+        self.label = trial.labels.read
 
     def __call__(self, row: dict, posts: set[str]) -> list[dict]:
         """Rows of the task's table with the column STORED_POST. row: one of the run, with soft masks."""

@@ -12,7 +12,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from raypipe.evaluation.task import Task
 from raypipe.run import new_attempt, refuse_other
@@ -22,7 +22,7 @@ from raypipe.storage import Folder, Location
 from raypipe.sweep import ranking, search
 from raypipe.sweep.plan import check, draw, plan, refuse_given, settled
 from raypipe.sweep.ranking import shown
-from raypipe.sweep.trials import LABEL_KIND, Sweep, Trial, has_labelled, labelled_images, settings, with_images
+from raypipe.sweep.trials import Sweep, Trial, has_labelled, labelled, settings, with_images
 from raypipe.sweep.tuning import run_trials
 from raypipe.types import Segmenter
 
@@ -93,11 +93,11 @@ def sweep(
     common, folder = Trial(job, segmenter, refiner, task), Folder(job.output)
     space = check(common)
     planned = plan(common, draw(common, space), given)
-    common = replace(common, images=labelled_images(job, task))
-    planned = with_images(planned, common.images)
+    common = labelled(common)
+    planned = with_images(planned, common)
     with held(folder, new_attempt()):
         known = merge(folder, configuration(common, space))
-        folder.write_json(known | {LABEL_KIND: common.images[LABEL_KIND][0].as_py()}, "sweep.json")
+        folder.write_json(known | {"label_kind": common.labels.kind and str(common.labels.kind)}, "sweep.json")
         run_trials(planned)
         return report(common, known["swept"], start)
 

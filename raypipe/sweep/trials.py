@@ -15,8 +15,10 @@ from functools import cached_property, partial
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypipe.evaluation import labels
+from raypipe.evaluation.labels import Labels
 from raypipe.evaluation.task import Task
 from raypipe.images import decode
 from raypipe.inputs.manifest import fetch, list_inputs
@@ -25,13 +27,12 @@ from raypipe.pipeline.foregrounds import Foreground, attach
 from raypipe.pipeline.job import Label, frozen_settings, plan_work
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run
-from raypipe.storage import Folder, Location, map_ahead
+from raypipe.storage import Folder, map_ahead
 from raypipe.sweep.search import canonical
 from raypipe.types import BadImage, Segmenter
 
 BATCHES = 16  # of a trial at least, where it has the images: its parts then hold about a quarter of them
 LABEL_CHECKSUM = "label_sha256"  # column of images and scores, with the kind; "" for a label that cannot be read
-LABEL_KIND = "label_kind"  # column of the images: how mask files are read; null where the labels are none
 STORED_POST = "later"  # what scores.parquet and trial.json call post-processing settings
 
 
@@ -52,6 +53,7 @@ class Sweep:
     label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
     metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)
     goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the task has it
+    limit: int | None = None  # only so many of the labelled images, at random but always the same ones; None = all
     group: Literal["folder", "prefix", "none"] = "folder"  # how per_image.parquet groups images, as of `evaluate`
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
@@ -75,7 +77,8 @@ class Trial:
     output: str = ""  # the trial's folder
     foreground: Foreground | None = None  # where the foreground comes from; None for a method that takes none
     posts: tuple[dict, ...] = ()  # post-processing settings, each with `threshold` and all fields of the refiner
-    images: pa.Table | None = None  # `labelled_images`
+    images: pa.Table | None = None  # those that have a label: see `labelled`
+    labels: Labels | None = None  # theirs
 
     @property
     def run(self) -> Run:
@@ -116,35 +119,34 @@ def has_labelled(folder: Folder) -> bool:
     return any(folder.files("trials", name, "_commits") for name in folder.folders("trials"))
 
 
-def labelled_images(job: Sweep, task: Task) -> pa.Table:
-    """The manifest of the images that have a label, with `label_location`, LABEL_KIND and LABEL_CHECKSUM.
+def labelled(common: Trial) -> Trial:
+    """What all trials have in common with the images that have a label, LABEL_CHECKSUM among their columns.
 
     They come in the order of their ids, which are hashes: a random one, and always the same. Raises ValueError when no
     label belongs to an image, or none can be measured against.
     """
-    manifest = list_inputs(job.input, column=job.column, allow_private=job.allow_private)
-    keys, limits = manifest["key"].to_pylist(), {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
+    job, task = common.sweep, common.task
+    images = list_inputs(job.input, column=job.column, allow_private=job.allow_private)
+    keys, limits = images["key"].to_pylist(), {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
     found = labels.match(task, job.labels, keys, kind=chosen(job.label_kind, job.label_value), **limits)
-    location, kind = found.location, found.kind and str(found.kind)
-    uris = [Location(location[key]).uri if key in location else None for key in keys]
-    column = pa.array(uris, pa.string())
-    images = manifest.append_column("label_location", column).filter(column.is_valid()).sort_by("image_id")
-    refuse_unusable(found, images, job.labels)
+    has_label = pc.is_in(images["key"], value_set=pa.array([*found.location], pa.string()))
+    images = images.filter(has_label).sort_by("image_id").slice(0, job.limit)
+    common = replace(common, images=images, labels=found)
+    refuse_unusable(common)
     checksum = partial(task.checksum, max_bytes=Label.max_bytes)
-    checksums = list(map_ahead(checksum, images["label_location"].to_pylist()))
+    checksums = list(map_ahead(checksum, map(found.location.get, images["key"].to_pylist())))
     if found.kind not in (None, LIGHT):  # as all labels were read at first: scores of that time still hold
-        checksums = [each and f"{each} {kind}" for each in checksums]
-    images = images.append_column(LABEL_KIND, pa.array([kind] * len(images), pa.string()))
-    return images.append_column(LABEL_CHECKSUM, pa.array(checksums, pa.string()))
+        checksums = [each and f"{each} {found.kind}" for each in checksums]
+    return replace(common, images=images.append_column(LABEL_CHECKSUM, pa.array(checksums, pa.string())))
 
 
-def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None:
+def refuse_unusable(common: Trial) -> None:
     """Raise ValueError when no label can be measured against, before anything is labelled. Stops at the first that can.
 
     Images that cannot be read say nothing: their trials do.
     """
     examples = defaultdict(list)
-    for row in images.to_pylist():
+    for row in common.images.to_pylist():
         (content,) = fetch([row], max_bytes=Label.max_bytes)
         try:
             if isinstance(content, BadImage):
@@ -152,22 +154,21 @@ def refuse_unusable(found: labels.Labels, images: pa.Table, folder: str) -> None
             height, width = decode(content, max_pixels=Label.max_pixels).shape[:2]
         except BadImage:
             continue
-        _, status = found.read({"key": row["key"], "error": "", "height": height, "width": width})
+        _, status = common.labels.read({"key": row["key"], "error": "", "height": height, "width": width})
         if status == "ok":
             return
         examples[status].append(row["key"])
     if examples:
-        raise labels.nothing(
-            "a setting", folder, Counter({name: len(keys) for name, keys in examples.items()}), examples
-        )
+        counts = Counter({name: len(keys) for name, keys in examples.items()})
+        raise labels.nothing("a setting", common.sweep.labels, counts, examples)
 
 
-def with_images(trials: list[Trial], images: pa.Table) -> list[Trial]:
-    """The trials with their images (`labelled_images`); masks of a foreground that several have are looked for once."""
+def with_images(trials: list[Trial], common: Trial) -> list[Trial]:
+    """The trials with the images of `labelled`; masks of a foreground that several have are looked for once."""
     found = {str(trial.foreground): trial.foreground for trial in trials}
-    limits = {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
+    images, limits = common.images, {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
     tables = {name: attach(images, each, **limits) if each and each.is_read else images for name, each in found.items()}
-    return [replace(trial, images=tables[str(trial.foreground)]) for trial in trials]
+    return [replace(trial, images=tables[str(trial.foreground)], labels=common.labels) for trial in trials]
 
 
 def read_state(output: str) -> dict:

@@ -239,7 +239,7 @@ def share_foreground(todo: list[Trial]) -> list[Trial]:
     output, grabcut = Folder(first.sweep.output).location("foreground").uri, first.work.finder
     common = replace(first, output=output, segmenter=grabcut, refiner=None, posts=(), foreground=None)
     advance(common, len(common.images), on_ray=True)
-    return with_images([replace(trial, foreground=Foreground("run", output)) for trial in todo], common.images)
+    return with_images([replace(trial, foreground=Foreground("run", output)) for trial in todo], common)
 
 
 # workers of a sweep that was killed a moment ago may still hold its trials

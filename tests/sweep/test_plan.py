@@ -26,7 +26,7 @@ from raypipe.sweep.plan import check, draw, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
 from raypipe.sweep.scoring import score
 from raypipe.sweep.together import groups
-from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled_images, read_state, with_images, write_state
+from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled, read_state, with_images, write_state
 from raypipe.sweep.tuning import advance, advance_together, count_commits, run_trial, rungs
 
 
@@ -57,6 +57,7 @@ def command(folder: Path, *options: str, output: str = "sweep") -> int:
         (["--over", "k=2,3", "--trials", "4"], "--trials has no effect on a grid"),
         (["--over", "k=2,3", "--search", "random", "--trials", "0"], "--trials must be positive, got 0"),
         (["--over", "k=2,3", "--metric", "auc"], "--metric 'auc': task 'pattern' has dice_fixed, dice_best"),
+        (["--over", "k=2,3", "--limit", "0"], "--limit must be positive, got 0"),
         (["--over", "k=2,3", "--task", "patern"], "unknown task 'patern'; did you mean 'pattern'?"),
         (["--over", "k=2,3", "--device", "cuda"], "--device cuda has no effect"),
         (["--over", "refine_radius=3,4", "--refine", "guided", "--search", "asha"], "asha has nothing to stop"),
@@ -109,7 +110,7 @@ def test_labels_are_read_as_they_look_or_as_is_said(folder):
     expected = read_trial(trial.output, task=Pattern(), images=trial.images)[0][0].means
     store_labels(folder, lambda mask: Image.fromarray(~mask))
     ink = plan_one(folder)
-    assert ink.images["label_kind"].to_pylist() == ["ink"] * 6
+    assert str(ink.labels.kind) == "ink"
     score(ink)
     assert read_trial(ink.output, task=Pattern(), images=ink.images)[0][0].means == expected
     light = plan_one(folder, label_kind="light")  # the same files, which are scored anew
@@ -218,8 +219,8 @@ def plan_one(folder: Path, task=None, values=(0.5,), **options):
     """A trial on all images, of which none is labelled yet."""
     job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",), **options)
     job, task = settled(job, task)
-    (trial,) = plan(Trial(job, Gamma(), None, task), [{"threshold": value} for value in values])
-    return with_images([trial], labelled_images(job, task))[0]
+    common = Trial(job, Gamma(), None, task)
+    return with_images(plan(common, [{"threshold": value} for value in values]), labelled(common))[0]
 
 
 @pytest.mark.parametrize(("status", "reported"), [("stopped", [2, 3]), ("running", [2, 3, 6])])
@@ -238,7 +239,7 @@ def plan_staged(folder: Path, **values: tuple) -> list[Trial]:
     over = tuple(f"{name}={','.join(map(str, each))}" for name, each in values.items())
     job, task = settled(Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), over), None)
     common = Trial(job, Staged(counts=str(folder / "counts.txt")), None, task)
-    return with_images(plan(common, draw(common, check(common))), labelled_images(job, task))
+    return with_images(plan(common, draw(common, check(common))), labelled(common))
 
 
 def counted(folder: Path) -> Counter:
@@ -291,6 +292,19 @@ def test_features_of_an_image_that_any_trial_lacks_are_computed_once(folder):
     assert {file: file.stat().st_mtime_ns for file in parts} == parts
     advance_together(plan_staged(folder, tau=(90, 100, 110)), threads=1)
     assert not counted(folder)
+
+
+def test_a_limit_takes_the_first_labelled_images_of_the_fixed_order_and_may_grow(folder):
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / "photos/alone.png")
+    every = plan_one(folder)
+    for limit in (2, 4, 100):
+        trial = plan_one(folder, limit=limit)
+        assert trial.images.equals(every.images.slice(0, limit)) and trial.output == every.output
+        advance(trial, limit)
+        ((setting,), _) = read_trial(trial.output, task=Pattern(), images=trial.images)
+        assert (setting.status, setting.images, len(trial.run.commits())) == ("done", *[min(limit, 6)] * 2)
+    ((setting,), _) = read_trial(trial.output, task=Pattern(), images=plan_one(folder, limit=2).images)
+    assert setting.images == 2  # what a larger limit has seen does not count for a smaller one
 
 
 def test_metric_and_goal_are_those_of_the_task_unless_told_otherwise(folder):
