@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
 
-from raypipe.evaluation import tasks
+from raypipe.evaluation import datasets, tasks
+from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.task import Task
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.job import Label, check_folders, check_job
@@ -18,19 +19,26 @@ from raypipe.types import PatternSegmenter, Segmenter
 DRAWS = 16  # of a random search, unless told otherwise
 
 
-def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task]:
-    """The job with its task's name and, where it leaves them open, metric and goal; and the task, by its name if None.
+def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task, str | DataSet]:
+    """The job with what it leaves open, the task, by its name if None, and where the labels come from.
 
-    Paths become absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown
-    task or metric.
+    What it leaves open: the task's name, metric and goal; of a data set the photographs, labels and split. Paths become
+    absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown task or
+    metric, and for labels or images that are not named or named twice.
     """
     task = task or tasks.find(job.task)()
     metric = job.metric or task.METRIC
     if metric not in task.SHOWN:
         raise ValueError(f"--metric {metric!r}: task {task.name!r} has {', '.join(task.SHOWN)}")
     goal = job.goal or ("max" if task.SHOWN[metric].better == "high" else "min")
-    paths = {name: absolute(getattr(job, name)) for name in ("input", "labels", "output")}
-    return replace(job, task=task.name, metric=metric, goal=goal, **paths), task
+    paths = {name: absolute(path) for name in ("input", "labels", "root", "output") if (path := getattr(job, name))}
+    job = replace(job, task=task.name, metric=metric, goal=goal, **paths)
+    source = datasets.chosen(job)
+    if isinstance(source, DataSet):
+        job = replace(job, input=job.input or source.images.uri, labels=source.labels.uri, split=source.split)
+    if job.input is None:
+        raise ValueError("no images: name them with --input, or a data set with --dataset NAME --root DIR")
+    return job, task, source
 
 
 def check(common: Trial) -> search.Space:

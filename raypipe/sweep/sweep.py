@@ -89,8 +89,8 @@ def sweep(
     """
     start = time.monotonic()
     refuse_given(job, flags)
-    job, task = settled(job, task)
-    common, folder = Trial(job, segmenter, refiner, task), Folder(job.output)
+    job, task, source = settled(job, task)
+    common, folder = Trial(job, segmenter, refiner, task, source), Folder(job.output)
     space = check(common)
     planned = plan(common, draw(common, space), given)
     common = labelled(common)
@@ -108,7 +108,8 @@ def configuration(common: Trial, space: search.Space) -> dict:
     fixed = settings(segmenter) | {"threshold": segmenter.threshold} | (asdict(refiner) if refiner else {})
     fixed = {key: value for key, value in (fixed | asdict(common.task)).items() if key not in space}
     sources = {"input": Location(job.input), "labels": Location(job.labels)}
-    common = {"method": segmenter.name, **sources, "column": job.column, "task": job.task, "refine": job.refine}
+    common = {"method": segmenter.name, **sources, "dataset": job.dataset, "split": job.split, "column": job.column}
+    common |= {"task": job.task, "refine": job.refine}
     return json.loads(json.dumps({"common": common, "fixed": fixed, "swept": list(space)}))
 
 

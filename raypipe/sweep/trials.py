@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.evaluation import labels
+from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.labels import Labels
 from raypipe.evaluation.task import Task
 from raypipe.images import decode
@@ -36,12 +37,16 @@ LABEL_CHECKSUM = "label_sha256"  # column of images and scores, with the kind; "
 STORED_POST = "later"  # what scores.parquet and trial.json call post-processing settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """What to try, and on which labelled images."""
 
-    input: str  # folder, glob, list, table or tar of images, as of `label`; those that have a label are used
-    labels: str  # folder of label images, matched by relative path, then by a name that is unique
+    # folder, glob, list, table or tar of images, as of `label`; those that have a label are used. None = the data set's
+    input: str | None = None
+    labels: str | None = None  # folder of label images, matched by relative path, then by a name that is unique
+    dataset: str | None = None  # instead of labels, as of `evaluate`: ecssd, duts-te, voc07, ...
+    root: str | None = None  # folder in which data sets lie, as their authors pack them; a path or a URI
+    split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers' (trainval)
     output: str  # the sweep's folder, made or resumed: a path or a URI
     # fields of the method or of the refiner: threshold=0.2:0.8:0.1,0.55 (values, start:stop:step), sizes=4+8+16 (a
     # list), or to draw from: eps=0.1..2, refine_eps=log:1e-5..1e-2
@@ -74,6 +79,7 @@ class Trial:
     segmenter: Segmenter  # with the trial's setting and no threshold
     refiner: Callable | None  # the post-processing settings replace its fields
     task: Task
+    source: str | DataSet  # of the labels
     output: str = ""  # the trial's folder
     foreground: Foreground | None = None  # where the foreground comes from; None for a method that takes none
     posts: tuple[dict, ...] = ()  # post-processing settings, each with `threshold` and all fields of the refiner
@@ -128,7 +134,7 @@ def labelled(common: Trial) -> Trial:
     job, task = common.sweep, common.task
     images = list_inputs(job.input, column=job.column, allow_private=job.allow_private)
     keys, limits = images["key"].to_pylist(), {"max_bytes": Label.max_bytes, "max_pixels": Label.max_pixels}
-    found = labels.match(task, job.labels, keys, kind=chosen(job.label_kind, job.label_value), **limits)
+    found = labels.match(task, common.source, keys, kind=chosen(job.label_kind, job.label_value), **limits)
     has_label = pc.is_in(images["key"], value_set=pa.array([*found.location], pa.string()))
     images = images.filter(has_label).sort_by("image_id").slice(0, job.limit)
     common = replace(common, images=images, labels=found)
@@ -160,7 +166,7 @@ def refuse_unusable(common: Trial) -> None:
         examples[status].append(row["key"])
     if examples:
         counts = Counter({name: len(keys) for name, keys in examples.items()})
-        raise labels.nothing("a setting", common.sweep.labels, counts, examples)
+        raise labels.nothing("a setting", common.source, counts, examples)
 
 
 def with_images(trials: list[Trial], common: Trial) -> list[Trial]:

@@ -45,6 +45,7 @@ def place(tmp_path_factory):
 LABEL = "label kmeans --input photos --output new --foreground grabcut"
 SWEEP = "sweep kmeans --input photos --labels labels --output swept --foreground grabcut"
 SALIENCY = "evaluate run --labels labels --task saliency"
+DATA_SET = "sweep kmeans --dataset ecssd --root photos --output swept --foreground grabcut --over k=2,3"
 MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer must say
     ("verb", "lable kmeans", 2, ["'lable'", "did you mean 'label'"]),
     ("method for verb", "kmeans --input photos", 2, ["'kmeans'", "raypipe label kmeans --input photos"]),
@@ -143,6 +144,18 @@ MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer mu
     ("sweep's labels all empty", SWEEP + " --over k=2,3", 2, ["no pixel of any of the labels"]),
     ("over and given", SWEEP + " --k 3 --over k=2,3", 2, ["k is both given and swept"]),
     ("sweep's labels missing", SWEEP.replace("labels labels", "labels nope") + " --over k=2,3", 2, ["nope"]),
+    ("sweep without labels", SWEEP.replace("--labels labels", "") + " --over k=2,3", 2, ["--labels", "--dataset NAME"]),
+    ("sweep without images", SWEEP.replace("--input photos", "") + " --over k=2,3", 2, ["--input", "--dataset NAME"]),
+    ("sweep of no images", SWEEP + " --over k=2,3 --limit 0", 2, ["--limit must be positive", "0"]),
+    ("sweep's data set and labels", SWEEP + " --over k=2,3 --dataset ecssd --root .", 2, ["--labels", "leave one out"]),
+    ("split of labels", SWEEP + " --over k=2,3 --split val", 2, ["--split has no effect without --dataset"]),
+    ("data set to sweep", DATA_SET.replace("ecssd", "ecsd"), 2, ["'ecsd'", "did you mean 'ecssd'"]),
+    ("data set that is not there", DATA_SET, 2, ["ecssd is not in", "ECSSD/images", "ECSSD/ground_truth_mask"]),
+    ("data set without a root", DATA_SET.replace("--root photos", ""), 2, ["--dataset ecssd", "add --root"]),
+    ("root nowhere", DATA_SET.replace("photos", "nope"), 2, ["nope", "does not exist"]),
+    ("metric", SWEEP + " --over k=2,3 --metric diec_best", 2, ["'diec_best'", "dice_fixed, dice_best"]),
+    ("evaluate's data set", "evaluate run --dataset ecsd --root .", 2, ["'ecsd'", "did you mean 'ecssd'"]),
+    ("evaluate without labels", "evaluate run", 2, ["--labels", "--dataset NAME --root DIR"]),
     ("one run to agree", "agree run", 2, ["two or more", "run"]),
     ("weights of nothing", "weights kmeans --to w", 2, ["kmeans needs no weights"]),
     ("method to list", "methods kmean", 2, ["'kmean'", "did you mean 'kmeans'"]),

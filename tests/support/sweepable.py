@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from raypipe.sweep.trials import Sweep
 from raypipe.types import BadImage, Segmenter, Segments
 
 SIZE = (40, 48)
+PLACES = {"input": "photos", "labels": "labels", "output": "sweep"}
 
 
 @dataclass
@@ -95,6 +97,11 @@ def write_labelled(folder: Path, count: int, first: int = 0) -> None:
         picture = np.where(blot, 150, 70)[..., None] + rng.normal(0, 30, (*blot.shape, 3))
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"photos/wild/cat_{i}.png")
         Image.fromarray(blot.astype(np.uint8) * 255).save(folder / f"labels/wild/cat_{i}.png")
+
+
+def sweep_of(folder: Path, *over: str, **options) -> Sweep:
+    """The options of a sweep over the photographs of `write_labelled`."""
+    return Sweep(**{name: str(folder / place) for name, place in PLACES.items()} | options, over=over)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import pytest
 import tyro
 from PIL import Image
 from support.area import Area
-from support.sweepable import SIZE, Gamma, Staged, write_labelled
+from support.layouts import write_voc
+from support.sweepable import SIZE, Gamma, Staged, sweep_of, write_labelled
 
-from raypipe import segmenters
+from raypipe import images, segmenters
 from raypipe.cli.verbs import main
+from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.pipeline.job import check_job
 from raypipe.refiners.guided import Guided
@@ -177,11 +179,11 @@ def test_the_mask_before_its_inverse():
 
 
 def test_given_options_stay_when_a_preset_is_swept(folder):
-    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("preset=fast,paper",))
+    job = sweep_of(folder, "preset=fast,paper")
     drawn = [{"preset": "fast"}, {"preset": "paper"}]
 
     def seeds(method, given=()):
-        return [trial.segmenter.seeds for trial in plan(Trial(job, method, None, Pattern()), drawn, given)]
+        return [trial.segmenter.seeds for trial in plan(Trial(job, method, None, Pattern(), job.labels), drawn, given)]
 
     standard = [Gloper(preset=name).seeds for name in ("fast", "paper")]
     same = Gloper().seeds  # as its preset has it: only the caller knows that it was given
@@ -206,8 +208,8 @@ def test_every_post_processing_value_is_planned_with_every_trial_and_each_checke
     calls, right = [], check_job
     monkeypatch.setattr("raypipe.sweep.plan.check_job", lambda *given: calls.append(given) or right(*given))
     over = ("gamma=1:10:1", "threshold=0.1:0.9:0.1", "refine_radius=3,4")
-    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), over, refine="guided")
-    common = Trial(job, Gamma(), Guided(), Pattern())
+    job = sweep_of(folder, *over, refine="guided")
+    common = Trial(job, Gamma(), Guided(), Pattern(), job.labels)
     trials = plan(common, draw(common, check(common)))
     assert [trial.segmenter.gamma for trial in trials] == [*range(1, 11)]
     values = [(post["threshold"], post["refine_radius"]) for post in trials[9].posts]
@@ -217,9 +219,8 @@ def test_every_post_processing_value_is_planned_with_every_trial_and_each_checke
 
 def plan_one(folder: Path, task=None, values=(0.5,), **options):
     """A trial on all images, of which none is labelled yet."""
-    job = Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), ("threshold=0.5",), **options)
-    job, task = settled(job, task)
-    common = Trial(job, Gamma(), None, task)
+    job, *rest = settled(sweep_of(folder, "threshold=0.5", **options), task)
+    common = Trial(job, Gamma(), None, *rest)
     return with_images(plan(common, [{"threshold": value} for value in values]), labelled(common))[0]
 
 
@@ -237,8 +238,8 @@ def test_a_stopped_trial_reports_again_as_far_as_it_came(folder, monkeypatch, st
 def plan_staged(folder: Path, **values: tuple) -> list[Trial]:
     """Trials of a method with features, in every combination of the values; its counts go to `counts.txt`."""
     over = tuple(f"{name}={','.join(map(str, each))}" for name, each in values.items())
-    job, task = settled(Sweep(str(folder / "photos"), str(folder / "labels"), str(folder / "sweep"), over), None)
-    common = Trial(job, Staged(counts=str(folder / "counts.txt")), None, task)
+    job, *rest = settled(sweep_of(folder, *over), None)
+    common = Trial(job, Staged(counts=str(folder / "counts.txt")), None, *rest)
     return with_images(plan(common, draw(common, check(common))), labelled(common))
 
 
@@ -307,11 +308,48 @@ def test_a_limit_takes_the_first_labelled_images_of_the_fixed_order_and_may_grow
     assert setting.images == 2  # what a larger limit has seen does not count for a smaller one
 
 
+def test_a_data_set_gives_its_photographs_and_labels_and_no_others(tmp_path):
+    boxes = {stem: [(6, 4, 20, 12), (0, 0, 9, 9)] for stem in "abcdef"}
+    write_voc(tmp_path / "VOCdevkit/VOC2007", boxes, listed="abcd")
+    (tmp_path / "VOCdevkit/VOC2007/Annotations/b.xml").unlink()
+    options = {"dataset": "voc07", "root": str(tmp_path), "task": "boxes", "output": str(tmp_path / "sweep")}
+    job, *rest = settled(Sweep(**options, over=("gamma=1",)), None)
+    assert job.input == str(tmp_path / "VOCdevkit/VOC2007/JPEGImages") and job.split == "trainval"
+    common = Trial(job, Gamma(), None, *rest)
+    (trial,) = with_images(plan(common, draw(common, check(common))), labelled(common))
+    assert sorted(trial.images["key"].to_pylist()) == ["a.jpg", "c.jpg", "d.jpg"]
+    advance(trial, 3)
+    ((setting,), _) = read_trial(trial.output, task=rest[0], images=trial.images)
+    expected = evaluate(Evaluate((trial.output,), dataset="voc07", root=str(tmp_path), task="boxes"))
+    assert setting.means == expected.means and setting.images == 3 and 0 < setting.means["box_iou"] < 1
+    (cell, *_) = page.draw_sample(trial, page.sampled_rows(trial), "corloc").values()
+    assert cell["picture"] and cell["value"] is not None
+    elsewhere, *_ = settled(dataclasses.replace(Sweep(**options, over=("gamma=1",)), input=str(tmp_path)), None)
+    assert elsewhere.input == str(tmp_path)
+
+
+def test_a_label_of_a_data_set_is_turned_like_its_photograph(tmp_path):
+    exif, turned = Image.Exif(), np.zeros((40, 20), bool)
+    turned[10:30, 5:9] = True
+    exif[images.ORIENTATION] = 6
+    pixels = np.where(turned, 220, 30).astype(np.uint8)
+    for place, options in (("images/a.png", {"exif": exif}), ("ground_truth_mask/a.png", {})):
+        (tmp_path / "ECSSD" / place).parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "ECSSD" / place, **options)
+    over, output = ("gamma=1",), str(tmp_path / "sweep")
+    job, *rest = settled(Sweep(dataset="ecssd", root=str(tmp_path), output=output, over=over), None)
+    common = Trial(job, Gamma(), None, *rest)
+    (trial,) = with_images(plan(common, draw(common, check(common))), labelled(common))
+    advance(trial, 1)
+    ((setting,), _) = read_trial(trial.output, task=Pattern(), images=trial.images)
+    assert setting.means["iou_fixed"] == 1
+
+
 def test_metric_and_goal_are_those_of_the_task_unless_told_otherwise(folder):
-    job = Sweep("photos", "labels", "sweep", ("k=2",))
-    standard, task = settled(job, None)
+    job = Sweep(input="photos", labels="labels", output="sweep", over=("k=2",))
+    standard, task, _ = settled(job, None)
     assert (standard.metric, standard.goal, task) == ("dice_best", "max", Pattern())
-    other, task = settled(dataclasses.replace(job, metric="excess"), Area(least=3))
+    other, task, _ = settled(dataclasses.replace(job, metric="excess"), Area(least=3))
     assert (other.task, other.goal, task) == ("area", "min", Area(least=3)) and Path(other.input).is_absolute()
     assert settled(dataclasses.replace(job, metric="excess", goal="max"), Area())[0].goal == "max"
 

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 from support.area import Area
-from support.sweepable import SIZE, Gamma, Staged, write_labelled
+from support.layouts import write_voc
+from support.sweepable import PLACES, SIZE, Gamma, Staged, sweep_of, write_labelled
 
 from raypipe import masks
 from raypipe.cli.verbs import main
@@ -56,8 +57,7 @@ def folder(tmp_path):
 
 
 def run(folder: Path, *over: str, segmenter=None, refiner=None, output: str = "sweep", **options):
-    places = {name: str(folder / name) for name in ("labels",)} | {"input": str(folder / "photos")}
-    job = Sweep(output=str(folder / output), over=over, refine="guided" if refiner else None, **places, **options)
+    job = sweep_of(folder, *over, output=str(folder / output), refine="guided" if refiner else None, **options)
     return sweep(job, segmenter or Gamma(), refiner)
 
 
@@ -122,8 +122,7 @@ def test_a_value_equal_to_the_threshold_stays_outside_as_in_label():
 
 
 def test_a_task_has_its_own_values_and_options(folder):
-    places = [str(folder / name) for name in ("photos", "labels", "sweep")]
-    job = Sweep(*places, ("threshold=0.3,0.5", "gamma=1,2"), metric="excess")
+    job = sweep_of(folder, "threshold=0.3,0.5", "gamma=1,2", metric="excess")
     swept = sweep(job, Gamma(), None, Area(least=3))
     assert swept.exit_code == 0 and (swept.metric, swept.tie) == ("excess", {})
     rows = table(folder)
@@ -303,7 +302,7 @@ def test_another_sweep_on_the_same_output_is_refused_with_the_difference(folder)
     (folder / "others").mkdir()
     Image.fromarray(np.tri(*SIZE, dtype=np.uint8) * 255).save(folder / "others/cat_0.png")
     with pytest.raises(OtherConfiguration, match="labels: '.*labels' there, '.*others' now"):
-        sweep(Sweep(str(folder / "photos"), str(folder / "others"), str(folder / "sweep"), ("threshold=0.3",)), Gamma())
+        sweep(sweep_of(folder, "threshold=0.3", labels=str(folder / "others")), Gamma())
 
 
 def command(folder: Path, *options: str, output: str = "sweep") -> int:
@@ -328,17 +327,40 @@ def test_the_best_setting_is_a_config_for_label(folder, capsys):
     assert means["dice_best"] == pytest.approx(result["value"], abs=1e-12)
 
 
+def test_a_data_set_is_swept_by_name_and_held_to(tmp_path, capsys):
+    boxes = {stem: [(6, 4, 20, 12), (0, 0, 9, 9)] for stem in "abcdef"}
+    for split, listed in (("trainval", "abcd"), ("val", "ef")):
+        write_voc(tmp_path / "VOCdevkit/VOC2007", boxes, listed=listed, split=split)
+    words = ["--dataset", "voc07", "--root", str(tmp_path), "--task", "boxes"]
+    command = ["sweep", "kmeans", *words, "--output", str(tmp_path / "sweep"), "--foreground", "whole"]
+    command += ["--over", "k=2,3", "--metric", "box_iou", "--json"]
+    assert main([*command, "--limit", "3"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 3
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    photos = str(tmp_path / "VOCdevkit/VOC2007/JPEGImages")
+    place = ["--input", photos, "--output", str(tmp_path / "run"), "--local"]
+    assert main(["label", "kmeans", "--config", str(tmp_path / "sweep/best.yaml"), *place]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), *words, "--json"]) == 0
+    means = json.loads(capsys.readouterr().out.splitlines()[-1])["means"]
+    assert result["images"] == 4 and means["box_iou"] == pytest.approx(result["value"], abs=1e-12)
+    assert {row["reference"] for row in table(tmp_path, "per_image")} == {photos.replace("JPEGImages", "Annotations")}
+    assert {"corloc", "box_iou"} <= table(tmp_path)[0].keys()
+    assert main([*command, "--split", "val"]) == 4
+    assert "split: 'trainval' there, 'val' now" in capsys.readouterr().err
+
+
 def test_relative_places_mean_the_same_to_every_trial(folder, monkeypatch):
     monkeypatch.chdir(folder)
     label(Label("photos", "fg", local=True), Grabcut())
-    swept = sweep(Sweep("photos", "labels", "sweep", over=("k=2,3",)), Kmeans(foreground="run:fg"))
+    swept = sweep(Sweep(**PLACES, over=("k=2,3",)), Kmeans(foreground="run:fg"))
     assert swept.exit_code == 0 and swept.trials["done"] == 2
     assert {row["reference"] for row in table(folder, "per_image")} == {str(folder / "labels")}
     for place in (folder / "sweep/trials").iterdir():
         assert Run(str(place)).configuration()["settings"]["foreground"] == f"run:{folder / 'fg'}"
         (attempt,) = (json.loads(file.read_text()) for file in place.glob("_runs/2*.json"))
         assert attempt["options"]["input"] == str(folder / "photos")
-    again = sweep(Sweep("photos", "labels", "sweep", over=("foreground=run:fg,whole",)), Kmeans(k=3))
+    again = sweep(Sweep(**PLACES, over=("foreground=run:fg,whole",)), Kmeans(k=3))
     assert again.trials["done"] == 3  # the first one is there already
 
 
@@ -365,7 +387,7 @@ def test_the_page_shows_curves_and_images_and_nothing_of_it_is_run(folder):
 def test_a_sweep_may_lie_in_a_bucket(folder, bucket, capsys):
     filesystem, uri = bucket
     place = uri("sweep").replace("s3://", "s3://test:test@")  # Ray's workers do not have this test's environment
-    job = Sweep(str(folder / "photos"), str(folder / "labels"), place, ("k=2,3", "threshold=0.4,0.6"), refine="guided")
+    job = sweep_of(folder, "k=2,3", "threshold=0.4,0.6", output=place, refine="guided")
     swept = sweep(job, Kmeans(foreground="whole"), Guided())
     assert swept.exit_code == 0 and swept.trials["done"] == 2 and swept.settings == 4
     assert swept.config == "s3://photos/sweep/best.yaml" and "test:test" not in str(swept)
