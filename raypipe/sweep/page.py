@@ -21,7 +21,7 @@ from raypipe.report import html
 from raypipe.run import provenance, rows
 from raypipe.storage import Folder
 from raypipe.sweep.plan import trial_of
-from raypipe.sweep.ranking import Setting, best, shown
+from raypipe.sweep.ranking import Setting, best, rows_of, shown
 from raypipe.sweep.scoring import STORED_LEAVES, Scorer
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import Trial
@@ -187,7 +187,7 @@ def groups(per_image: pa.Table, swept: list[str], task: Task, metric: str, goal:
     names = [name for name in (metric, task.SHOWN[metric].tie) if name]
     sums: dict[str, dict[str, Sums]] = defaultdict(lambda: defaultdict(task.sums))
     values = {}
-    for row in per_image.select([*swept, "group", "status", *dict(task.COLUMNS)]).to_pylist():
+    for row in rows_of(per_image.select([*swept, "group", "status", *dict(task.COLUMNS)])):
         setting = canonical({name: row[name] for name in swept})
         values[setting] = {name: row[name] for name in swept}
         if row["status"] == "ok":

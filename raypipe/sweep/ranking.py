@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from raypipe.sweep.scoring import current, read_scores
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import STORED_POST
 
+ROWS = 1000
 STATUSES = ("done", "stopped", "failed", "running")  # the order in the table; running = left unfinished
 
 
@@ -59,19 +61,26 @@ def read_trial(output: str, *, task: Task, images: pa.Table) -> tuple[list[Setti
     """
     name, state = Folder(output).path().rpartition("/")[2], trials.read_state(output)
     scores = current(read_scores(output, task.schema()), images).drop_columns(trials.LABEL_CHECKSUM)
-    measured: dict[str, list[dict]] = {canonical(post): [] for post in state.get(STORED_POST, [])}
-    scores = scores.filter(pc.is_in(scores[STORED_POST], value_set=pa.array(measured, pa.string())))
-    for row in scores.select([STORED_POST, "status", *dict(task.COLUMNS)]).to_pylist():
-        measured[row[STORED_POST]].append(row)
+    sums = {canonical(post): task.sums() for post in state.get(STORED_POST, [])}
+    scores = scores.filter(pc.is_in(scores[STORED_POST], value_set=pa.array([*sums], pa.string())))
+    statuses: dict[str, Counter[str]] = {post: Counter() for post in sums}
+    for row in rows_of(scores.select([STORED_POST, "status", *dict(task.COLUMNS)])):
+        statuses[row[STORED_POST]][row["status"]] += 1
+        if row["status"] == "ok":
+            sums[row[STORED_POST]].add(row)
     settings = []
     for post in state.get(STORED_POST, []):
-        rows = measured[canonical(post)]
-        sums = task.sums(row for row in rows if row["status"] == "ok")
-        failed = Counter(row["status"] for row in rows)["failed"]
-        status = "running" if state["status"] == "done" and len(rows) < len(images) else state["status"]
-        values, means = state["settings"] | post, task.values(sums)
-        settings.append(Setting(name, values, status, means, sums.images, failed, state["seconds"], state["error"]))
+        found, counts = sums[canonical(post)], statuses[canonical(post)]
+        status = "running" if state["status"] == "done" and counts.total() < len(images) else state["status"]
+        how = status, task.values(found), found.images, counts["failed"], state["seconds"], state["error"]
+        settings.append(Setting(name, state["settings"] | post, *how))
     return settings, scores.append_column("trial", pa.array([name] * len(scores), pa.string()))
+
+
+def rows_of(table: pa.Table) -> Iterator[dict]:
+    """The rows of a table, few of them at a time: a task may have lists of hundreds of numbers."""
+    for batch in table.to_batches(max_chunksize=ROWS):
+        yield from batch.to_pylist()
 
 
 def order(settings: list[Setting], metric: str, goal: str, tie: str | None = None) -> list[Setting]:

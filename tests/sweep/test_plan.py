@@ -19,10 +19,13 @@ from raypipe import images, segmenters
 from raypipe.cli.verbs import main
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks.pattern import Pattern
-from raypipe.pipeline.job import check_job
+from raypipe.evaluation.tasks.saliency import Saliency
+from raypipe.pipeline.job import Label, check_job
+from raypipe.pipeline.label import label
 from raypipe.refiners.guided import Guided
 from raypipe.run.rows import load
 from raypipe.segmenters.gloper import Gloper
+from raypipe.segmenters.kmeans import Kmeans
 from raypipe.sweep import page
 from raypipe.sweep.plan import check, draw, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
@@ -51,7 +54,7 @@ def command(folder: Path, *options: str, output: str = "sweep") -> int:
         (["--over", "k=2,many"], "option 'k': expected a whole number, got 'many'"),
         (["--over", "k=1,2"], "kmeans: k must be between 2 and 255, got 1"),
         (["--over", "k=2,3", "--k", "4"], "k is both given and swept"),
-        (["--over", "threshold=0.3,0.5"], "--threshold has no effect: kmeans gives binary masks; add --refine guided"),
+        (["--over", "threshold=0.3,0.5"], "--threshold has no effect: kmeans gives binary masks; add --refine "),
         (["--over", "refine_radius=3,4"], "'refine_radius' (value '3') has no effect without a refiner"),
         (["--over", "threshold=0.5,1.5", "--refine", "guided"], "--threshold must be at least 0 and below 1, got 1.5"),
         (["--over", "refine_radius=0,4", "--refine", "guided"], "guided: refine_radius must be at least 1, got 0"),
@@ -379,6 +382,29 @@ def test_settings_and_groups_have_the_tasks_own_values(folder):
         rows = [row for row in rows if row["threshold"] == group["values"]["threshold"]]
         expected = sum(row["both"] for row in rows) / sum(row["either"] for row in rows)
         assert group["means"]["iou"] == expected and group["means"].keys() == {"iou", "right"}
+
+
+@pytest.mark.parametrize("refiner", [None, Guided()])
+@pytest.mark.parametrize("segmenter", [Gamma(), Kmeans(foreground="whole")])
+def test_measures_of_soft_masks_are_what_evaluate_gives(folder, segmenter, refiner):
+    task, refine, is_soft = Saliency(f_variants=True), refiner and "guided", bool(segmenter.soft or refiner)
+    job, *rest = settled(sweep_of(folder, "threshold=None,0.4", refine=refine, metric="adaptive_f"), task)
+    common, values = Trial(job, segmenter, refiner, *rest), [None, 0.4] if is_soft else [None]
+    trials = plan(common, [{"threshold": value} for value in values])
+    (trial,) = with_images(trials, labelled(common))
+    advance(trial, 6)
+    settings, _ = read_trial(trial.output, task=task, images=trial.images)
+    for setting, threshold in zip(settings, values, strict=True):
+        output = str(folder / f"run-{threshold}")
+        options = {"keep_soft": is_soft, "refine": refine, "local": True}
+        label(Label(job.input, output, **options), dataclasses.replace(segmenter, threshold=threshold), refiner)
+        means = evaluate(Evaluate((output,), job.labels, task="saliency"), task).means
+        if segmenter.soft and refiner:  # what is refined was stored in 16 bits
+            assert setting.means == pytest.approx(means, abs=1e-5)
+        else:
+            assert setting.means == means
+        assert (setting.means["max_f"] is not None) == (setting.means["mae"] is not None) == is_soft
+    assert settings[0].means["f_half"] != settings[-1].means["f_half"] or not is_soft
 
 
 def test_commits_are_counted_while_trials_run(folder):
