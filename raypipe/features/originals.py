@@ -6,6 +6,7 @@ names, those of transformers' files or those of its modules; they may be wrapped
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-WRAPPERS = ("teacher", "state_dict", "model", "student")  # the first that holds tensors is unwrapped
+WRAPPERS = ("teacher", "state_dict", "model", "student", "decoder")  # the first that holds tensors is unwrapped
 PREFIXES = re.compile(r"^((module|backbone)\.)+")
 MOCO = "base_encoder."  # of MoCo-v3, whose momentum encoder and predictor lie beside
 DROPPED = re.compile(r"^(head|predictor|pooler|decoder|masked_embed|momentum_encoder)")  # of training, not features
@@ -80,7 +81,11 @@ def read(file: Path, *, method: str, device: str) -> PreTrainedModel:
 
 
 def tensors(file: Path, *, method: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file by name, on the CPU, unwrapped. Raises ValueError where it holds none."""
+    """The tensors of a checkpoint file by name, on the CPU, unwrapped. Raises ValueError where it holds none.
+
+    Nothing that a file says is executed. Of Python's own only argparse's Namespace is read, which whole checkpoints of
+    DINO, MAE and MOVE keep their settings in.
+    """
     import torch
 
     try:
@@ -88,7 +93,8 @@ def tensors(file: Path, *, method: str) -> dict[str, torch.Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's, safetensors' and torch's own kinds
         text = f"is not a checkpoint that can be read safely ({one_line(error)})"
         raise ValueError(f"{method}: {file} {text}") from error

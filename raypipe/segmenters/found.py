@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raypipe import masks
+from raypipe.features import originals
 from raypipe.features.checkpoints import S8_300, check_checkpoint
 from raypipe.lookup import suggest
-from raypipe.segmenters import _heads
 from raypipe.segmenters._discovery import Discovery
 from raypipe.types import BadImage, Segments
 
@@ -64,6 +64,8 @@ class Found(Discovery):
                 raise ValueError(f"found: unknown {name} {value!r}; {suggest(value, known)}")
         if not -1 <= self.bkg_threshold < 1:
             raise ValueError(f"found: bkg_threshold must be at least -1 and below 1, got {self.bkg_threshold!r}")
+        if (self.result, self.components) == ("box", "single"):
+            raise ValueError("found: components 'single' has no effect with the result 'box', which is one component")
         for name in OF_BACKGROUND:
             if self.variant == "decoder" and (value := getattr(self, name)) != getattr(Found, name):
                 raise ValueError(f"found: {name} {value!r} has no effect with the variant 'decoder'")
@@ -186,8 +188,8 @@ def upsample(cells: torch.Tensor, features: Features, size: tuple[int, int], *, 
 
 def read_decoder(path: Path, *, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight, float32 (width,), and bias (1,) of a published decoder. Raises ValueError for another file or width."""
-    file = _heads.weight_file(path, method="found")
-    tensors = _heads.read(file, "decoder", method="found")
+    file = originals.checkpoint(path, method="found") or path
+    tensors = originals.tensors(file, method="found")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = {"weight": (1, width, 1, 1), "bias": (1,)}
     if shapes != expected:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ WRAPPED = {
         "teacher": {f"module.backbone.{k}": v for k, v in tensors.items()}
         | {"module.head.mlp.0.weight": torch.ones(3)},
         "epoch": 100,
+        "args": Namespace(arch="vit_small", patch_size=8),
     },
     "ibot": lambda tensors: {
         "state_dict": {f"backbone.{k}": v for k, v in tensors.items()}

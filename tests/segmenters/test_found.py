@@ -285,6 +285,7 @@ REFUSED = [
     ({"result": "boxes"}, "unknown result 'boxes'; did you mean 'box'"),
     ({"variant": "background", "bkg_threshold": 1.0}, "bkg_threshold must be at least -1 and below 1, got 1.0"),
     ({"bkg_threshold": 0.4}, "bkg_threshold 0.4 has no effect with the variant 'decoder'"),
+    ({"result": "box", "components": "single"}, "components 'single' has no effect with the result 'box'"),
     ({"stretch": True}, "stretch True has no effect with the variant 'decoder'"),
 ]
 

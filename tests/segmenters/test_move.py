@@ -139,7 +139,7 @@ def test_a_checkpoint_is_read_from_safetensors_and_from_folders_and_without_pref
     for path in (tmp_path / "folder", tmp_path / "folder/move.safetensors"):
         assert torch.equal(network.load(path, "cpu")(tokens), network.load(file, "cpu")(tokens))
     save_file(bare, tmp_path / "folder/other.safetensors")
-    with pytest.raises(ValueError, match="must hold one weight file, it holds move.safetensors, other.safetensors"):
+    with pytest.raises(ValueError, match="and 2 files \\(move.safetensors, other.safetensors\\); name one"):
         network.load(tmp_path / "folder", "cpu")
 
 
@@ -152,7 +152,7 @@ BROKEN = [  # what is taken out of a checkpoint, what is put into it, and the me
     ("", {f"{HEAD}.0.4.weight": ODD}, "tensor segmenter_head.model.0.4.weight belongs to no layer"),
     ("", {f"{HEAD}.x.weight": ODD}, "is no checkpoint of MOVE: invalid literal"),
     ("", {f"{HEAD}.3.0.weight": torch.zeros(8, 5, 3, 3)}, "is no checkpoint of MOVE: .*channels"),
-    ("", {"epoch": 3}, "expected tensors by name, alone or as 'model'"),
+    ("*", {}, "holds no tensors by name"),
 ]
 
 

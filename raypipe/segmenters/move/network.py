@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from raypipe.features import originals
 from raypipe.lookup import one_line
-from raypipe.segmenters import _heads
 
 NORM_EPS = 1e-6  # of the LayerNorm (reference)
 BATCH_EPS = 1e-5  # of the BatchNorms: torch's default, which the reference keeps
 SLOPE = 0.01  # of the leaky ReLUs: likewise
-NORM, LAYER = "feature_extractor.norm", "segmenter_head.model"  # names in a checkpoint, `segmenter.` taken off
+PREFIXES = re.compile(r"^(module\.)*(segmenter\.)?")  # of names in a checkpoint, as it was trained and saved
+NORM, LAYER = "feature_extractor.norm", "segmenter_head.model"  # the names behind them
 # What a checkpoint may hold beside: DINO and the inpainting MAE, which training leaves alone, and counts of batches.
 LEFT_ALONE = re.compile(r"feature_extractor\.model\.|mae_model\.|.*\.num_batches_tracked$")
 
@@ -63,9 +64,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
     Raises ValueError for any other file, and for a checkpoint on other features than those of DINO's middle blocks.
     """
-    file = _heads.weight_file(path, method="move")
-    tensors = _heads.read(file, "model", method="move")
-    tensors = {name.removeprefix("segmenter."): tensor for name, tensor in tensors.items()}
+    file = originals.checkpoint(path, method="move") or path
+    tensors = {PREFIXES.sub("", name): tensor for name, tensor in originals.tensors(file, method="move").items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not LEFT_ALONE.match(name)}
     if not any(name.startswith(LAYER) for name in tensors):
         raise ValueError(f"move: {file} is no checkpoint of MOVE: it has no tensor {LAYER}.*")
