@@ -78,12 +78,16 @@ class Discovery(Segmenter):
 
     def features(self, images: Sequence[np.ndarray]) -> Iterator[Features]:
         """Features of each image, in order. Depend on no option that `after_features` lists."""
-        if self._dino is None:
+        return self.features_of(self._dino, images)
+
+    def features_of(self, network: Dino | None, images: Sequence[np.ndarray]) -> Iterator[Features]:
+        """Those of one network; hand-made ones without any."""
+        if network is None:
             from raypipe.features import color
 
             return (color.describe(image, CELL, fit=self.FIT, max_side=self.max_side) for image in images)
         options = {"facet": self.FACET, "block": self.BLOCK, "cls_attention": self.CLS_ATTENTION}
-        return self._dino(images, fit=self.FIT, max_side=self.max_side, **options)
+        return network(images, fit=self.FIT, max_side=self.max_side, **options)
 
     @abstractmethod
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:

@@ -1,0 +1,87 @@
+"""Features of every 8 px of an image from a residual network that was trained without labels.
+
+He et al., CVPR 2016, in the files of MoCo-v2 (Chen et al. 2020) and SwAV (Caron et al., NeurIPS 2020). The last two
+stages are dilated instead of strided, as SelfMask reads them (Shin, Albanie, Xie, CVPR Workshops 2022).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raypipe import networks
+from raypipe.features import originals
+from raypipe.features.dino import Dino
+from raypipe.lookup import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision.models import ResNet
+
+STRIDE = 8  # px: without dilation 32
+PREFIXES = re.compile(r"^((module|backbone|encoder_q)\.)+")
+DROPPED = re.compile(r"^(fc\.|projection_head|prototypes|encoder_k|queue)")  # of training
+COUNT = "num_batches_tracked"  # of training too; older files lack it
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+LAST = "layer4.0.conv3.weight"  # what a network of bottlenecks has, and no transformer
+
+
+class Resnet(Dino):
+    """A frozen residual network, in the place of a transformer: it has one facet, its last feature map."""
+
+    def __init__(self, path: Path, *, method: str, device: str, dtype: str = "auto"):
+        """Read the file at a path of `networks.locate`. Raises ValueError for anything else than a residual network."""
+        self.network = read(path, method=method).to(device)
+        self._method, self._device, self._dtype = method, device, dtype
+        self.patch = self.stride = STRIDE
+
+    def forward(self, pixels: Tensor, **_) -> tuple[Tensor, None]:
+        """The last feature map as float32 (B, P, D), row-major, and no attention.
+
+        pixels: float32 (B, 3, H, W) on the device, normalised, H and W multiples of 8.
+        """
+        import torch
+
+        network = self.network
+        with torch.no_grad(), networks.autocast(self._device, self._dtype):
+            picture = network.maxpool(network.relu(network.bn1(network.conv1(pixels))))
+            for stage in STAGES:
+                picture = getattr(network, stage)(picture)
+        return picture.flatten(2).transpose(1, 2).float(), None
+
+
+def is_resnet(path: Path, *, method: str) -> bool:
+    """Whether a path of `networks.locate` leads to a checkpoint file of a residual network."""
+    file = originals.checkpoint(path, method=method)
+    return file is not None and LAST in _renamed(originals.tensors(file, method=method))
+
+
+def read(path: Path, *, method: str) -> ResNet:
+    """The network in a checkpoint file, on the CPU, with as many blocks as it has: 50 layers, 101, ..."""
+    import torch
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    file = originals.checkpoint(path, method=method)
+    found = _renamed(originals.tensors(file, method=method))
+    try:
+        blocks = [len({name.split(".")[1] for name in found if name.startswith(f"{stage}.")}) for stage in STAGES]
+        if sum(blocks) > networks.MAX_LAYERS:
+            raise ValueError(f"it has {sum(blocks):,} blocks")
+        options = {"width_per_group": len(found["layer1.0.conv1.weight"])}
+        with torch.device("meta"):  # no memory and no time for random numbers
+            network = ResNet(Bottleneck, blocks, replace_stride_with_dilation=[False, True, True], **options)
+            network.fc = torch.nn.Identity()
+        counts = {name: torch.tensor(0) for name, _ in network.named_buffers() if name.endswith(COUNT)}
+        network.load_state_dict(counts | found, assign=True)
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise ValueError(f"{method}: {file} is no checkpoint of a residual network: {why}") from error
+    return network.float().eval().requires_grad_(False)
+
+
+def _renamed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that make the features, under torchvision's names."""
+    named = {PREFIXES.sub("", name): tensor for name, tensor in found.items()}
+    return {name: tensor for name, tensor in named.items() if not DROPPED.match(name)}
