@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from raypipe.features.grid import Features
 
-AT_ONCE = 1 << 21  # similarities in memory: 8 MB, which a cache can hold
+AT_ONCE = 1 << 20  # similarities in memory: 4 MB, which a cache can hold
 VISIBLE = 0.5  # least share of a patch inside the image, where others are to be left out
 FEW = 2  # patches among which none can resemble fewer others than the rest
 
@@ -109,12 +109,15 @@ def expand(patches: Tensor, k_patches: int, kept: Tensor) -> tuple[Tensor, Tenso
 
 def degrees(patches: Tensor) -> Tensor:
     """How many other patches have a positive product with each: int64 (B, P) of float32 (B, P, D)."""
-    import torch
-
     batch, count, _ = patches.shape
     rows = max(1, AT_ONCE // (batch * count))
-    positive = [(block @ patches.mT > 0).sum(2) for block in patches.split(rows, dim=1)]
-    return torch.cat(positive, 1) - patches.any(2).long()  # without itself
+    total = patches.new_zeros(batch, count)  # single precision counts up to 16 million exactly
+    for first in range(0, count, rows):  # the matrix is symmetric: what lies below a block is right of it
+        positive = (patches[:, first : first + rows] @ patches[:, first:].mT).gt_(0)
+        itself = positive.diagonal(dim1=1, dim2=2)
+        total[:, first : first + rows] += positive.sum(2) - itself
+        total[:, first + rows :] += positive[:, :, rows:].sum(1)
+    return total.long()
 
 
 SEGMENTER = Lost

@@ -309,3 +309,18 @@ def test_a_reduced_image_is_enlarged_without_a_seam():
 def test_impossible_options_are_refused(options, text):
     with pytest.raises(ValueError, match=f"deep_spectral: {text}"):
         DeepSpectral(weights="color", **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "options", [{}, {"color_lambda": 3.0}, {"result": "segments", "color_lambda": 1.0, "color_matrix": "rw"}]
+)
+def test_a_gpu_finds_what_the_cpu_finds(options):
+    images = [data.astronaut()[:200], data.coffee()[:200, :512], data.chelsea()[:200, :448]]
+    features = [describe(image, 8, fit="crop") for image in images]
+    there = [replace(each, patches=each.patches.cuda()) for each in features]
+    method = DeepSpectral(weights="color", **options)
+    for one, other in zip(method.find(images, features), method.find(images, there), strict=True):
+        assert one.masks.shape == other.masks.shape and (one.masks != other.masks).mean() < 0.01
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-3)

@@ -1,5 +1,6 @@
 """LOST against stored arrays, and against its plain formulation with all similarities in memory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,16 @@ def test_an_image_thinner_than_half_a_patch_keeps_its_patches():
 def test_impossible_options_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         Lost(weights="color", **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"k_patches": 30, "exclude_padding": True}])
+def test_a_gpu_finds_what_the_cpu_finds(options):
+    images = [data.astronaut()[:200], data.coffee()[:200, :512], data.chelsea()[:200, :448]]
+    features = [describe(image, 8) for image in images]
+    there = [replace(each, patches=each.patches.cuda()) for each in features]
+    method = Lost(weights="color", **options)
+    for one, other in zip(method.find(images, features), method.find(images, there), strict=True):
+        assert one.masks.shape == other.masks.shape and (one.masks != other.masks).mean() < 0.01
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-3)
