@@ -26,15 +26,19 @@ class Lattice:
 
         corners, weights = simplices(points)
         keys, steps = packed(corners, groups)
-        vertices, corner = torch.unique(keys, return_inverse=True)  # (V,), (P, d + 1)
-        count, order = len(vertices), torch.argsort(corner.flatten(), stable=True)
-        self.corner, self.weights = corner.int(), weights
-        self.source = (order // corner.shape[1]).int()  # points by the vertex that they give to
+        ordered, order = torch.sort(keys.flatten(), stable=True)
+        vertices, gifts = torch.unique_consecutive(ordered, return_counts=True)  # (V,)
+        names = torch.arange(len(vertices), dtype=torch.int32, device=points.device)
+        self.corner = torch.empty_like(order, dtype=torch.int32)
+        self.corner[order] = names.repeat_interleave(gifts)
+        self.corner = self.corner.view_as(keys)  # (P, d + 1)
+        self.weights = weights
+        self.source = (order // keys.shape[1]).int()  # points by the vertex that they give to
         self.source_weights = weights.flatten()[order]
-        gifts = torch.bincount(corner.flatten(), minlength=count + 1)  # of the vertex that stands for absent ones, none
-        self.first = (torch.cumsum(gifts, 0) - gifts).int()
+        ends = torch.cumsum(gifts, 0)
+        self.first = torch.cat([ends - gifts, ends[-1:]]).int()  # one more vertex stands for absent ones
         self.blurs = [neighbours(vertices, step) for step in steps]
-        self.kernel = weights.new_tensor([1.0, 0.5, 0.5])
+        self.kernel = weights.new_tensor([1.0, 0.5, 0.5]).repeat(len(vertices) + 1, 1)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Filter float32 (P, C), every column by itself; so is the result."""
@@ -42,7 +46,7 @@ class Lattice:
 
         at = gather(self.source, values, self.first, mode="sum", per_sample_weights=self.source_weights)  # (V + 1, C)
         for three in self.blurs:
-            at = gather(three, at, mode="sum", per_sample_weights=self.kernel.expand(three.shape))
+            at = gather(three, at, mode="sum", per_sample_weights=self.kernel)
         return gather(self.corner, at, mode="sum", per_sample_weights=self.weights)
 
 
