@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-from collections import Counter
-from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import tyro
 from PIL import Image
 from support.area import Area
 from support.layouts import write_voc
-from support.sweepable import SIZE, Gamma, Staged, sweep_of, write_labelled
+from support.sweepable import SIZE, Gamma, sweep_of, write_labelled
 
 from raypipe import images, segmenters
 from raypipe.cli.verbs import main
@@ -23,16 +21,14 @@ from raypipe.evaluation.tasks.saliency import Saliency
 from raypipe.pipeline.job import Label, check_job
 from raypipe.pipeline.label import label
 from raypipe.refiners.guided import Guided
-from raypipe.run.rows import load
 from raypipe.segmenters.gloper import Gloper
 from raypipe.segmenters.kmeans import Kmeans
 from raypipe.sweep import page
 from raypipe.sweep.plan import check, draw, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
 from raypipe.sweep.scoring import score
-from raypipe.sweep.together import groups
-from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled, read_state, with_images, write_state
-from raypipe.sweep.tuning import advance, advance_together, count_commits, run_trial, rungs
+from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled, with_images, write_state
+from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
 
 
 @pytest.fixture
@@ -236,66 +232,6 @@ def test_a_stopped_trial_reports_again_as_far_as_it_came(folder, monkeypatch, st
     run_trial(trial, [2, 3, 6])
     assert [each["images"] for each in reports] == reported and all(0 < each["score"] <= 1 for each in reports)
     assert len(trial.run.commits()) == reported[-1]
-
-
-def plan_staged(folder: Path, **values: tuple) -> list[Trial]:
-    """Trials of a method with features, in every combination of the values; its counts go to `counts.txt`."""
-    over = tuple(f"{name}={','.join(map(str, each))}" for name, each in values.items())
-    job, *rest = settled(sweep_of(folder, *over), None)
-    common = Trial(job, Staged(counts=str(folder / "counts.txt")), None, *rest)
-    return with_images(plan(common, draw(common, check(common))), labelled(common))
-
-
-def counted(folder: Path) -> Counter:
-    """How often the network was loaded, and the features of each image computed, since the last call."""
-    lines = (folder / "counts.txt").read_text().split()
-    (folder / "counts.txt").write_text("")
-    return Counter(lines)
-
-
-def test_trials_that_differ_after_the_features_are_one_group(folder):
-    found = groups(plan_staged(folder, power=(1, 1.1), tau=(90, 110, 120)))
-    assert [[each.segmenter.tau for each in group] for group in found] == [[90, 110, 120]] * 2
-    assert [[each.segmenter.power for each in group] for group in found] == [[1.0] * 3, [1.1] * 3]
-    assert [len(group) for group in groups(found[0] + [plan_one(folder)])] == [3, 1]
-
-
-def test_features_are_computed_once_for_all_trials_and_rows_are_as_without(folder):
-    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / "photos/wild/cat_0.png")  # fails before its mask
-    (folder / "photos/wild/cat_1.png").write_bytes(b"nothing")
-    trials = plan_staged(folder, tau=(90, 100, 7, 110, 120))
-    advance_together(trials, threads=1)
-    count = counted(folder)
-    assert count.pop("load") == 1 and count.pop("0.000000") > 0 and sorted(count.values()) == [1] * 4
-    for trial in trials:
-        state, run = read_state(trial.output), trial.run
-        assert (state["status"], len(run.plan(trial.images))) == ("done", 0) and run.is_complete()
-        alone = dataclasses.replace(trial, output=f"{trial.output}-alone", segmenter=copy(trial.segmenter))
-        vars(alone.segmenter).pop("features"), vars(alone.segmenter).pop("load")
-        advance(alone, 6)
-        names = ["image_id", "segments", "error", "note"]
-        assert load(run).select(names).equals(load(alone.run).select(names)), trial.segmenter
-        assert run.configuration()["settings"] == alone.run.configuration()["settings"]
-        (record,) = (run.folder.read_json("_runs", name) for name in run.folder.files("_runs") if name.startswith("2"))
-        assert (record["labelled"], record["exit_code"]) == (6, 0)
-        failures = Counter(error.partition(":")[0] for error in load(run)["error"].to_pylist() if error)
-        assert failures == ({"segment": 5, "decode": 1} if trial.segmenter.tau == 7 else {"segment": 1, "decode": 1})
-
-
-def test_features_of_an_image_that_any_trial_lacks_are_computed_once(folder):
-    trials = plan_staged(folder, tau=(90, 100, 110))
-    for trial, count in zip(trials, (2, 0, 5), strict=True):
-        advance(trial, count)
-    parts = {file: file.stat().st_mtime_ns for file in (folder / "sweep").rglob("part-*")}
-    known = counted(folder)
-    trials = plan_staged(folder, tau=(90, 100, 110))
-    advance_together(trials, threads=1)
-    count = counted(folder)
-    assert known["load"] == 2 and count.pop("load") == 1 and sorted(count.values()) == [1] * 6
-    assert [len(trial.run.commits()) for trial in trials] == [6, 6, 6]
-    assert {file: file.stat().st_mtime_ns for file in parts} == parts
-    advance_together(plan_staged(folder, tau=(90, 100, 110)), threads=1)
-    assert not counted(folder)
 
 
 def test_a_limit_takes_the_first_labelled_images_of_the_fixed_order_and_may_grow(folder):
