@@ -36,13 +36,14 @@ TABLE_ROWS = 500  # settings in the page's table; trials.parquet has all
 GRID_CELLS = 400  # of a table of two parameters
 DECADES = 30  # largest over smallest value from which an axis is logarithmic
 NAME_SHARE = 0.09  # of a curve's width that the name of a value takes
-MOST_LINES = 4  # in a curve; the table of settings has all values
+MOST_LINES = 4  # in a plane of curves
+ALIKE = 6  # most by which the highest points of two lines in a plane may differ, as a factor
 STEPS = 5  # between the lines of a vertical axis, about
 PLOT = (520, 220)  # width and height of a curve's plane
 
 
 class Curve(NamedTuple):
-    """How the task's values follow one parameter, all others as in the best setting."""
+    """How some of the task's values follow one parameter, all others as in the best setting."""
 
     name: str
     values: list  # along the curve, ascending where they are numbers
@@ -80,7 +81,7 @@ def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: 
         caution=caution(chosen, every, swept, task, metric),
         settings=every,
         table=every[:TABLE_ROWS],
-        curves=[curve(name, lines[name], every, metric) for name in swept],
+        curves=[each for name in swept for each in curves(name, lines[name], every, metric)],
         planes=planes(every, swept, metric, goal),
         groups=groups(per_image, swept, task, metric, goal),
         strips=[strip(name, lines[name], chosen, sample) for name in swept],
@@ -108,19 +109,39 @@ def along(name: str, chosen: Setting, every: list[Setting], swept: list[str]) ->
     return sorted(line, key=lambda each: each.values[name] if numbers else str(each.values.get(name)))
 
 
-def curve(name: str, line: list[Setting], every: list[Setting], metric: str) -> Curve:
-    """The curve of one parameter. line: as `along` finds it."""
+def curves(name: str, line: list[Setting], every: list[Setting], metric: str) -> list[Curve]:
+    """The curves of one parameter: all values, those of one size in one plane, the metric's first. line: of `along`."""
     measured = [each for each in every if each.status == "done" and each.means[metric] is not None]
     values = [each.values.get(name) for each in line]
     tick_of = _scale([each.values.get(name) for each in [*line, *measured]])
-    lines = {mean: [each.means[mean] for each in line] for mean in first_values(line[0].means, metric)}
-    others = [(tick_of(each.values.get(name)), each.means[metric]) for each in measured if each not in line]
-    heights = [value for mean in lines.values() for value in mean if value is not None] + [y for _, y in others]
-    ticks, apart = [tick_of(value) for value in values], []
+    ticks, apart, found = [tick_of(value) for value in values], [], []
     for i, tick in enumerate(ticks):
         if not apart or tick - ticks[apart[-1]] >= NAME_SHARE:
             apart.append(i)
-    return Curve(name, values, ticks, apart, lines, others, levels(min(heights), max(heights)))
+    means = {mean: [each.means[mean] for each in line] for mean in dict.fromkeys([metric, *line[0].means])}
+    for lines in of_one_size(means):
+        dots = [each for each in measured if metric in lines and each not in line]
+        others = [(tick_of(each.values.get(name)), each.means[metric]) for each in dots]
+        heights = [value for mean in lines.values() for value in mean if value is not None] + [y for _, y in others]
+        found.append(Curve(name, values, ticks, apart, lines, others, levels(min(heights), max(heights))))
+    return found
+
+
+def of_one_size(lines: dict[str, list[float | None]]) -> list[dict[str, list[float | None]]]:
+    """Lines by planes of at most MOST_LINES, so that none is flat only because another is ALIKE times as high.
+
+    Those without any value are left out.
+    """
+    planes: list[tuple[float, dict]] = []
+    for name, heights in lines.items():
+        if not any(height is not None for height in heights):
+            continue
+        size = max(abs(height) for height in heights if height is not None)
+        fits = (has for top, has in planes if len(has) < MOST_LINES and size <= ALIKE * top and top <= ALIKE * size)
+        if (plane := next(fits, None)) is None:
+            planes.append((size, plane := {}))
+        plane[name] = heights
+    return [plane for _, plane in planes]
 
 
 def first_values(means: Iterable[str], metric: str) -> list[str]:

@@ -9,7 +9,7 @@ from support.browsing import open_uri
 
 from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.pictures.overlay import jpeg
-from raypipe.sweep.page import caution, curve, draw, levels, render
+from raypipe.sweep.page import caution, curves, draw, levels, render
 from raypipe.sweep.ranking import Setting
 
 
@@ -43,6 +43,16 @@ def test_a_metric_that_looks_at_the_label_says_so_and_which_setting_is_best_with
     assert caution(SETTINGS[0], SETTINGS, ["k"], Pattern(), "dice_fixed") == ""
 
 
+def test_every_value_is_a_curve_and_a_small_one_is_not_flat():
+    means = {"iou": 0.5, "corloc": 61.0, "mae": 0.05, "f": 0.6, "acc": 0.9, "max_f": 0.7, "never": None, "zero": 0.0}
+    line = [Setting("t", {"k": k}, "done", {n: v and v * k for n, v in means.items()}, 4, 0, 1.0, "") for k in (1, 1.1)]
+    other = Setting("t", {"k": 1, "size": 3}, "done", means, 4, 0, 1.0, "")
+    found = curves("k", line, [*line, other], "corloc")
+    assert [[*curve.lines] for curve in found] == [["corloc"], ["iou", "f", "acc", "max_f"], ["mae"], ["zero"]]
+    assert [len(curve.others) for curve in found] == [1, 0, 0, 0]
+    assert found[2].levels[-1] < 0.06 and found[2].lines["mae"] == [0.05, pytest.approx(0.055)]
+
+
 def test_the_labels_contour_shows_on_white_and_on_black():
     image = np.zeros((80, 120, 3), np.uint8)
     image[:, 60:] = 255
@@ -73,7 +83,7 @@ def page(tmp_path):
         caution="mind the label",
         settings=SETTINGS,
         table=SETTINGS,
-        curves=[curve("k", [SETTINGS[2], SETTINGS[0], SETTINGS[1]], SETTINGS, "dice_best")],
+        curves=curves("k", [SETTINGS[2], SETTINGS[0], SETTINGS[1]], SETTINGS, "dice_best"),
         planes=[],
         groups=[],
         strips=[{"name": "k", "values": [2, 3], "lines": {"<b>.png": cells, "b.png": cells}}],
