@@ -10,6 +10,8 @@ import tyro
 from raypipe import segmenters
 from raypipe.types import PatternSegmenter
 
+WIDTH = 17  # of the column of names; the longest is spectral_voting
+
 
 @dataclass(frozen=True)
 class Methods:
@@ -25,8 +27,8 @@ class Listed(list):
         """Four lines per method."""
         lines = []
         for row in self:
-            lines.append(f"{row['name']:<12}{row['summary']}")
-            lines += [f"{'':<12}{name:<9}{row[name]}" for name in ("needs", "licence", "source")]
+            lines.append(f"{row['name']:<{WIDTH}}{row['summary']}")
+            lines += [f"{'':<{WIDTH}}{name:<9}{row[name]}" for name in ("needs", "licence", "source")]
         return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ class Lost(Discovery):
 
     # Defaults are the paper's and its reference's.
     facet: Literal["key", "query", "value"] = "key"  # what is compared
-    k_patches: int = 100  # of lowest degree, the seed's kin among which speak with it; 1 to 200 are worth a sweep
+    k_patches: int = 100  # of lowest degree, of which those like the seed join it; 1 to 200 are worth a sweep
     exclude_padding: bool = False  # leave out patches that are padding for the most part; the reference keeps them
     result: Literal["mask", "box"] = "mask"  # both are the component whose bounding box is the paper's box
 

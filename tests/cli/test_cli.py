@@ -357,6 +357,7 @@ def test_every_method_tells_what_it_needs(capsys):
     text = capsys.readouterr().out
     for word in ("kmeans", "watershed", "grabcut", "rembg", "needs", "licence", "source", "u2net"):
         assert word in text
+    assert all(f"\n{name} " in f"\n{text}" for name in segmenters.names())  # a column of its own
     assert main(["methods", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert all(row["licence"] and row["source"] and row["summary"] for row in rows)

@@ -35,6 +35,7 @@ class DeepSpectral(Discovery):
     """
 
     # Defaults are the reference's for objects, those of regions included.
+
     # mask: all of the smaller side; box: its largest part, whose bounding box is the paper's box; segments: regions
     result: Literal["mask", "box", "segments"] = "mask"
     regions: int = 4  # clusters of cells, the background among them; 0 = as many as the eigenvalues' largest gap says
