@@ -94,9 +94,9 @@ def plan(common: Trial, drawn: list[dict], given: Iterable[str] = ()) -> list[Tr
         model, post = search.canonical(inside), search.canonical(after)
         is_new = model not in trials or post not in posts
         if model not in trials:
-            trials[model] = _trial(common, _method(segmenter, inside, given))
+            trials[model] = _trial(common, _anew(segmenter, inside | {"threshold": None}, given, preset="preset"))
         if post not in posts:
-            filter_ = refiner and replace(refiner, **{k: v for k, v in after.items() if k != "threshold"})
+            filter_ = refiner and _anew(refiner, after, given, preset="refine_preset")
             threshold = after.get("threshold", segmenter.threshold)
             posts[post] = {"threshold": threshold, **(asdict(filter_) if filter_ else {})}
         if is_new:  # each part is checked once, not each of their pairs
@@ -114,18 +114,18 @@ def trial_of(common: Trial, setting: ranking.Setting) -> Trial:
     return replace(trial, output=output, posts=(ranking.post_of(setting.values),))
 
 
-def _method(segmenter: Segmenter, setting: dict, given: set[str]) -> Segmenter:
-    """The method with a setting's fields and no threshold.
+def _anew(part: Segmenter | Callable, setting: dict, given: set[str], *, preset: str) -> Segmenter | Callable:
+    """The method or refiner with a setting's fields.
 
-    What its preset filled in is filled in anew, by the setting's preset. Fields that are named in `given` or that
-    differ from the method's preset were chosen, and stay.
+    What its preset filled in, which the field `preset` names, is filled in anew, by the setting's preset. Fields that
+    are named in `given` or that differ from the present preset were chosen, and stay.
     """
-    preset = {"preset": segmenter.preset} if hasattr(segmenter, "preset") else {}
-    default = type(segmenter)(**preset)
-    values = {f.name: getattr(segmenter, f.name) for f in fields(segmenter)}
-    chosen = preset | {key: value for key, value in values.items() if key in given or value != getattr(default, key)}
+    named = {preset: getattr(part, preset)} if hasattr(part, preset) else {}
+    default = type(part)(**named)
+    values = {f.name: getattr(part, f.name) for f in fields(part)}
+    chosen = named | {key: value for key, value in values.items() if key in given or value != getattr(default, key)}
     chosen |= {key: value for key, value in setting.items() if key in values}
-    return type(segmenter)(**chosen | {"threshold": None})
+    return type(part)(**chosen)
 
 
 def _trial(common: Trial, segmenter: Segmenter) -> Trial:

@@ -20,6 +20,7 @@ from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.evaluation.tasks.saliency import Saliency
 from raypipe.pipeline.job import Label, check_job
 from raypipe.pipeline.label import label
+from raypipe.refiners.bilateral import Bilateral
 from raypipe.refiners.guided import Guided
 from raypipe.segmenters.gloper import Gloper
 from raypipe.segmenters.kmeans import Kmeans
@@ -188,6 +189,19 @@ def test_given_options_stay_when_a_preset_is_swept(folder):
     same = Gloper().seeds  # as its preset has it: only the caller knows that it was given
     assert seeds(Gloper()) == seeds(Gloper(seeds=same)) == standard != [same, same]
     assert seeds(Gloper(seeds=same), ["seeds"]) == [same, same] and seeds(Gloper(seeds=7)) == [7, 7]
+
+
+def test_a_refiners_swept_preset_fills_what_was_not_given(folder):
+    job = sweep_of(folder, "refine_preset=tokencut,sempart", refine="bilateral")
+    drawn = [{"refine_preset": "tokencut"}, {"refine_preset": "sempart"}]
+
+    def sigmas(refiner, given=()):
+        (trial,) = plan(Trial(job, Gamma(), refiner, Pattern(), job.labels), drawn, given)
+        return [(post["refine_preset"], post["refine_sigma_space"], post["refine_sigma_luma"]) for post in trial.posts]
+
+    assert sigmas(Bilateral()) == [("tokencut", 16, 16), ("sempart", 24, 4)]
+    assert sigmas(Bilateral(refine_sigma_luma=9.0)) == [("tokencut", 16, 9), ("sempart", 24, 9)]
+    assert sigmas(Bilateral(refine_sigma_luma=16.0), ["refine_sigma_luma"])[1] == ("sempart", 24, 16)
 
 
 def test_the_command_knows_which_options_were_given(folder, monkeypatch):
