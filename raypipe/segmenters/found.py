@@ -39,7 +39,10 @@ class Found(Discovery):
     """One mask of the objects in an image: the probability that a decoder gives each pixel, or whatever is unlike the
     background. It is soft with the decoder, unless one component or box is asked for.
 
-    Published as "FOUND - multi" is `components=multi`; as "FOUND - single", a hard mask, `components=single`.
+    Published as "FOUND - multi" is `components=multi`, as "FOUND - single" `components=single`. That mask is hard, as
+    it is published and given to the bilateral solver: the part is chosen at 0.5, and a threshold that comes later could
+    only break it into several. Notes: `empty_mask`, nothing is above 0.5; a hard mask is left out then, and the box is
+    the whole image.
     """
 
     weights: str = DECODER  # the decoder: a file, .pt or .safetensors; the variant background needs none

@@ -14,9 +14,11 @@ from support.tiny import found as tiny
 
 from raypipe import masks
 from raypipe.benchmark.plain import found as plain
+from raypipe.features.dino import Dino
 from raypipe.features.grid import Features
 from raypipe.segmenters import found
 from raypipe.segmenters.found import Found
+from raypipe.sweep.together import share_features
 from raypipe.types import BadImage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,6 +202,19 @@ def test_a_single_mask_is_one_part_of_the_mask(loaded, disc):
     (single,) = loaded(variant="background", components="single").segment([disc])
     assert whole.masks.any() and not whole.masks.all()
     np.testing.assert_array_equal(single.masks[0], masks.largest_component(whole.masks[0]))
+
+
+def test_options_that_act_after_the_features_share_them(loaded, disc, monkeypatch):
+    options = [{}, {"components": "single"}, {"result": "box"}]
+    expected = [next(loaded(**each).segment([disc])).masks for each in options]
+    methods, seen = [loaded(**each) for each in options], []
+    forward = Dino.forward
+    monkeypatch.setattr(Dino, "forward", lambda *args, **kwargs: seen.append(1) or forward(*args, **kwargs))
+    share_features(methods)
+    for method, masks_alone in zip(methods, expected, strict=True):
+        method.load("cpu")
+        np.testing.assert_array_equal(next(method.segment([disc])).masks, masks_alone)
+    assert len(seen) == 1
 
 
 def test_without_any_foreground_there_is_no_mask_and_the_box_is_the_whole_image(loaded, disc):

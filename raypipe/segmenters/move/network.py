@@ -15,8 +15,8 @@ from raypipe.lookup import one_line
 NORM_EPS = 1e-6  # of the LayerNorm (reference)
 BATCH_EPS = 1e-5  # of the BatchNorms: torch's default, which the reference keeps
 SLOPE = 0.01  # of the leaky ReLUs: likewise
-PREFIXES = re.compile(r"^(module\.)*(segmenter\.)?")  # of names in a checkpoint, as it was trained and saved
-NORM, LAYER = "feature_extractor.norm", "segmenter_head.model"  # the names behind them
+PREFIXES = re.compile(r"^((_forward_|_original_|_)?module\.)*(segmenter\.)?")  # that training puts before names
+NORM, LAYER = "feature_extractor.norm", "segmenter_head.model"  # the names behind that
 # What a checkpoint may hold beside: DINO and the inpainting MAE, which training leaves alone, and counts of batches.
 LEFT_ALONE = re.compile(r"feature_extractor\.model\.|mae_model\.|.*\.num_batches_tracked$")
 
