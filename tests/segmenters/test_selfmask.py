@@ -188,3 +188,14 @@ def test_a_backbone_alone_is_refused(shared):
     folder: Path = shared / "golden/models/dino-vits8-tiny"
     with pytest.raises(ValueError, match="^test: .*expected 'selfmask'"):
         read(folder, method="test")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_the_cpu_finds_for_images_of_several_sizes(tiny, noise):
+    images = [noise, noise[:40], noise, noise[:, ::-1]]
+    there = replace(tiny, dtype="float32")
+    there.load("cuda")
+    for one, other in zip(tiny.segment(images), there.segment(images), strict=True):
+        np.testing.assert_allclose(one.masks, other.masks, atol=1e-3)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-3)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage import data
 from support.golden import arrays
 from support.tiny.dino import write_model
 
 from raypipe.benchmark.plain import spectral_voting as plain
+from raypipe.features.color import describe
 from raypipe.features.grid import Features
 from raypipe.segmenters.spectral_voting import SpectralVoting, coordinates, least_cosine, unit_nodes
 from raypipe.segmenters.spectral_voting.voting import shared_cells, vote
@@ -198,9 +200,20 @@ def test_two_backbones_are_two_networks_and_give_twice_the_candidates(tmp_path, 
         ({"upsampling": 3}, "upsampling must be 1 or 2, got 3"),
         ({"weights": "color", "weights_3": "color"}, "each backbone can vote once, got 'color', 'color'"),
         ({"max_side": 0}, "max_side must be at least 1"),
+        ({"weights_2": ""}, "weights_2 must be"),
     ],
     ids=str,
 )
 def test_options_that_make_no_sense_are_refused(options, text):
     with pytest.raises(ValueError, match=f"^spectral_voting: {text}"):
         SpectralVoting(**options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_the_cpu_finds(method):
+    images = [data.astronaut()[:200], data.coffee()[:200, :512], data.chelsea()[:200, :448]]
+    features = [described_jointly(describe(image, 8)) for image in images]
+    there = [replace(each, patches=each.patches.cuda()) for each in features]
+    for one, other in zip(method.find(images, features), method.find(images, there), strict=True):
+        assert one.masks.any() and (one.masks != other.masks).mean() < 0.01

@@ -45,8 +45,9 @@ class SpectralVoting(Discovery):
     and the more the more agree. The paper votes with three backbones; with one the method runs as well.
     """
 
-    weights_2: str = ""  # a second backbone of the same kinds, such as moco_v2_800ep_pretrain.pth.tar
-    weights_3: str = ""  # and a third, such as swav_800ep_pretrain.pth.tar
+    weights: str = "facebook/dino-vits16"  # a Hugging Face id, URL, folder or file; color: features without weights
+    weights_2: str | None = None  # a second backbone that votes, such as moco_v2_800ep_pretrain.pth.tar
+    weights_3: str | None = None  # and a third, such as swav_800ep_pretrain.pth.tar
     ks: tuple[int, ...] = (2, 3, 4)  # numbers of clusters (paper); a sweep may try fewer
     upsampling: int = 2  # of the features, bilinear, before they are clustered (authors' configuration); 1 = none
     remove_long: bool = True  # clusters from side to opposite side are background (paper: framing prior)
@@ -67,16 +68,16 @@ class SpectralVoting(Discovery):
             raise ValueError(f"spectral_voting: ks must be different numbers from 2 on, got {self.ks!r}")
         if self.upsampling not in (1, 2):
             raise ValueError(f"spectral_voting: upsampling must be 1 or 2, got {self.upsampling!r}")
-        given = [getattr(self, field) for field in BACKBONES if getattr(self, field)]
+        given = [getattr(self, field) for field in BACKBONES if getattr(self, field) is not None]
         if len(set(given)) < len(given):
             raise ValueError(f"spectral_voting: each backbone can vote once, got {', '.join(map(repr, given))}")
         if len(given) > 1:
-            self.networks = tuple(field for field in BACKBONES if getattr(self, field) not in ("", COLOR))
+            self.networks = tuple(field for field in BACKBONES if getattr(self, field) not in (None, COLOR))
         super().__post_init__()
 
     def load(self, device: str) -> None:
         self._device, self._paths = device, networks.locate_each(self)
-        given = [field for field in BACKBONES if getattr(self, field)]
+        given = [field for field in BACKBONES if getattr(self, field) is not None]
         self._backbones = [self.network(self._paths[each], device) if each in self._paths else None for each in given]
 
     def network(self, path: Path, device: str) -> Dino:
@@ -167,9 +168,9 @@ def coordinates(unit: Tensor, count: int) -> Tensor | None:
 
 
 def least_cosine(unit: Tensor) -> float:
-    """The least product of any two rows of a float32 (n, D), some rows at a time."""
+    """The least product of any two rows of a float32 (n, D), some rows at a time, each pair once."""
     step = max(1, BLOCK // len(unit))
-    return min((unit[i : i + step] @ unit[i:].T).min().item() for i in range(0, len(unit), step))
+    return min(found.item() for found in [(unit[i : i + step] @ unit[i:].T).min() for i in range(0, len(unit), step)])
 
 
 SEGMENTER = SpectralVoting
