@@ -16,7 +16,7 @@ import yaml
 from raypipe import refiners, segmenters, storage
 from raypipe.cli import words as plain_words
 from raypipe.evaluation import tasks
-from raypipe.pipeline.options import checked, flags, refiner_with
+from raypipe.pipeline.options import checked, flags, refiner_with, types
 from raypipe.storage import without_secrets
 from raypipe.types import BadImage, name_of
 
@@ -132,10 +132,11 @@ def _parsed(
             values = checked(values, list(kinds.values()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"--config {without_secrets(path)}: {error}") from error
+        hints = {name: hint for kind in kinds.values() for name, hint in types(kind).items()}
         for name in plain_words.room(kinds.values())[1].keys() & values.keys():
-            said = flags(name, values.pop(name))[1:]
+            said = flags(name, values.pop(name), hints[name])[1:]
             alone = alone or said
-        words = [*(word for name, value in values.items() for word in flags(name, value)), *words]
+        words = [*(word for name, value in values.items() for word in flags(name, value, hints[name])), *words]
     if "method" in kinds and not kinds["method"].soft and "refine" not in kinds and {"-h", "--help"} & {*words}:
         kinds = kinds | {"method": plain_words.without(kinds["method"], "threshold")}  # refused
     titles = {name: name if name == "terminal" else name_of(kind) for name, kind in kinds.items()}

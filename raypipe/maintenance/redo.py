@@ -30,6 +30,6 @@ def _command(method: str, attempt: InputAttempt) -> str:
     words = ["raypipe", "label", method]
     for part in filter(None, options.build(method, attempt.values)):
         for field in fields(part):
-            value = getattr(part, field.name)
-            words += [] if value == field.default else options.flags(field.name, value)
+            value, hint = getattr(part, field.name), options.types(type(part))[field.name]
+            words += [] if value == field.default else options.flags(field.name, value, hint)
     return shlex.join(map(without_secrets, words))

@@ -31,9 +31,9 @@ def build(method: str, values: dict) -> tuple[Label, Segmenter, object | None]:
 
 def checked(values: dict, kinds: list[type]) -> dict:
     """The values as the fields of the dataclasses want them. Raises TypeError or ValueError that names the option."""
-    types = {name: hint for kind in kinds for name, hint in _types(kind).items()}
+    known = {name: hint for kind in kinds for name, hint in types(kind).items()}
     for name, value in values.items():
-        if name in types:
+        if name in known:
             continue
         if refiner := refiner_with(name):
             text = f"option {name!r} (value {value!r}) has no effect without a refiner; set refine to {refiner!r}"
@@ -41,29 +41,34 @@ def checked(values: dict, kinds: list[type]) -> dict:
         if owners := methods_with(name):
             text = f"option {name!r} (value {value!r}) is one of {', '.join(owners)}, not of this method; leave it out"
             raise TypeError(text)
-        raise TypeError(f"unknown option {name!r} (value {value!r}); {lookup.suggest(name, types)}")
-    return {name: _checked(name, value, types[name]) for name, value in values.items()}
+        raise TypeError(f"unknown option {name!r} (value {value!r}); {lookup.suggest(name, known)}")
+    return {name: _checked(name, value, known[name]) for name, value in values.items()}
 
 
-def flags(name: str, value) -> list[str]:
-    """An option as words of a command line. value: a bool, a sequence, or what `str` writes as tyro reads it."""
+def flags(name: str, value, hint: object) -> list[str]:
+    """An option as words of a command line.
+
+    value: a bool, a sequence, or what `str` writes as tyro reads it. hint: the field's type; a `bool | None` is no
+    switch but has a value.
+    """
     option = name.replace("_", "-")
-    if isinstance(value, bool):
+    if hint is bool:
         return [f"--{option}" if value else f"--no-{option}"]
     return [f"--{option}", *map(str, value if isinstance(value, list | tuple) else [value])]
 
 
 def refiner_with(name: str) -> str | None:
     """The refiner that has an option; None when no one has it."""
-    return next((each for each in refiners.names() if name in _types(refiners.find(each))), None)
+    return next((each for each in refiners.names() if name in types(refiners.find(each))), None)
 
 
 def methods_with(name: str) -> list[str]:
     """The methods that have an option."""
-    return [each for each in segmenters.names() if name in _types(segmenters.find(each))]
+    return [each for each in segmenters.names() if name in types(segmenters.find(each))]
 
 
-def _types(kind: type) -> dict[str, object]:
+def types(kind: type) -> dict[str, object]:
+    """The types of a dataclass's fields by name."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
 

@@ -167,8 +167,9 @@ def test_a_config_file_sets_options_and_flags_win(photos, capsys):
     assert values["actors"] is None and values["input"] == str(photos)
 
 
-def test_the_printed_config_is_a_config(photos, capsys):
-    assert label("--k", "4", "--print-config", photos=photos) == 0
+@pytest.mark.parametrize("refiner", [[], *(["--refine", name] for name in refiners.names())])
+def test_the_printed_config_is_a_config(refiner, photos, capsys):
+    assert label("--k", "4", *refiner, "--print-config", photos=photos) == 0
     config = photos.parent / "all.yaml"
     config.write_text(capsys.readouterr().out)
     assert main(["label", "kmeans", "--config", str(config), "--print-config"]) == 0

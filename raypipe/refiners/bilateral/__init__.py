@@ -44,11 +44,11 @@ class Bilateral:
     # A photograph needs 60 to 90 iterations to be solved; the papers stop at 25, which is part of their figures.
     refine_iterations: int = 25  # of conjugate gradients, at most
     refine_binarize: bool | None = None  # solve for the mask thresholded at 0.5; namedmask does
-    # None: the image's own size, reduced to a megapixel where it has more and the preset is tokencut
-    refine_working_size: int | None = None  # short side in px to which image and masks are brought; namedmask 512
+    # Image and masks are brought to it. None, with tokencut: reduced to a megapixel where an image has more.
+    refine_working_size: int | None = None  # short side in px to work at, None the image's own; namedmask 512
     refine_binary: bool | None = None  # give 0 and 1, what of the solution is above 0.5; namedmask does
-    # A mask stays as it was, with the note refine_rejected, unless its IoU with the refined one is above this.
-    refine_accept_iou: float | None = None  # 0 accepts everything; tokencut 0.5, others 0
+    # Otherwise the mask stays as it was, with the note refine_rejected.
+    refine_accept_iou: float | None = None  # IoU with its mask that a solution must exceed; 0 none, tokencut 0.5
     refine_clean: Literal["none", "largest"] = "none"  # largest: holes filled, then the largest part, as 0 and 1
 
     presets: ClassVar = PRESETS

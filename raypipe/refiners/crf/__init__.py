@@ -48,13 +48,11 @@ class Crf:
     """
 
     refine_preset: str = "zero_guidance"  # what is None below: zero_guidance, amir, spectral or reco
-    # Smoothness: a Gaussian over the position.
-    refine_gauss_sxy: float | None = None  # its sigma in px at working size; 1, amir and spectral 3
-    refine_gauss_weight: float | None = None  # against the given mask; 25, amir 50, spectral and reco 3
-    # Appearance: a Gaussian over position and colour.
-    refine_bilateral_sxy: float | None = None  # its sigma in px at working size; 5, spectral 80, reco 67
-    refine_bilateral_srgb: float | None = None  # its sigma in levels of each colour, 0..255; 13, reco 3
-    refine_bilateral_weight: float | None = None  # 100, amir 15, spectral 10, reco 4
+    refine_gauss_sxy: float | None = None  # sigma of smoothness, in px at working size; 1, amir and spectral 3
+    refine_gauss_weight: float | None = None  # of smoothness against the mask; 25, amir 50, spectral and reco 3
+    refine_bilateral_sxy: float | None = None  # sigma of likeness, in px at working size; 5, spectral 80, reco 67
+    refine_bilateral_srgb: float | None = None  # and in levels of each colour, 0..255; 13, reco 3
+    refine_bilateral_weight: float | None = None  # of likeness against the mask; 100, amir 15, spectral 10, reco 4
     refine_iterations: int | None = None  # of the mean field; 10, spectral 5
     refine_working_size: int | None = 448  # longest side in px, larger images are reduced; None: the image's own size
 
