@@ -46,7 +46,7 @@ class Found(Discovery):
     """
 
     weights: str = DECODER  # the decoder: a file, .pt or .safetensors; the variant background needs none
-    backbone: str = S8_300  # what it was trained on: DINO ViT-S/8 of 300 epochs. Another gives noise
+    backbone: str = S8_300  # what it was trained on: DINO ViT-S/8 of 300 epochs. The variant background takes any DINO
     variant: Literal["decoder", "background"] = "decoder"  # background: no trained part beside the backbone
     components: Literal["multi", "single"] = "multi"  # single: the largest 4-connected part of the mask, hard
     result: Literal["mask", "box"] = "mask"  # box: the largest part of the patch grid, whose bounds are the box
@@ -99,7 +99,8 @@ class Found(Discovery):
             self._weight, self._bias = fold(*decoder, self._dino.projection("key"))
 
     def _check_backbone(self) -> None:
-        check_checkpoint(self.backbone, needed=S8_300, method=self.name)
+        if self.variant == "decoder":  # on another backbone it gives noise
+            check_checkpoint(self.backbone, needed=S8_300, method=self.name)
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         for image, each in zip(images, features, strict=True):

@@ -270,6 +270,7 @@ def test_the_other_vit_s8_is_refused_by_its_name(tmp_path):
     for backbone in ("facebook/dino-vits8", "https://x.org/dino_deitsmall8_pretrain.pth"):
         with pytest.raises(ValueError, match=message):
             Found(backbone=backbone)
+    assert Found(variant="background", backbone="facebook/dino-vits16").networks == ("backbone",)
     method = Found(**tiny.options(tmp_path))
     (tmp_path / "backbone/source.json").write_text(json.dumps({"weights": "facebook/dino-vits8"}))
     with pytest.raises(ValueError, match=message):  # where the driver has no such folder, the worker still sees it
