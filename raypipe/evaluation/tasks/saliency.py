@@ -21,7 +21,7 @@ BETA_SQ = 0.3  # weight of the precision (Two Tricks, supplement; Achanta et al.
 SELFMASK_BETA_SQ = 0.09  # SelfMask's code squares it once more
 SELFMASK_EPS = 1e-7  # it adds this to denominators
 THRESHOLDS = np.arange(255, dtype=np.float32) / np.float32(255)  # of the F curve: 0 is one, 1 is none
-CHUNK = 1 << 14  # pixels at once: what is computed of them stays in a core's cache
+CHUNK = 1 << 15  # pixels at once: what is computed of them stays in a core's cache
 SAME_SHAPE = 0.01  # most by which the ratio of a label's sides may differ from its image's, to be scaled to it
 VARIANTS = {
     "per_image_max_f": Value("Max F per image", "best of each image, then the mean"),
@@ -174,18 +174,17 @@ def selfmask_f(hits: np.ndarray, predicted: np.ndarray, wanted: int) -> np.ndarr
 def counts_above(soft: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pixels above each of THRESHOLDS that are set in the target, and all: two int64 (255,).
 
-    soft: float32 (H, W) without NaN. target: bool (H, W). One pass over the pixels instead of one per threshold: how
+    soft: float32 (H, W) in [0, 1]. target: bool (H, W). One pass over the pixels instead of one per threshold: how
     many thresholds lie below a pixel is its level, and the levels' histograms add up from the top.
     """
     soft, target, pixels = soft.ravel(), target.ravel(), np.zeros(512, np.int64)
     for start in range(0, soft.size, CHUNK):
-        values = soft[start : start + CHUNK].clip(0, 1)
-        levels = np.ceil(values * 255)  # at most one off, by rounding
-        above, below = values > levels / 255, values <= (levels - 1) / 255  # these quotients are THRESHOLDS, to the bit
-        levels += above
-        levels -= below
-        levels += np.multiply(target[start : start + CHUNK], 256, dtype=np.float32)
-        pixels += np.bincount(levels.astype(np.intp), minlength=512)
+        values = soft[start : start + CHUNK]
+        level = np.ceil(values * 255)  # the level, or by rounding one less: never more, as THRESHOLDS * 255 is exact
+        levels = level.astype(np.int16)
+        levels += (values > level / 255).view(np.int8)  # a threshold, to the bit
+        levels += np.left_shift(target[start : start + CHUNK], 8, dtype=np.int16)
+        pixels += np.bincount(levels, minlength=512)
     others, hits = pixels.reshape(2, 256)
     hits, every = (np.cumsum(each[:0:-1])[::-1] for each in (hits, hits + others))
     return hits, every
