@@ -92,7 +92,8 @@ class Evaluation:
             [(line, [values.get(name, "") for name in names]) for line, values in lines],
         )
         means = [f"{cell(self.means[name]):>9}  {name}: {title}" for name, title in self.titles.items()]
-        papers = beside({self.run: self.means}, self.published)
+        papers = beside({rows.run_names((self.run,))[0]: self.means}, self.published)
+        papers = ["", *papers] if papers else []
         return "\n".join([*table, "", *means, *papers, *self.remarks(), f"per image: {self.table}"])
 
     def remarks(self) -> list[str]:

@@ -94,7 +94,7 @@ def beside(ours: Mapping[str, Mapping], printed: list[dict]) -> list[str]:
     papers, notes = _record()["papers"], dict.fromkeys(f"table {e['table']}: {e['note']}" for e in printed if e["note"])
     named = dict.fromkeys(each["paper"] for each in printed)
     named = [f"{name}: {papers[name]['title']}, {papers[name]['authors']}" for name in named]
-    return [*lines_of("published", [name.replace("_", " ") for name in metrics], cells), *named, *notes]
+    return [*lines_of("published", [name.replace("_", " ") for name in metrics], cells), *named, *notes, ""]
 
 
 def lines_of(corner: str, heads: list[str], lines: list[tuple[str, list]]) -> list[str]:
