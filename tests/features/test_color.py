@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from raypipe import segmenters
 from raypipe.features import color
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,3 +41,23 @@ def test_patches_of_one_kind_are_similar_and_those_of_another_are_not():
         similarity[inside.flatten()][:, ~inside.flatten()],
     )
     assert within.mean() > 0.5 and across.mean() < 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lost", "tokencut", "deep_spectral", "spectral_voting"])
+def test_methods_find_far_more_with_it_than_the_middle_of_the_image(name, shared):
+    folder = shared / "data/saliency_examples"
+    paths = sorted((folder / "reference_maps/u2net").glob("*.png"))
+    method = segmenters.find(name)(weights="color")
+    method.load("cpu")
+    agreement, chance = [], []
+    for path in paths:
+        target = np.asarray(Image.open(path)) > 127
+        image = np.asarray(Image.open(folder / f"images/{path.stem}.jpg").convert("RGB"))
+        (found,) = method.segment([image])
+        middle, (height, width) = np.zeros_like(target), target.shape
+        middle[height // 5 : -(height // 5), width // 5 : -(width // 5)] = True
+        for mask, values in ((found.masks.any(0), agreement), (middle, chance)):
+            values.append((mask & target).sum() / (mask | target).sum())
+    assert len(agreement) == 13
+    assert np.mean(chance) < 0.37 and np.mean(agreement) > 0.45
