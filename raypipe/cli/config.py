@@ -16,7 +16,7 @@ import yaml
 from raypipe import refiners, segmenters, storage
 from raypipe.cli import words as plain_words
 from raypipe.evaluation import tasks
-from raypipe.pipeline.options import checked, flags, refiner_with, types
+from raypipe.pipeline.options import checked, flags, refiners_with, types
 from raypipe.storage import without_secrets
 from raypipe.types import BadImage, name_of
 
@@ -68,8 +68,8 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     kinds = {name: FIND[name](chosen[name]) for name in parts if chosen[name] not in (None, "None")}
     if "refine" in parts and "refine" not in kinds:
         for name in typed:
-            if refiner := refiner_with(name.replace("-", "_")):
-                raise ValueError(f"--{name} has no effect without a refiner; add --refine {refiner}")
+            if owners := refiners_with(name.replace("-", "_")):
+                raise ValueError(f"--{name} has no effect without a refiner; add --refine {' or '.join(owners)}")
     names = {name.removeprefix("no-").replace("-", "_") for name in typed}
     swept = {word.partition("=")[0] for word in words if "=" in word}  # by `--over`
     values = _without_presets(values, kinds, names | swept)

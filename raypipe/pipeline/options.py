@@ -35,9 +35,9 @@ def checked(values: dict, kinds: list[type]) -> dict:
     for name, value in values.items():
         if name in known:
             continue
-        if refiner := refiner_with(name):
-            text = f"option {name!r} (value {value!r}) has no effect without a refiner; set refine to {refiner!r}"
-            raise TypeError(text)
+        if owners := refiners_with(name):
+            text = f"has no effect without a refiner; set refine to {' or '.join(map(repr, owners))}"
+            raise TypeError(f"option {name!r} (value {value!r}) {text}")
         if owners := methods_with(name):
             text = f"option {name!r} (value {value!r}) is one of {', '.join(owners)}, not of this method; leave it out"
             raise TypeError(text)
@@ -57,9 +57,9 @@ def flags(name: str, value, hint: object) -> list[str]:
     return [f"--{option}", *map(str, value if isinstance(value, list | tuple) else [value])]
 
 
-def refiner_with(name: str) -> str | None:
-    """The refiner that has an option; None when no one has it."""
-    return next((each for each in refiners.names() if name in types(refiners.find(each))), None)
+def refiners_with(name: str) -> list[str]:
+    """The refiners that have an option."""
+    return [each for each in refiners.names() if name in types(refiners.find(each))]
 
 
 def methods_with(name: str) -> list[str]:

@@ -139,7 +139,10 @@ def test_too_many_bad_images_end_with_code_3_and_the_way_to_retry(photos, capsys
             "raypipe: --refine-radius has no effect without a refiner; add --refine guided\n",
         ),
         (["label", "kmeans", "--input", ".", "--output", "/tmp/x", "--foreground", "wohle"], "choose one of: grabcut"),
-        (["label", "kmeans", "--input", ".", "--output", "/tmp/x", "--refine", "gf"], "choose one of: guided"),
+        (
+            ["label", "kmeans", "--input", ".", "--output", "/tmp/x", "--refine", "gf"],
+            "choose one of: bilateral, crf, guided",
+        ),
     ],
 )
 def test_wrong_usage_ends_with_code_2_and_says_what_is_right(argv, message, capsys):

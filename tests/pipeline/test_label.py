@@ -373,7 +373,8 @@ def test_unknown_options_are_named_with_the_nearest_known_one(tmp_path):
         ({"eps": "1"}, "option 'eps': expected a number, got '1'"),
         ({"local": 1}, "option 'local': expected true or false, got 1"),
         ({"input": ["a", "b"]}, "option 'input': expected text, got ['a', 'b']; write the paths into a .txt file"),
-        ({"refine": 3}, "unknown refiner 3; choose one of: guided"),
+        ({"refine": 3}, "unknown refiner 3; choose one of: bilateral, crf, guided"),
+        ({"refine_preset": "reco"}, "has no effect without a refiner; set refine to 'bilateral' or 'crf'"),
         ({"refine_radius": 4}, "option 'refine_radius' (value 4) has no effect without a refiner; set refine to"),
     ],
 )
