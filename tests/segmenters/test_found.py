@@ -14,11 +14,9 @@ from support.tiny import found as tiny
 
 from raypipe import masks
 from raypipe.benchmark.plain import found as plain
-from raypipe.features.dino import Dino
 from raypipe.features.grid import Features
 from raypipe.segmenters import found
 from raypipe.segmenters.found import Found
-from raypipe.sweep.together import share_features
 from raypipe.types import BadImage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -204,19 +202,6 @@ def test_a_single_mask_is_one_part_of_the_mask(loaded, disc):
     np.testing.assert_array_equal(single.masks[0], masks.largest_component(whole.masks[0]))
 
 
-def test_options_that_act_after_the_features_share_them(loaded, disc, monkeypatch):
-    options = [{}, {"components": "single"}, {"result": "box"}]
-    expected = [next(loaded(**each).segment([disc])).masks for each in options]
-    methods, seen = [loaded(**each) for each in options], []
-    forward = Dino.forward
-    monkeypatch.setattr(Dino, "forward", lambda *args, **kwargs: seen.append(1) or forward(*args, **kwargs))
-    share_features(methods)
-    for method, masks_alone in zip(methods, expected, strict=True):
-        method.load("cpu")
-        np.testing.assert_array_equal(next(method.segment([disc])).masks, masks_alone)
-    assert len(seen) == 1
-
-
 def test_without_any_foreground_there_is_no_mask_and_the_box_is_the_whole_image(loaded, disc):
     image = np.full_like(disc, 90)
     for options in ({"bkg_threshold": -1}, {"bkg_threshold": -1, "components": "single"}):
@@ -310,3 +295,16 @@ REFUSED = [
 def test_options_that_cannot_be_or_have_no_effect_are_refused(options, message):
     with pytest.raises(ValueError, match=f"found: {message}"):
         Found(**options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"components": "single"}, {"variant": "background"}, {"result": "box"}])
+def test_a_gpu_finds_what_the_cpu_finds_in_full_batches(tmp_path, options):
+    weights, pictures = tiny.options(tmp_path), (skimage.data.coffee, skimage.data.astronaut, skimage.data.coffee)
+    images = [cv2.resize(picture(), (90, 70), interpolation=cv2.INTER_AREA) for picture in pictures]
+    here, there = (Found(**weights, dtype="float32", **options) for _ in range(2))
+    here.load("cpu"), there.load("cuda")
+    for one, other in zip(here.segment(images), there.segment(images), strict=True):
+        assert one.masks.shape == other.masks.shape and ((one.masks > 0.5) != (other.masks > 0.5)).mean() < 0.01
+        assert not here.soft or np.abs(one.masks - other.masks).max() < 1e-3

@@ -183,3 +183,15 @@ def test_a_checkpoint_for_a_wider_backbone_is_refused(tmp_path):
 def test_sizes_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=f"move: {list(options)[-1]} must be at least"):
         Move(**options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_a_gpu_finds_what_the_cpu_finds(method, tmp_path, dtype, tolerance):
+    there = Move(**tiny.options(tmp_path), dtype=dtype)  # the same random weights
+    there.load("cuda")
+    images = [skimage.data.coffee()[:200, :300], skimage.data.astronaut()[:200, :300]]
+    for one, other in zip(method.segment(images), there.segment(images), strict=True):
+        assert np.abs(one.masks - other.masks).mean() < tolerance
+        assert ((one.masks > 0.5) != (other.masks > 0.5)).mean() < tolerance
