@@ -193,6 +193,8 @@ def rungs(count: int) -> list[int]:
 
 def run_group(config: dict, todo: list[list[Trial]], counts: list[int], threads: int) -> None:
     """A trial, or some that share features, in a worker of Ray Tune."""
+    from ray import tune
+
     from raypipe.pipeline import workers
 
     workers.use_threads(threads)
@@ -201,6 +203,7 @@ def run_group(config: dict, todo: list[list[Trial]], counts: list[int], threads:
         run_trial(*group, counts)
     else:
         advance_together(group, threads=threads)
+        tune.report({"images": counts[-1]})  # else it prints that nothing was
 
 
 def run_trial(trial: Trial, counts: list[int]) -> None:
