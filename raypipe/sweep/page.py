@@ -60,6 +60,7 @@ def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: 
     folder, tie, stored = Folder(common.sweep.output), task.SHOWN[metric].tie, {}
     chosen = best(every, metric, goal, tie)
     lines = {name: along(name, chosen, every, swept) for name in swept}
+    found = [curves(name, line, every, metric) for name, line in lines.items()]
 
     def sample(setting: Setting) -> dict[str, dict]:
         trial = trial_of(common, setting)
@@ -81,7 +82,8 @@ def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: 
         caution=caution(chosen, every, swept, task, metric),
         settings=every,
         table=every[:TABLE_ROWS],
-        curves=[each for name in swept for each in curves(name, lines[name], every, metric)],
+        curves=[first for first, *_ in found],
+        more=[each for _, *rest in found for each in rest],
         planes=planes(every, swept, metric, goal),
         groups=groups(per_image, swept, task, metric, goal),
         strips=[strip(name, lines[name], chosen, sample) for name in swept],

@@ -84,6 +84,7 @@ def page(tmp_path):
         settings=SETTINGS,
         table=SETTINGS,
         curves=curves("k", [SETTINGS[2], SETTINGS[0], SETTINGS[1]], SETTINGS, "dice_best"),
+        more=[],
         planes=[],
         groups=[],
         strips=[{"name": "k", "values": [2, 3], "lines": {"<b>.png": cells, "b.png": cells}}],

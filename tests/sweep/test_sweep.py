@@ -22,6 +22,7 @@ from support.sweepable import PLACES, SIZE, Gamma, Staged, sweep_of, write_label
 
 from raypipe import masks
 from raypipe.cli.verbs import main
+from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
 from raypipe.refiners.guided import Guided
@@ -377,7 +378,7 @@ def test_the_page_shows_curves_and_images_and_nothing_of_it_is_run(folder):
         (folder / kind / "wild/cat_5.png").rename(folder / kind / "wild/<img src=x>_5.png")
     run(folder, "threshold=0.3,0.4,0.5", "gamma=1,2", "is_dark=true,false", group="prefix")
     page = (folder / "sweep/sweep.html").read_text()
-    assert page.count("<polyline") == 3 * len(MEANS) and page.count('class="plane"') == 3
+    assert page.count("<polyline") == 3 * len(Pattern.SHOWN) and page.count('class="plane"') == 3
     assert page.count("data:image/jpeg;base64,") == 6 * (3 + 2 + 2)
     assert "<img src=x>" not in page and "&lt;img src=x&gt;_5.png" in page
     assert not re.findall(r"https?://", page) and "script-src 'sha256-" in page
