@@ -102,5 +102,5 @@ def nothing(
     of: what cannot, for people. counts, examples: of images by status, and their keys.
     """
     reasons = "; ".join(f"{counts[status]:,} {WHY[status]}, such as {keys[0]!r}" for status, keys in examples.items())
-    advice = "; labels are not scaled: each needs its image's size" if "other_size" in examples else ""
+    advice = "; each label needs the size of its image" if "other_size" in examples else ""
     return ValueError(f"{of} cannot be measured against {place_of(labels)}: {reasons}{advice}")

@@ -25,6 +25,7 @@ from raypipe.storage import Location, map_ahead, open_table, resolve
 from raypipe.types import BadImage
 
 BATCH_ROWS = 250  # images handed on at once; an image of a hundred masks may take a megabyte
+SOFT_ROWS = 16  # the same with soft masks, of which one may take ten
 PARTS_AHEAD = 4  # parts read at the same time
 # What a condition can name, besides the columns of a joined table.
 IMAGE_COLUMNS = "image_id uri key sha256 height width note seconds attempt error method segments".split()
@@ -74,14 +75,14 @@ def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.Table]:
-    """Committed rows, up to 250 at a time, in the order of the parts, each id once, with the column `method`.
+    """Committed rows, up to 250 at a time, with soft masks 16, in the order of the parts, each id once, with `method`.
 
     leaves: read of each segment only these fields; None = all but `soft`. Safe while a job writes.
     """
-    lost = _lost(run)
+    lost, count = _lost(run), SOFT_ROWS if "soft" in (leaves or ()) else BATCH_ROWS
     for name in run.parts():
         with run.part(name) as part:
-            for batch in part.iter_batches(BATCH_ROWS, columns=_paths(leaves)):
+            for batch in part.iter_batches(count, columns=_paths(leaves)):
                 table = _without(pa.table(batch), lost[name])
                 yield table.append_column("method", pa.repeat(pa.scalar(run.method), len(table)))
 
