@@ -24,7 +24,7 @@ from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
-WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # suffixes of weight files
+WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.pth.tar")  # suffixes of weight files
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained` reads of a repository
 OLD_WEIGHTS = ("pytorch_model*.bin",)  # read instead where a repository has no safetensors
 NESTED = ("*/*",)  # variants for other libraries lie in folders of a repository

@@ -382,3 +382,10 @@ def test_behind_a_proxy_it_is_the_proxy_that_is_reached(proxy, monkeypatch):
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(ConnectionError, match=r"^127\.0\.0\.1 cannot be reached: Connection refused"):
         fetching.check_reachable("https://no-such-host.invalid/weights")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors", "moco_v2_800ep_pretrain.pth.tar"])
+def test_the_address_of_a_checkpoint_is_known_by_its_file(name):
+    assert networks.is_address(f"https://example.org/weights/{name}?download=true")
+    assert not networks.is_address(f"https://example.org/{name}/index.html")
+    assert not networks.is_address(f"weights/{name}")

@@ -113,7 +113,7 @@ class SpectralVoting(Discovery):
         result = vote(masks, heights, widths, remove_long=self.remove_long, remove_small_large=self.remove_small_large)
         winner = masks[result.winner].repeat(heights, 0).repeat(widths, 1)
         note = "no_candidate" if result.all_filtered else ""
-        return Segments(winner[None], scores=[result.scores.max()], note=note)
+        return Segments(winner[None], scores=[float(result.scores.max())], note=note)
 
     def _clusters(self, features: Features, size: tuple[int, int]) -> Clusters:
         """Those of one backbone. size: (H, W) of the image."""
