@@ -66,11 +66,9 @@ def match(
 ) -> Labels:
     """The labels of some images. source: a folder of labels, as the task wants it, or a data set.
 
-    keys: those of all images; one may stand twice. of: the images, for the message.
-
-    kind: of mask files, as a person says; None = recognised, and said. known: found out before, so taken as it is.
-    Raises ValueError when no label belongs to an image or their kind is not evident, besides what the task raises for
-    the folder.
+    keys: those of all images; one may stand twice. of: the images, for the message. kind: of mask files, as a person
+    says; None = recognised, and said. known: found out before, so taken as it is. Raises ValueError when no label
+    belongs to an image or their kind is not evident, besides what the task raises for the folder.
     """
     keys, limits = list(keys), {"max_bytes": max_bytes, "max_pixels": max_pixels}
     dataset = source if isinstance(source, DataSet) else None

@@ -188,6 +188,8 @@ BAD = {
     "backwards": voc_xml([(9, 2, 3, 4)]).encode(),
     "entities": b'<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation><folder>&b;&b;</folder></annotation>',
     "entities in UTF-16": '<!DOCTYPE a [<!ENTITY b "bb">]><annotation>&b;</annotation>'.encode("utf-16"),
+    "another encoding": b'<?xml version="1.0" encoding="nothing"?><annotation/>',
+    "endless": voc_xml([], size=("inf", "inf")).encode(),
     "JSON": b'{"images": [], "annotations": []}',
     "empty": b"",
 }
@@ -216,7 +218,9 @@ def test_coordinates_may_be_fractions_and_the_size_unknown():
     assert Boxes().fits({"height": 7, "width": 5}, found)
 
 
-@pytest.mark.parametrize("content", [b"no JSON", b"[1, 2]", b'{"images": [{}]}', b'{"images": 3, "annotations": []}'])
+@pytest.mark.parametrize(
+    "content", [b"no JSON", b"[1, 2]", b'{"images": [{}]}', b'{"images": 3, "annotations": []}', b"[" * 10**5]
+)
 def test_a_file_that_is_no_json_of_coco_is_named(tmp_path, content, capsys):
     write_run(str(tmp_path / "run"), [masks_row("a.jpg", filled([[6, 4, 20, 12]], SIZE))])
     (tmp_path / "boxes.json").write_bytes(content)

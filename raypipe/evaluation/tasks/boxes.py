@@ -163,7 +163,7 @@ def box_files(folder: str) -> dict[str, Location]:
 
 
 def of_voc(content: bytes) -> TrueBoxes:
-    """The boxes of a VOC annotation, whose first pixel is 1: half-open is `min - 1` to `max` (methods of VOC's code).
+    """The boxes of a VOC annotation, in which the first pixel is 1 and the last one belongs to the box.
 
     Raises BadImage for what is none, and for a document type: entities of strangers may take all memory.
     """
@@ -184,7 +184,7 @@ def of_voc(content: bytes) -> TrueBoxes:
             for each in root.findall("object")
         ]
         size = tuple(int(float(root.findtext(f"size/{name}", "0"))) for name in ("height", "width"))
-    except (expat.ExpatError, AttributeError, TypeError, ValueError) as error:
+    except (expat.ExpatError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise BadImage("decode", "corrupt", f"no annotation as PASCAL VOC writes it: {error}") from error
     if root.tag != "annotation":
         raise BadImage("decode", "corrupt", f"no annotation as PASCAL VOC writes it: <{root.tag[:40]}>")
@@ -197,7 +197,7 @@ def of_coco(content: str) -> TrueBoxes:
         image = json.loads(content)
         sides = np.array(image["boxes"], float).reshape(-1, 4)
         size = (image["height"], image["width"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise BadImage("decode", "corrupt", f"no boxes as COCO has them: {error}") from error
     boxes = np.rint(np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], 1))
     return _checked(boxes, size if all(size) else None)
@@ -224,7 +224,7 @@ def instances(location: str, *, max_bytes: int) -> dict[str, str]:
         kept = {each["file_name"]: {n: each.get(n) for n in ("height", "width", "boxes")} for each in images.values()}
     except BadImage as error:
         raise (FileNotFoundError if error.kind == "missing" else ValueError)(error.message) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         text = "expected COCO's instances as JSON, with images and annotations"
         raise ValueError(f"{place}: {text}, got {type(error).__name__}: {error}") from error
     return {name: f"{place.uri}{AT}{json.dumps(image)}" for name, image in kept.items()}
