@@ -100,6 +100,8 @@ def others(method: Segmenter) -> list[Segmenter]:
             values = [each for each in typing.get_args(kinds[name]) if each != value]
         elif isinstance(value, bool):
             values = [not value]
+        elif isinstance(value, tuple):
+            values = [value[:1]]
         else:
             values = [16 if value is None else value + 1 if isinstance(value, int) else value / 2 or 1.0]
         for each in values:
