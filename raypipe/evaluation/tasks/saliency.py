@@ -32,7 +32,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Saliency(Task):
-    """Accuracy, IoU, F and MAE of an image's first mask, and IoU by the object's size; an image without mask has none.
+    """Accuracy, IoU, F and MAE of an image's first mask, and IoU by the object's size; without a mask it is empty.
 
     Max F and MAE need soft masks (`label --keep-soft`): without them they are null, never made from binary masks.
     Labels are set from half of white on, those of data sets after conversion to grey.
