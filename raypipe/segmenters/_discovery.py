@@ -84,7 +84,8 @@ class Discovery(Segmenter):
         if network is None:
             from raypipe.features import color
 
-            return (color.describe(image, CELL, fit=self.FIT, max_side=self.max_side) for image in images)
+            options = {"fit": self.FIT, "max_side": self.max_side, "method": self.name}
+            return (color.describe(image, CELL, **options) for image in images)
         options = {"facet": self.FACET, "block": self.BLOCK, "cls_attention": self.CLS_ATTENTION}
         return network(images, fit=self.FIT, max_side=self.max_side, **options)
 

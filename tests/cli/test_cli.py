@@ -371,5 +371,6 @@ def test_every_method_tells_what_it_needs(capsys):
 
 def test_the_demo_labels_photographs_and_draws_a_sheet(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
-    assert (tmp_path / "demo/kmeans/sheet.png").stat().st_size > 100_000
+    for run in ("kmeans", "tokencut"):
+        assert (tmp_path / f"demo/{run}/sheet.png").stat().st_size > 100_000
     assert "raypipe label" in capsys.readouterr().out

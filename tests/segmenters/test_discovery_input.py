@@ -63,10 +63,14 @@ def test_images_of_any_shape_and_grey_ones_are_answered_in_one_batch(name, optio
 
 
 @pytest.mark.parametrize("name", ON_COLOR)
-def test_images_of_any_shape_are_answered_without_a_network(name):
+def test_images_of_any_shape_are_answered_without_a_network(name, caplog):
+    grid._say_once.cache_clear()
     images = [picture(*size) for size in SIZES] + [np.full((50, 70, 3), 90, np.uint8)]
-    for image, row in zip(images, rows(find(name)(weights=COLOR), images), strict=True):
+    with caplog.at_level(logging.INFO, "raypipe"):
+        found = rows(find(name)(weights=COLOR), images)
+    for image, row in zip(images, found, strict=True):
         assert row["error"] == "" and row["found"].masks.shape[1:] == image.shape[:2]
+    assert sum(record.message.startswith(f"{name}: images with a side of more") for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "move"])  # which resizes every image anyway
