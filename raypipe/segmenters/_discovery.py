@@ -50,7 +50,7 @@ class Discovery(Segmenter):
         if self.weights == COLOR and self.networks == ("weights",):
             if self.dtype != "auto":
                 raise ValueError(f"{self.name}: dtype {self.dtype!r} has no effect: weights 'color' is no network")
-            self.networks = ()  # nothing to fetch
+            self.networks, self.gpus = (), 0.0  # nothing to fetch, nothing for a GPU
         networks.settle_options(self)
 
     @property

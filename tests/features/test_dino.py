@@ -112,6 +112,20 @@ def test_bfloat16_gives_float32_features_close_to_those_of_float32(folder, image
         assert 0 < difference < 0.02
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("auto", 0.02)])
+def test_a_gpu_gives_the_features_of_the_cpu_in_order(dtype, tolerance, folder, images, monkeypatch):
+    monkeypatch.setattr(module, "TOKENS", 45)  # three images of 3 x 5 patches at once, and then the fourth
+    options = {"method": "test", "dtype": dtype}
+    of_gpu = list(Dino(folder, device="cuda", **options)(images, fit="pad", cls_attention=True))
+    of_cpu = Dino(folder, device="cpu", method="test", dtype="float32")(images, fit="pad", cls_attention=True)
+    for one, other in zip(of_gpu, of_cpu, strict=True):
+        assert one.grid == other.grid and one.patches.is_cuda and one.patches.dtype == torch.float32
+        assert (one.patches.cpu() - other.patches).norm() <= tolerance * other.patches.norm()
+        assert (one.cls_attention.cpu() - other.cls_attention).abs().max() <= tolerance
+
+
 def test_dinov2_with_and_without_registers_is_what_the_whole_model_computes(tmp_path):
     from transformers import Dinov2Config, Dinov2Model
 

@@ -52,7 +52,7 @@ def test_color_is_no_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "color").mkdir()
     method = First(weights="color")
-    assert method.networks == () and method.weights == "color"
+    assert method.networks == () and method.weights == "color" and method.gpus == 0 and First().gpus == 1
     method.load("cpu")
     assert method.checksums() == {}
     assert replace(method, max_side=64).networks == () and pickle.loads(pickle.dumps(First(weights="color"))) == method
