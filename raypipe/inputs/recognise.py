@@ -23,6 +23,7 @@ SHEET, NO_SHEET = 0.8, 0.5  # light share of the border from which on there is a
 INK = 0.95  # least dark share of what is opaque on a transparent sheet
 PHOTOGRAPH = 0.5  # from this share of pixels between dark and light on it is no mask
 EVEN = 0.1  # of white: levels that lie closer than this are one
+PARTS = 5  # connected parts per level from which on the many levels are shades: a number has one part or few
 FLAT = 0.8  # least share of pixels between black and white that equal their neighbour, in a map of numbers
 NEAR, ONE_INK = 24, 0.6  # of 255: how far coloured ink is from its median; least share of it that is not farther
 FEW_OF_ANOTHER = 0.1  # files of another kind up to this share are a remark, more an error
@@ -162,10 +163,18 @@ def _like(levels: np.ndarray, values: np.ndarray, white: float, file: Stored) ->
         inner = (levels > 0) & (levels < white)
         alike = (levels[:, 1:] == levels[:, :-1])[inner[:, 1:]]
         may_be_soft = spans and len(values) > 3  # black, white and the edges between
-        if (is_few and not may_be_soft) or (len(alike) and alike.mean() >= FLAT):
+        is_flat = len(alike) and alike.mean() >= FLAT and (is_few or not _are_shades(levels, values))
+        if (is_few and not may_be_soft) or is_flat:
             return "index"
     between = (levels >= DARK * white) & (levels <= PALE * white)
     return "photograph" if between.mean() > PHOTOGRAPH else sheet
+
+
+def _are_shades(levels: np.ndarray, values: np.ndarray) -> bool:
+    """Whether levels (H, W) lie about in specks, as in a probability that is nearly 0 or 1 almost everywhere."""
+    from skimage.measure import label
+
+    return label(levels, background=-1, connectivity=1).max() >= PARTS * len(values)
 
 
 def _sheet(light: np.ndarray) -> str:

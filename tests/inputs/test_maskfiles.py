@@ -128,6 +128,15 @@ def test_soft_edges_and_jpeg_leave_the_mask_as_it_was_drawn(tmp_path, is_ink):
             assert (found != mask).mean() < 0.03
 
 
+def test_probabilities_that_are_nearly_sure_are_no_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    sure = [np.where(rng.random(SIZE) < 0.15, rng.integers(0, 256, SIZE), mask * 254 + 1) for mask in objects()]
+    for values in sure:
+        values[0, :2] = 0, 255
+        values[-1] = values[-1, 0]
+    assert str(recognised(save(tmp_path, map(grey, sure)))) == "light"
+
+
 def test_ink_on_white_and_on_transparent_are_one_kind(tmp_path, caplog):
     first, second = objects()
     folder = save(tmp_path, [grey(255 - first * 255).convert("RGB"), on_transparent(second)])
