@@ -244,6 +244,7 @@ def group(key: str, by: str) -> str:
 
 def _measured(run: Run, labels: Labels, by: str, reference: str) -> Iterator[dict]:
     """Rows of the task's table with `is_empty`, of the label; labels are read ahead in threads."""
+    is_hard = {"is_hard": run.configuration()["provenance"].get("soft") is False}  # older runs do not say
 
     def measure(row: dict) -> dict:
         known = {name: row[name] for name in ("image_id", "key", "method", "height", "width")}
@@ -252,7 +253,7 @@ def _measured(run: Run, labels: Labels, by: str, reference: str) -> Iterator[dic
         if status != "ok":
             return known | {"status": status}
         is_empty = isinstance(label, np.ndarray) and not label.any()
-        return known | labels.task.cells(row, label) | {"status": status, "is_empty": is_empty}
+        return known | labels.task.cells(row | is_hard, label) | {"status": status, "is_empty": is_empty}
 
     every = (row for table in rows.batches(run, leaves=labels.task.LEAVES) for row in table.to_pylist())
     every = (row for row in every if row["key"] not in labels.outside)

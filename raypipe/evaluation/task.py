@@ -78,7 +78,8 @@ class Task(ABC):
     def measure(self, row: dict, label: Any) -> dict:
         """The task's columns for one image; null, NaN or an absent one is no measure.
 
-        row: of the masks table, of its segments LEAVES only. label: as `read` gives it, of a row that it fits.
+        row: of the masks table, of its segments LEAVES only; `is_hard` is true where masks never were probabilities.
+        label: as `read` gives it, of a row that it fits.
         """
 
     @abstractmethod

@@ -46,7 +46,7 @@ class Here:
         self._done = Counter()  # `rows` and, of these, `errors` so far
         self._run, self._work = run, replace(work, device=device_here(job.device, gpus=work.gpus))
         self._size, self._parts = block_size(job, work, on_gpu=self._work.device == "cuda"), itertools.count()
-        self._segment, known = stages.Segment(self._work), provenance.environment() | foregrounds.mask_kind(pending)
+        self._segment, known = stages.Segment(self._work), _known(work, pending)
         run.freeze(settings, known | {"weights": self._segment.checksums()})
 
     def count(self, before: int) -> Counts:
@@ -62,6 +62,11 @@ class Here:
             table = stages.table(portion)
             self._run.commit(work.attempt, next(self._parts), table)
             errors.update(stages.count_errors(table))
+
+
+def _known(work: Work, pending: pa.Table) -> dict:
+    """What run.json says of a run besides its settings and weights. `soft`: whether masks were probabilities first."""
+    return provenance.environment() | foregrounds.mask_kind(pending) | {"soft": work.is_soft}
 
 
 def _portions(rows: Iterable[dict], size: int, done: Counter) -> Iterator[list[dict]]:
@@ -97,7 +102,7 @@ def label_on_ray(
         cluster.warn_of_local_paths(input=job.input, output=job.output)
         resources = cluster.resources(gpus=work.gpus, device=job.device, actors=job.actors)
         work = replace(work, device=resources.device)
-        known = provenance.environment() | foregrounds.mask_kind(pending)
+        known = _known(work, pending)
         run.freeze(settings, known | {"weights": probe(work, gpus=resources.gpus)})
         ledger = workers.Ledger.remote()
         sink = workers.CommitSink(run, work.attempt, ledger)

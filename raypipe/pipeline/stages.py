@@ -45,6 +45,11 @@ class Work:
         return self.foreground and self.foreground.segmenter(seed=self.segmenter.seed)
 
     @property
+    def is_soft(self) -> bool:
+        """Whether masks are probabilities before the threshold: those of a soft method, and all that was refined."""
+        return self.segmenter.soft or self.refiner is not None
+
+    @property
     def gpus(self) -> float:
         """GPUs per actor where the device is cuda; 0 when nothing of this work can use one."""
         return max(self.segmenter.gpus, self.finder.gpus if self.finder else 0.0)

@@ -76,6 +76,7 @@ class Scorer:
         self._images = {row["image_id"]: row for row in trial.images.to_pylist()}
         self._posts = {canonical(post): post for post in trial.posts}
         self._work = replace(trial.work, keep_soft="soft" in self.task.LEAVES)
+        self._is_hard = {"is_hard": not self._work.is_soft and trial.refiner is None}
         self.label = trial.labels.read
 
     def __call__(self, row: dict, posts: set[str]) -> list[dict]:
@@ -88,7 +89,7 @@ class Scorer:
             return [known | {"status": status, STORED_POST: post} for post in posts]
         scores = []
         for post, labelled in self.labelled(row, posts):
-            measured = {} if labelled["error"] else self.task.cells(labelled, label)
+            measured = {} if labelled["error"] else self.task.cells(labelled | self._is_hard, label)
             scores.append(known | measured | {"status": "failed" if labelled["error"] else "ok", STORED_POST: post})
         return scores
 

@@ -10,6 +10,7 @@ from support.golden import arrays
 from support.layouts import MASKS, SIZE, write_masks, write_photos
 from support.written import masks_row, write_run
 
+import raypipe
 from raypipe.cli.verbs import main
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks.saliency import (
@@ -306,3 +307,23 @@ def test_bad_files_of_a_data_set_are_counted_and_listed(tmp_path, capsys):
     ):
         assert line in lines
     assert json.loads(lines[-1])["counts"] == dict(ok=1, failed=0, no_label=1, other_size=1, bad_label=1)
+
+
+def test_masks_that_never_were_probabilities_count_as_0_and_1(tmp_path):
+    target = np.zeros((24, 30), bool)
+    target[6:18, 8:22] = True
+    write_masks(tmp_path / "photos", {"a.png": np.where(target, 40, 200).astype(np.uint8)})
+    write_masks(tmp_path / "labels", {"a.png": np.uint8(255) * target})
+    found = {}
+    for refine in (None, "guided"):  # the watershed has no probabilities; what a refiner gives is soft
+        raypipe.label(
+            "watershed",
+            tmp_path / "photos",
+            run := str(tmp_path / f"{refine}"),
+            foreground="whole",
+            refine=refine,
+            local=True,
+        )
+        found[refine] = evaluate(Evaluate((run,), str(tmp_path / "labels")), Saliency()).means
+    assert found[None]["max_f"] == found[None]["f_half"] and found[None]["mae"] == pytest.approx(1 - found[None]["acc"])
+    assert found["guided"]["max_f"] is found["guided"]["mae"] is None and found["guided"]["acc"] is not None

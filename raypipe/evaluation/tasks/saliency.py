@@ -34,7 +34,8 @@ VARIANTS = {
 class Saliency(Task):
     """Accuracy, IoU, F and MAE of an image's first mask, and IoU by the object's size; without a mask it is empty.
 
-    Max F and MAE need soft masks (`label --keep-soft`): without them they are null, never made from binary masks.
+    Max F and MAE need soft masks (`label --keep-soft`): without them they are null, never made from what a threshold
+    has left. Masks of a method that has no probabilities are taken as 0 and 1, as papers do.
     Labels are set from half of white on, those of data sets after conversion to grey.
     """
 
@@ -97,19 +98,19 @@ class Saliency(Task):
         """COLUMNS of one image."""
         size = (row["height"], row["width"])
         target, mask = scaled(label, size), self.counted(row, {}, "").any(0)
-        soft = row["segments"][0]["soft"] if row["segments"] else b""
+        stored, is_hard = row["segments"][0]["soft"] if row["segments"] else None, row.get("is_hard", False)
         both, either = np.count_nonzero(mask & target), np.count_nonzero(mask | target)
         found = {
             "acc": (mask == target).mean(),
             "iou": both / either if either else None,
             "f_half": f_measure(both, np.count_nonzero(mask), np.count_nonzero(target)),
             "area_ratio": target.mean(),
-            "is_soft": bool(soft),
+            "is_soft": stored is not None or is_hard,
             "is_scaled": label.shape != size,
         }
-        if soft is None:
+        if row["segments"] and stored is None and not is_hard:
             return found
-        return found | self._of_soft(decode_soft(soft) if soft else np.zeros(size, np.float32), target)
+        return found | self._of_soft(mask.astype(np.float32) if stored is None else decode_soft(stored), target)
 
     def summary(self, sums: Sums) -> dict[str, float | None]:
         """Means over the images, and the maximum of the mean curve; None for what needs soft masks, without any."""
