@@ -89,12 +89,13 @@ class Scorer:
             return [known | {"status": status, STORED_POST: post} for post in posts]
         scores = []
         for post, labelled in self.labelled(row, posts):
-            measured = {} if labelled["error"] else self.task.cells(labelled | self._is_hard, label)
+            measured = {} if labelled["error"] else self.task.cells(labelled, label)
             scores.append(known | measured | {"status": "failed" if labelled["error"] else "ok", STORED_POST: post})
         return scores
 
     def labelled(self, row: dict, posts: set[str]) -> Iterator[tuple[str, dict]]:
         """The masks row that `label` gives with each setting: as stored without refiner and with threshold 0.5."""
+        row = row | self._is_hard
         if self._trial.refiner is None:
             stored = {post for post in posts if self._posts[post]["threshold"] in (None, 0.5)}
             yield from ((post, row) for post in stored)
