@@ -55,7 +55,7 @@ def demo(options: Demo) -> Result:
             Image.fromarray(getattr(skimage.data, name)()).save(path)
     of_each = [
         raypipe.label("kmeans", photographs, run, foreground="grabcut", refine="guided", sheet=True),
-        raypipe.label("tokencut", photographs, objects, weights="color", refine="guided", sheet=True),
+        raypipe.label("tokencut", photographs, objects, weights="color", refine="bilateral", sheet=True),
     ]
     labelled, seconds = (sum(getattr(each, name) for each in of_each) for name in ("labelled", "seconds"))
     return Result(len(PHOTOGRAPHS), labelled, seconds, run, *(each.sheet for each in of_each))
