@@ -103,6 +103,33 @@ def test_positions_are_resampled_once_per_grid(network, monkeypatch):
     assert len(calls) == 2
 
 
+def cubic(x: float) -> float:
+    """Keys' kernel with a = -0.75."""
+    x, a = abs(x), -0.75
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+@pytest.mark.parametrize("positions", module.POSITIONS)
+@pytest.mark.parametrize("cells", [(3, 5), (11, 7), (8, 9)])
+def test_positions_are_resampled_by_either_rule(positions, cells, folder):
+    network = Dino(folder, method="test", device="cpu", positions=positions)
+    stored = network.network.embeddings.position_embeddings[0].double().numpy()
+    grid_of_8, expected = stored[1:].reshape(8, 8, -1), np.zeros((*cells, stored.shape[1]))
+    offset = 0.1 if positions == "dino" else 0
+    for y in range(cells[0]):
+        for x in range(cells[1]):
+            at = [(c + 0.5) * 8 / (n + offset) - 0.5 for c, n in zip((y, x), cells, strict=True)]
+            for i in range(int(np.floor(at[0])) - 1, int(np.floor(at[0])) + 3):
+                for j in range(int(np.floor(at[1])) - 1, int(np.floor(at[1])) + 3):
+                    weight = cubic(at[0] - i) * cubic(at[1] - j)
+                    expected[y, x] += weight * grid_of_8[np.clip(i, 0, 7), np.clip(j, 0, 7)]
+    found = network._resampled(*cells)[0]
+    np.testing.assert_allclose(found[0], stored[0])
+    np.testing.assert_allclose(found[1:].reshape(expected.shape), expected, atol=1e-5)
+
+
 def test_bfloat16_gives_float32_features_close_to_those_of_float32(folder, images):
     reduced = Dino(folder, method="test", device="cpu", dtype="bfloat16")
     exact = Dino(folder, method="test", device="cpu", dtype="float32")
