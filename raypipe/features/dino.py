@@ -93,14 +93,11 @@ class Dino:
     def _features(self, patches, attention, size: tuple[int, int], fit: str) -> Features:
         """Those of one image. Raises BadImage where a value is NaN or infinite."""
         if not patches.isfinite().all():
-            text = f"the network gives features that are no finite numbers; {self._dtype_hint()}"
+            text = "the network gives features that are no finite numbers; try --dtype float32, or other weights"
             raise BadImage("segment", "non_finite", text)
         grid = self.grid(whole(size, self.patch, fit))
         margin = (self.patch - self.stride) // 2
         return Features(patches, grid, self.stride, size, fit, attention, margin)
-
-    def _dtype_hint(self) -> str:
-        return "its weights are damaged" if self._dtype == "float32" else "try --dtype float32, or other weights"
 
     def _at_once(self, size: tuple[int, int]) -> int:
         """How many images of a size in px go through the network together."""
