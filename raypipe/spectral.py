@@ -3,13 +3,13 @@
 Torch tensors only, on any device, always a batch of B graphs of P nodes each. Both solvers are one: a block Lanczos
 iteration, written as Rayleigh-Ritz on a basis that is kept orthonormal in double precision, with a residual test at
 every step and thick restarts (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000). The products with the P x P matrix
-are in single precision: they are what it costs, and it is bound by memory.
+are what it costs. They are bound by memory: the matrix stays in single precision, some rows at a time become double.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 BLOCK = 4  # start vectors: an eigenvalue of this multiplicity is seen as such; a product with 4 costs about two with 1
 BASIS = 64  # vectors kept before a restart, beyond twice those asked for
 PRODUCTS = 300  # blocks multiplied at most; 5 to 15 is usual
-ROWS = 256  # of a matrix, in double precision at a time
-SINGLE, DOUBLE = 2e-7, 1e-14  # error of a product in each precision, relative to the matrix; measured: half of it
-RESIDUAL = 1e-6  # of the second eigenvector (spec)
+CACHED = 1 << 18  # numbers of a matrix in double precision at a time: 2 MB, which are near a core and used again
+ON_GPU = 64  # times as many there, where each start of a kernel counts
+ROUGH = 3e-6  # residual reached with products in single precision, whose errors are up to 1e-6 of the matrix
+RESIDUAL = 1e-6  # at most, of the second eigenvector; if nothing is certain then, the iteration goes on to EXACT
+EXACT = 1e-12
 THIRD = 1e-3  # residual of the third, whose value alone counts; its error is about the square of that
-TIE = 1e-6  # entries whose sizes differ by less than this share of the largest are alike (spec)
+TIE = 1e-6  # entries whose sizes differ by less than this share of the largest are alike
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,29 @@ def second_eigenvectors(weights: Tensor, *, eps: float = 0.0) -> Cut:
     """The second smallest solution of (D - A) y = lambda D y for the graphs A = (1 - eps) weights + eps.
 
     weights: float32 (B, P, P), symmetric, not negative, P >= 2; 0 and 1 make the graph of TokenCut (Wang et al., CVPR
-    2022), whose degrees are then exact counts. Its first solution, the constant, is known and kept out. Where rounding
-    leaves something open, the iteration goes on with products in double precision, some rows at a time.
+    2022), whose degrees are then exact counts. Its first solution, the constant, is known and kept out. The iteration
+    runs on products in single precision, then on sharper ones until what follows from the vector is certain.
     """
-    degree = (1 - eps) * weights.sum(2).double() + eps * weights.shape[2]
-    start = _random(degree, BLOCK)
-    cut, found = _cut(dense(weights), degree, eps, start=start, tolerance=1.5 * SINGLE, rounding=SINGLE)
-    left = (~cut.certified).nonzero()[:, 0]
-    if not len(left):
-        return cut
-    some = weights if len(left) == len(weights) else weights[left]
-    options = {"start": found.vectors[left], "tolerance": 100 * DOUBLE, "rounding": DOUBLE}
-    sharper, _ = _cut(partial(_sharp, some), degree[left], eps, **options)
-    for field in fields(Cut):
-        getattr(cut, field.name)[left] = getattr(sharper, field.name)
-    return cut
+    import torch
+
+    start = _random(weights[..., 0], BLOCK)
+    sharp = dense(weights)
+    degree = (1 - eps) * sharp(torch.ones_like(start[..., :1]))[..., 0] + eps * weights.shape[2]
+    root = degree.sqrt()[..., None]  # (B, P, 1)
+
+    def normal(rows: Callable, vectors: Tensor) -> Tensor:  # D^-1/2 A D^-1/2 by a product with the weights
+        vectors = vectors / root
+        return ((1 - eps) * rows(vectors) + eps * vectors.sum(1, keepdim=True)) / root
+
+    def is_near(found: Ritz, second: float = ROUGH) -> Tensor:
+        return (found.residuals[:, 0] <= second) & (found.residuals[:, :2][:, -1] <= THIRD)
+
+    def is_certain(found: Ritz) -> Tensor:
+        return is_near(found, EXACT) | (is_near(found, RESIDUAL) & _read(found, degree).certified)
+
+    options = {"count": min(BLOCK, weights.shape[2] - 1), "known": root / root.norm(dim=1, keepdim=True)}
+    found = _largest(partial(normal, partial(_quick, weights)), start, finished=is_near, **options)
+    return _read(_largest(partial(normal, sharp), found.vectors, finished=is_certain, **options), degree)
 
 
 def smallest_eigenpairs(
@@ -64,10 +74,11 @@ def smallest_eigenpairs(
 ) -> tuple[Tensor, Tensor]:
     """The smallest solutions of (D - W) y = lambda D y, or of (D - W) y = lambda y.
 
-    product: W times float64 (B, P, any), W symmetric and not negative; it may compute in single precision, as that of
-    `dense` does. degree: (B, P), positive. count: how many, at most P - 1. tolerance: of the residuals, relative to D.
-    Returns eigenvalues float64 (B, K), ascending, at least 0, and vectors float64 (B, K, P) with y^T D y = 1, or y^T y
-    = 1; signs as they come (see `minority_positive`). K = min(count, P - 1). The constant is the first of them.
+    product: W times float64 (B, P, any), W symmetric and not negative, such as that of `dense`. degree: (B, P),
+    positive. count: how many, at most P - 1. tolerance: of the residuals, relative to D; products in single precision
+    do not reach less than 1e-6 for certain, and cost PRODUCTS when they do not. Returns eigenvalues float64 (B, K),
+    ascending, at least 0, and vectors float64 (B, K, P) with y^T D y = 1, or y^T y = 1; signs as they come (see
+    `minority_positive`). K = min(count, P - 1). The constant is the first of them.
     """
     import torch
 
@@ -85,7 +96,10 @@ def smallest_eigenpairs(
     constant = root if normalised else torch.ones_like(root)
     start = torch.cat([constant, _random(degree, BLOCK - 1)], 2)
     ritz = _largest(
-        normal if normalised else shifted, start, count, lambda found: (found.residuals <= tolerance).all(1)
+        normal if normalised else shifted,
+        start,
+        count=count,
+        finished=lambda found: (found.residuals <= tolerance).all(1),
     )
     values = 1 - ritz.values if normalised else -ritz.values * largest[..., 0]
     vectors = ritz.vectors / root if normalised else ritz.vectors
@@ -93,8 +107,19 @@ def smallest_eigenpairs(
 
 
 def dense(weights: Tensor) -> Callable[[Tensor], Tensor]:
-    """The product of `smallest_eigenpairs` for a matrix in memory, float32 (B, P, P)."""
-    return lambda vectors: (vectors.mT.float() @ weights).mT.double()  # symmetric: rows are quicker than columns
+    """The product of a symmetric matrix in memory, float32 (B, P, P), in double precision, some rows at a time."""
+    import torch
+
+    step = max(1, CACHED * (ON_GPU if weights.is_cuda else 1) // weights[:, 0].numel())
+
+    def product(vectors: Tensor) -> Tensor:
+        across = vectors.mT.double().contiguous()  # (B, any, P)
+        made = torch.empty_like(across)
+        for first in range(0, across.shape[2], step):
+            made[..., first : first + step] = across @ weights[:, first : first + step].double().mT
+        return made.mT
+
+    return product
 
 
 def orient(vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,37 +145,20 @@ def minority_positive(vectors: Tensor) -> Tensor:
     return vectors.where((share <= 0.5) | (share == 1), -vectors)
 
 
-def _cut(rows: Callable, degree: Tensor, eps: float, *, start: Tensor, tolerance: float, rounding: float):
-    """The cut by one iteration, and what it has found: (Cut, Ritz), the latter to start another with.
+def _quick(weights: Tensor, vectors: Tensor) -> Tensor:
+    """weights @ vectors in single precision; symmetric weights, whose rows are quicker to use than their columns."""
+    return (vectors.mT.float() @ weights).mT.double()
 
-    rows: the product with the weights; its errors are `rounding` of the matrix.
-    """
+
+def _read(found: Ritz, degree: Tensor) -> Cut:
+    """The cut that eigenvectors of D^-1/2 A D^-1/2 stand for."""
     import torch
 
-    root = degree.sqrt()[..., None]  # (B, P, 1)
-
-    def product(vectors):
-        vectors = vectors / root
-        return ((1 - eps) * rows(vectors) + eps * vectors.sum(1, keepdim=True)) / root
-
-    def of_third(found: Ritz) -> Tensor:
-        return found.residuals[:, :2][:, -1]  # there are two nodes at least
-
-    def read(found: Ritz) -> Cut:
-        vector, values = (found.vectors[..., :1] / root)[..., 0], 1 - found.values
-        third = values[:, 1] if values.shape[1] > 1 else torch.full_like(values[:, 0], 2)
-        gap, residual = (third - values[:, 0]).clamp(min=0), found.residuals[:, 0]
-        certified = _is_certain(vector, degree, residual + rounding, gap - of_third(found) - rounding)
-        return Cut(vector, values[:, 0], gap, residual, certified, degree)
-
-    def finished(found: Ritz) -> Tensor:
-        residual = found.residuals[:, 0]
-        is_enough = (residual <= tolerance) | ((residual <= RESIDUAL) & read(found).certified)
-        return is_enough & (of_third(found) <= THIRD)
-
-    constant = root / root.norm(dim=1, keepdim=True)
-    found = _largest(product, start, min(BLOCK, len(root[0]) - 1), finished, known=constant)
-    return read(found), found
+    vector, values, residual = (found.vectors[..., 0] / degree.sqrt()), 1 - found.values, found.residuals[:, 0]
+    third = values[:, 1] if values.shape[1] > 1 else torch.full_like(values[:, 0], 2)
+    gap = (third - values[:, 0]).clamp(min=0)
+    certified = _is_certain(vector, degree, residual, gap - found.residuals[:, :2][:, -1])
+    return Cut(vector, values[:, 0], gap, residual, certified, degree)
 
 
 def _is_certain(vector: Tensor, degree: Tensor, residual: Tensor, distance: Tensor) -> Tensor:
@@ -167,14 +175,6 @@ def _is_certain(vector: Tensor, degree: Tensor, residual: Tensor, distance: Tens
     largest, first = size.max(1, keepdim=True)
     is_open = (size - (1 - TIE) * largest).abs() <= error + error.gather(1, first)  # alike or not?
     return (distance > 0) & are_sides_certain & ~is_open.scatter(1, first, False).any(1)
-
-
-def _sharp(weights: Tensor, vectors: Tensor) -> Tensor:
-    """weights @ vectors in double precision, without the weights in double precision."""
-    import torch
-
-    rows = vectors.mT.contiguous()
-    return torch.cat([rows @ some.double().mT for some in weights.split(ROWS, dim=1)], 2).mT
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Ritz:
 
 
 def _largest(
-    product: Callable, start: Tensor, count: int, finished: Callable[[Ritz], Tensor], known: Tensor | None = None
+    product: Callable, start: Tensor, *, count: int, finished: Callable[[Ritz], Tensor], known: Tensor | None = None
 ) -> Ritz:
     """The largest eigenpairs of symmetric matrices of norm about 1, until `finished` says so for each: bool (B,).
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raypipe.features.grid import Features
 
 AT_ONCE = 1 << 28  # similarities in memory: 1 GB, of 16 images of 480 px and more with patches of 8 px
-AMBIGUOUS = 1e-3  # gap below which two cuts are as good as each other (spec)
+AMBIGUOUS = 1e-3  # gap below which two cuts are about as good as each other
 UNDEFINED = 1e-6  # gap below which they are equally good but for rounding
 FEW = 2  # patches among which there is nothing to choose
 

@@ -16,7 +16,7 @@ SIDE = 480  # px; with patches of 8 px 3600 of them, which the dense solver take
 
 
 def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """On photographs of at most SIDE px a side; and ours alone at their full size."""
+    """On photographs of at most SIDE px a side; and ours alone on one at its full size."""
     small = [reduced(image) for image in images]
     against = f"{small[0].shape[1]} x {small[0].shape[0]} px; scipy.linalg.eigh in float64, one image at a time"
     if method.networks:
@@ -25,7 +25,7 @@ def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
     else:
         figures = with_features(method, device, small, repeats, plain=partial(cut_out, method), against=against)
     batch = method.batch_size if device == "cuda" else 1
-    ((seconds,), _) = in_turns([lambda image: segment(method, [image] * batch)], images, repeats)
+    ((seconds,), _) = in_turns([lambda image: segment(method, [image] * batch)], images[:1], repeats)
     name = f"time per image, {images[0].shape[1]} x {images[0].shape[0]} px"
     return [*figures, Figure(method.name, name, "s", [total / batch for total in seconds], f"{device}; ours alone")]
 
