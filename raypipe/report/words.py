@@ -42,6 +42,8 @@ NOTES = {
     "degenerate": "all patches of the image are alike: no object can be told from the rest",
     "ambiguous_cut": "another way to cut the image in two is as good as the one that was taken",
     "few_patches": "the image has too few patches to compare",
+    "empty_mask": "nothing was found: there is no mask, or it is the whole image where a box was asked for",
+    "no_candidate": "every cluster reaches from side to side or is too small or large, so all were candidates",
     "narrow_range": "a 16-bit picture that uses a quarter of its range or less, so that few grey levels are left of it",
     "refine_rejected": "refining emptied a mask: it is kept as it was before",
 }
