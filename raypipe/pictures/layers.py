@@ -1,4 +1,4 @@
-"""Small pictures for a page: an image as JPEG, its masks and their contours as transparent PNGs to lay over it."""
+"""Small pictures for a page: an image as JPEG; its masks, their contours and the truth as PNGs to lay over it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from raypipe import masks
 from raypipe.inputs import originals
-from raypipe.pictures.overlay import COLOURS, HALO, OUTSIDE, draw_order, jpeg, png, resized, scaled, shrunk
+from raypipe.pictures.overlay import COLOURS, HALO, OUTSIDE, TRUTH, draw_order, jpeg, png, resized, scaled, shrunk
 from raypipe.types import BadImage
 
 QUALITIES = ((1.0, 80), (1.0, 60), (0.75, 60), (0.5, 50), (0.25, 40))  # (scale, JPEG quality) until it is small enough
 
 
 class Layers(NamedTuple):
-    """One run's masks of an image, as data URIs of the size of the picture."""
+    """Masks of an image, a run's or the true one, as data URIs of the size of the picture."""
 
     mask: str
     contour: str
@@ -29,18 +29,26 @@ class Picture(NamedTuple):
     width: int
     height: int
     layers: list[Layers | None]  # per run; None where the run has no masks of it
+    truth: Layers | None  # None where it is not known
 
     @property
     def nbytes(self) -> int:
         """Length of the data URIs."""
-        texts = [self.original or "", *(text for layers in self.layers if layers for text in layers)]
+        texts = [self.original or "", *(text for layers in [*self.layers, self.truth] if layers for text in layers)]
         return sum(map(len, texts))
 
 
-def draw(content: bytes | BadImage, rows: list[dict | None], *, side: int, max_bytes: int) -> Picture:
+def draw(
+    content: bytes | BadImage,
+    rows: list[dict | None],
+    *,
+    truth: np.ndarray | None = None,
+    side: int,
+    max_bytes: int,
+) -> Picture:
     """The picture of one image. content: its file, as `originals.Originals` finds it, or what is wrong with that.
 
-    rows: the masks row of each run, None where it has none.
+    rows: the masks row of each run, None where it has none. truth: the true mask, bool (H, W), where that is known.
     side: length of the longer side in pixels. Quality and side go down until the data URIs fit into max_bytes together;
     at a quarter of the side they are taken as they are.
     """
@@ -55,7 +63,8 @@ def draw(content: bytes | BadImage, rows: list[dict | None], *, side: int, max_b
         height, width = scaled((row["height"], row["width"]), side * scale)
         original = None if image is None else jpeg(resized(image, (height, width)), quality)
         layers = [each and draw_layers(each, (height, width)) for each in rows]
-        picture = Picture(original, remark, width, height, layers)
+        of_truth = None if truth is None else draw_truth(truth, (height, width))
+        picture = Picture(original, remark, width, height, layers, of_truth)
         if picture.nbytes <= max_bytes:
             break
     return picture
@@ -82,3 +91,16 @@ def draw_layers(row: dict, size: tuple[int, int]) -> Layers:
         lines[outer & ~mask & (lines == 0)] = HALO
         lines[mask & ~inner] = colour
     return Layers(png(fill), png(lines))
+
+
+def draw_truth(truth: np.ndarray, size: tuple[int, int]) -> Layers:
+    """The true mask in white, and its outline with a dark edge, so that it shows on any ground. truth: bool (H, W).
+
+    The outline lies around the mask, and that of `draw_layers` inside its own: where a mask is right both are seen.
+    """
+    import cv2
+
+    mask = shrunk(truth, size)
+    grown = [cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=n) > 0 for n in (2, 3)]
+    lines = np.where(mask, 0, np.where(grown[0], TRUTH, np.where(grown[1], HALO, 0)))
+    return Layers(png(mask * np.uint8(TRUTH)), png(lines.astype(np.uint8)))

@@ -13,7 +13,8 @@ COLOURS = np.array(
     [(213, 94, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178), (230, 159, 0)],
     np.uint8,
 )
-OUTSIDE, HALO = len(COLOURS) + 1, len(COLOURS) + 2  # palette entries after 0 = transparent and the masks' colours
+# Palette entries after 0 = transparent and the masks' colours: black, dark and half transparent, white.
+OUTSIDE, HALO, TRUTH = len(COLOURS) + 1, len(COLOURS) + 2, len(COLOURS) + 3
 
 
 def overlay(image: np.ndarray, found: Iterable[np.ndarray], foreground: np.ndarray | None = None) -> np.ndarray:
@@ -69,12 +70,12 @@ def jpeg(image: np.ndarray, quality: int) -> str:
 
 
 def png(indices: np.ndarray) -> str:
-    """A data URI of a palette image. indices: uint8 (H, W), 0 = transparent, then COLOURS, OUTSIDE, HALO."""
+    """A data URI of a palette image. indices: uint8 (H, W), 0 = transparent, then COLOURS, OUTSIDE, HALO, TRUTH."""
     from PIL import Image
 
     buffer, picture = io.BytesIO(), Image.frombytes("P", indices.shape[::-1], indices.tobytes())
-    picture.putpalette([0, 0, 0, *COLOURS.ravel().tolist(), 0, 0, 0, 0, 0, 0])
-    picture.save(buffer, "PNG", compress_level=6, transparency=bytes([0, *[255] * (len(COLOURS) + 1), 150]))
+    picture.putpalette([0, 0, 0, *COLOURS.ravel().tolist(), *[0] * 6, 255, 255, 255])
+    picture.save(buffer, "PNG", compress_level=6, transparency=bytes([0, *[255] * (len(COLOURS) + 1), 150, 255]))
     return _data_uri("image/png", buffer)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 
 from raypipe.evaluation import tasks
 from raypipe.run import Run, rows
-from raypipe.storage import open_table
+from raypipe.storage import normalise, open_table
 
 # The leaves of the masks table that figures need: run lengths are 99 % of a part and stay on the disk.
 LEAVES = [
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),  # "" = good; else `stage: kind`
     ]
 )
+COUNTED = ("images", "iou")  # columns of the tables size_bins
 FULL = 0.99  # a mask of more than this share of the image separates nothing
 ODD = 3.0  # an image is odd from this sum of signs on: three robust standard deviations, or one plain fault
 HEAVIEST = 10.0  # one sign counts at most this much, so that an image with several of them stands above
@@ -53,7 +55,7 @@ class Figure(NamedTuple):
     @property
     def sign(self) -> str:
         """What an image is called whose value is far on the bad side."""
-        return f"{'low' if self.better == 'high' else 'high'} {self.title.lower()}"
+        return f"{'low' if self.better == 'high' else 'high'} {lowered(self.title)}"
 
 
 class Choice(NamedTuple):
@@ -61,7 +63,7 @@ class Choice(NamedTuple):
 
     key: str
     oddness: float  # the largest over the runs
-    is_random: bool  # of the random sample; the others are odd
+    is_random: bool  # of the random sample; the others are odd, or the worst or best by some figure
 
 
 class Histogram(NamedTuple):
@@ -72,14 +74,32 @@ class Histogram(NamedTuple):
     medians: list[float]  # per run; NaN without values
 
 
-def read(run: Run, others: Iterable[Run] = ()) -> pa.Table:
+class Bins(NamedTuple):
+    """What a measure comes to by the size of the object, for the runs that were measured against the same labels."""
+
+    reference: str  # where the labels are
+    dataset: str  # with its split; "" for labels of one's own
+    lows: list[float]  # of each bin, the smallest share of the image
+    images: list[tuple[int, ...]]  # per run, of each bin; () where the run was not measured
+    ious: list[tuple[float | None, ...]]  # the same; None without images
+
+    @property
+    def differences(self) -> list[float | None]:
+        """By how much the second of two runs is better; [] for other numbers of runs, or without a bin of both."""
+        pairs = list(zip(*self.ious, strict=True)) if len(self.ious) == 2 and all(self.ious) else []
+        found = [None if None in pair else pair[1] - pair[0] for pair in pairs]
+        return found if any(value is not None for value in found) else []
+
+
+def read(run: Run, others: Iterable[Run] = (), *, reference: str | None = None) -> pa.Table:
     """One row of SCHEMA per image of a run, and a column per figure of `measured` that it has. Reads part by part.
 
-    others: runs in which an agreement with this one may lie: `agree` writes it into the first it compares.
+    others: runs in which an agreement with this one may lie: `agree` writes it into the first it compares. reference:
+    of several measurements those against the labels there count.
     """
     table = pa.concat_tables([SCHEMA.empty_table(), *map(_figures, rows.columns(run, LEAVES))])
     for name, figure in measured().items():
-        values = _measured(run, name, figure)
+        values = _measured(run, name, figure, reference=reference)
         if name == "agreement" and not values:
             values = [each for other in others for each in _measured(other, name, figure, among=str(run))]
         if values:  # the first table that has an image's key counts
@@ -133,7 +153,8 @@ def signs(figures: pa.Table) -> dict[str, np.ndarray]:
 
 
 def choose(runs: list[pa.Table], sample: int) -> list[Choice]:
-    """At most `sample` images, oddest first: up to half for being odd in any run, the rest at random.
+    """At most `sample` images, oddest first: up to half for being odd in any run, where something was measured up to a
+    quarter of the worst and of the best by it, the rest at random.
 
     runs: the good rows of each run. Image ids are hashes, so those with the smallest ids of the first run are a random
     sample of it, the same one each time; it may hold odd images too, as the run does.
@@ -148,15 +169,59 @@ def choose(runs: list[pa.Table], sample: int) -> list[Choice]:
             if value >= ODD:
                 oddness[key] = max(value, oddness.get(key, 0.0))
     odd = sorted(oddness, key=lambda key: (-oddness[key], key))[: sample // 2]
+    ends = extremes(runs, sample // 4)
     by_id = runs[0].select(["image_id", "key"]).sort_by("image_id")
-    drawn = set(by_id["key"].slice(0, sample - len(odd)).to_pylist())
-    values = dict.fromkeys({*odd, *drawn}, 0.0)
+    drawn = set(by_id["key"].slice(0, sample - len({*odd, *ends})).to_pylist())
+    values = dict.fromkeys({*odd, *ends, *drawn}, 0.0)
     for figures, sums in zip(runs, totals, strict=True):
         here = pc.is_in(figures["key"], value_set=pa.array(values, pa.string())).to_numpy()
         for key, value in zip(figures["key"].filter(here).to_pylist(), sums[here], strict=True):
             values[key] = max(values[key], float(value))
     choices = (Choice(key, value, key in drawn) for key, value in values.items())
     return sorted(choices, key=lambda choice: (-choice.oddness, choice.key))
+
+
+def extremes(runs: list[pa.Table], most: int) -> list[str]:
+    """The keys of at most `most` images that are worst or best by a figure of `measured`: in turn for each run and
+    figure one of the worst and one of the best.
+    """
+    orders = []
+    for figures in runs:
+        ranks = pc.rank(figures["image_id"], tiebreaker="first").to_numpy()
+        for name, figure in measured().items():
+            if name in figures.column_names:
+                values = numbers(figures, name)
+                order = np.lexsort((ranks, values if figure.better == "high" else -values))
+                keys = figures["key"].take(order[np.isfinite(values[order])]).to_pylist()
+                orders += [keys[:most], keys[: -most - 1 : -1]]
+    return list(dict.fromkeys(key for keys in zip_longest(*orders) for key in keys if key is not None))[:most]
+
+
+def by_size(runs: list[Run], *, reference: str | None = None) -> list[Bins]:
+    """The tables size_bins of runs, side by side where they were made against the same labels with the same options.
+
+    reference: where labels are whose tables come first.
+    """
+    tables: dict[tuple, dict[int, pa.Table]] = {}
+    for i, run in enumerate(runs):
+        for task in run.folder.folders("metrics", "size_bins"):
+            for file in run.folder.files("metrics", "size_bins", task):
+                with run.folder.open("metrics", "size_bins", task, file) as opened, open_table(opened) as content:
+                    if set(COUNTED) <= set(content.schema_arrow.names):
+                        tables.setdefault((task, file), {})[i] = content.read()
+    found = []
+    for _, of_runs in sorted(tables.items()):
+        one = next(iter(of_runs.values()))
+        dataset, split, place = (one[name][0].as_py() for name in ("dataset", "split", "reference"))
+        tables_of = [of_runs.get(i) for i in range(len(runs))]
+        columns = ([tuple(each[name].to_pylist()) if each else () for each in tables_of] for name in COUNTED)
+        found.append(Bins(place, " ".join(filter(None, (dataset, split))), one["low"].to_pylist(), *columns))
+    return sorted(found, key=lambda bins: not _is_same(bins.reference, reference))
+
+
+def lowered(title: str) -> str:
+    """A title within a sentence: "Time in the method" with a small letter, but IoU and MAE as they are."""
+    return title if title[1:2].isupper() or title[2:3].isupper() else title[:1].lower() + title[1:]
 
 
 def notes(figures: pa.Table) -> Counter[str]:
@@ -214,18 +279,31 @@ def _figures(part: pa.Table) -> pa.Table:
     return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
 
 
-def _measured(run: Run, name: str, figure: Figure, *, among: str | None = None) -> list[pa.Table]:
-    """Tables of `key` and a figure, the last file by name first. among: only files that compare this run too."""
+def _measured(
+    run: Run, name: str, figure: Figure, *, among: str | None = None, reference: str | None = None
+) -> list[pa.Table]:
+    """Tables of `key` and a figure, the last file by name first. among: only files that compare this run too.
+
+    reference: only files against the labels there, if there are any.
+    """
     files = sorted((f for f in run.folder.files(figure.folder) if f.endswith(".parquet")), reverse=True)
-    tables = []
+    tables, ours = [], []
     for file in files:
         with run.folder.open(figure.folder, file) as opened, open_table(opened) as content:
             compared = json.loads((content.schema_arrow.metadata or {}).get(b"raypipe.runs", b"[]"))
-            if {"key", figure.column} <= set(content.schema_arrow.names) and (among is None or among in compared):
-                table = content.read(columns=["key", figure.column]).drop_null()
+            columns = [each for each in ("key", figure.column, "reference") if each in content.schema_arrow.names]
+            if {"key", figure.column} <= set(columns) and (among is None or among in compared):
+                table = content.read(columns=columns).drop_null()
                 values = table[figure.column].cast("float64")
                 tables.append(pa.table({"key": table["key"].cast("string"), name: values}))
-    return tables
+                if len(table) and "reference" in columns and _is_same(table["reference"][0].as_py(), reference):
+                    ours.append(tables[-1])
+    return ours or tables
+
+
+def _is_same(place: str, reference: str | None) -> bool:
+    """Whether two places are one; no reference is none."""
+    return reference is not None and normalise(place).rstrip("/") == normalise(reference).rstrip("/")
 
 
 def _distances(values: np.ndarray, *, floor: float, only_below: bool = False) -> np.ndarray:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,13 @@ import pyarrow.compute as pc
 import tyro
 
 from raypipe import segmenters
+from raypipe.evaluation.labels import Labels, place_of
 from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
 from raypipe.pictures import legend
 from raypipe.pictures.layers import draw
 from raypipe.pictures.overlay import COLOURS
-from raypipe.report import html, measures, words
+from raypipe.report import html, measures, truth, words
 from raypipe.run import Run, attempts, provenance, rows
 from raypipe.runtime.progress import count_of_images, speed
 from raypipe.storage import Location, is_local, put, resolve
@@ -38,11 +40,23 @@ class Report:
 
     runs: tyro.conf.Positional[tuple[str, ...]]  # folders of runs; several are shown side by side
     output: str | None = None  # the page; None = report.html in the (first) run's folder
-    sample: int = 160  # images on the page: up to half the oddest, the rest at random
+    # images on the page: up to half the oddest, up to a quarter the worst and best by what was measured, the rest at
+    # random
+    sample: int = 160
     side: int = 480  # pixels of a picture's longer side; less where the page would grow above 20 MB
     input: str | None = None  # where the originals are: for tars, tables, credentials, or when they moved
     column: str | None = None  # column of that input that holds URIs or images; None finds it
     allow_private: bool = False  # as for `label`: originals may lie in a private network
+    # ground truth, as for `evaluate`: a folder of label images, or of boxes with --task boxes (VOC's XML, COCO's JSON)
+    labels: str | None = None
+    dataset: str | None = None  # instead of labels: duts-tr, duts-te, dut-omron, ecssd, voc07, voc12, coco20k
+    root: str | None = None  # folder in which data sets lie
+    split: str | None = None  # of a data set that has several; None = the papers'
+    task: str | None = None  # that reads the labels; None = boxes for a data set of boxes, else masks
+    label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels; None finds it
+    label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
+    # of a mask of several parts, which one is boxed: that with the largest box (also None), or with the most pixels
+    box_rule: Literal["largest_bbox", "largest_area"] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class Result:
     seconds: float
     unavailable: int  # images shown without their photograph
     why: str  # what is wrong with the first of those; "" without one
+    unlabelled: dict[str, int]  # images shown without ground truth where that was asked for, by why
 
     def text(self) -> str:
         """Where the page is."""
@@ -64,6 +79,8 @@ class Result:
         lines = [f"{self.images:,} rows, {self.shown:,} images shown ({size})"]
         if self.unavailable:
             lines.append(f"{count_of_images(self.unavailable)} without photograph, the first: {self.why}")
+        for why, count in self.unlabelled.items():
+            lines.append(f"{count_of_images(count)} without ground truth: {why}")
         return "\n".join([*lines, f"report: {self.report}"])
 
 
@@ -83,19 +100,26 @@ def report(options: Report) -> Result:
     check(options)
     start = time.monotonic()
     names, runs = rows.run_names(options.runs), [Run(folder) for folder in options.runs]
-    shown = [read(run, name, [each for each in runs if each is not run]) for run, name in zip(runs, names, strict=True)]
-    cards = draw_cards(options, shown)
+    source = truth.source(options)
+    reference = source and str(place_of(source))
+    shown = [read(run, name, runs, reference) for run, name in zip(runs, names, strict=True)]
+    labels = source and truth.find(options, source, [key for run in shown for key in run.figures["key"].to_pylist()])
+    cards = draw_cards(options, shown, labels)
+    about = labels and truth.about(labels, source, [card["truth"] for card in cards])
     panes = [pane for card in cards for pane in card["panes"] if pane]
     views = [name for name in titles() if any(name in pane["figures"] for pane in panes)]
-    notes = sorted({note for pane in panes for note in pane["notes"]})
+    notes, odd = (sorted({each for pane in panes for each in pane[name]}) for name in ("notes", "odd"))
     page = render(
         title=" and ".join(names),
         runs=[overview(run, [card["panes"][i] for card in cards]) for i, run in enumerate(shown)],
         cards=cards,
         views=views,
+        short=shortened(views),
         notes=notes,
-        words=words.glossary({n: headings()[n] for n in views}, {s for pane in panes for s in pane["odd"]}, notes),
+        words=words.glossary({n: headings()[n] for n in views}, odd, notes, labels and labels.task.HOLDS),
         charts=charts(shown),
+        truth=about,
+        bins=measures.by_size(runs, reference=reference),
         errors=[errors(run) for run in shown],
         provenance=[_provenance(run) for run in shown],
         made=provenance.now(),
@@ -104,8 +128,11 @@ def report(options: Report) -> Result:
     written = _write(page, options, shown[0].run)
     images = sum(len(run.figures) for run in shown)
     seconds = round(time.monotonic() - start, 3)
-    lacking = [card["picture"].remark for card in cards if card["picture"].original is None]
-    return Result(written, len(shown), images, len(cards), len(page), seconds, len(lacking), next(iter(lacking), ""))
+    gone = [card["picture"].remark for card in cards if card["picture"].original is None]
+    unlabelled = about["lacking"] if about else {}
+    return Result(
+        written, len(shown), images, len(cards), len(page), seconds, len(gone), next(iter(gone), ""), unlabelled
+    )
 
 
 def check(options: Report) -> None:
@@ -121,9 +148,12 @@ def check(options: Report) -> None:
         raise ValueError("--column has no effect without --input")
 
 
-def read(run: Run, name: str, others: list[Run]) -> RunShown:
-    """All that the page needs of a run but its masks. Raises FileNotFoundError when it is no run."""
-    table = measures.read(run, others)
+def read(run: Run, name: str, runs: list[Run], reference: str | None = None) -> RunShown:
+    """All that the page needs of a run but its masks. Raises FileNotFoundError when it is no run.
+
+    runs: all of the page. reference: as `measures.read` takes it.
+    """
+    table = measures.read(run, [each for each in runs if each is not run], reference=reference)
     return RunShown(run, name, run.configuration(), attempts.read(run, table), table, measures.good(table))
 
 
@@ -147,11 +177,17 @@ def headings() -> dict[str, str]:
     }
 
 
+def shortened(views: list[str]) -> dict[str, str]:
+    """What each of some figures is called where there is little room: without its unit if no other has the title."""
+    count = Counter(titles()[name][0] for name in views)
+    return {name: title if count[title] == 1 else headings()[name] for name, (title, _) in titles().items()}
+
+
 # Pictures
 
 
-def draw_cards(options: Report, shown: list[RunShown]) -> list[dict]:
-    """One card per chosen image, oddest first: its picture and, per run, what was found."""
+def draw_cards(options: Report, shown: list[RunShown], labels: Labels | None = None) -> list[dict]:
+    """One card per chosen image, oddest first: its picture, per run what was found, and what is true."""
     choices = measures.choose([run.good for run in shown], options.sample)
     keys = [choice.key for choice in choices]
     chosen = [_chosen(run, keys) for run in shown]
@@ -160,12 +196,16 @@ def draw_cards(options: Report, shown: list[RunShown]) -> list[dict]:
     contents = Originals(options.input, column=options.column, allow_private=options.allow_private).fetch(wanted)
     budget = PICTURE_BYTES // max(len(choices), 1)
     cards = []
-    for choice, panes, (row, content) in zip(choices, panes_of, contents, strict=True):
-        picture = draw(content, [pane and pane["row"] for pane in panes], side=options.side, max_bytes=budget)
+    truths = truth.read(labels, wanted)
+    for choice, panes, (row, content), true in zip(choices, panes_of, contents, truths, strict=True):
+        found = [pane and pane["row"] for pane in panes]
+        picture = draw(content, found, truth=true.mask, side=options.side, max_bytes=budget)
         for pane, layers in zip(panes, picture.layers, strict=True):
-            pane and pane.update(layers=layers)
+            judged = labels.task.cells(pane["row"], true.label) if pane and true.boxes else {}
+            pane and pane.update(layers=layers, judged=judged)
         values = [pane and pane["figures"] for pane in panes]
-        cards.append({"choice": choice, "row": row, "picture": picture, "panes": panes, "figures": values})
+        card = {"choice": choice, "row": row, "picture": picture, "panes": panes, "figures": values}
+        cards.append(card | {"truth": true._replace(mask=None, label=None)})  # whole images of all cards would add up
     return cards
 
 
@@ -285,6 +325,8 @@ def render(**content) -> str:
     content |= {"titles": headings(), "metrics": [*measures.measured(), "score"], "meaning": words.NOTES | words.SIGNS}
     content |= {"colours": [f"#{bytes(colour).hex()}" for colour in COLOURS]}
     content |= {"number": _number, "commas": "{:,}".format, "of_images": count_of_images}
+    content["two"] = lambda value: "–" if value is None else f"{value:.2f}"
+    content |= {"lowered": measures.lowered, "better": {n: each.better for n, each in measures.measured().items()}}
     return html.render("report.html.j2", "report.js", **content)
 
 

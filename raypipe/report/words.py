@@ -10,6 +10,10 @@ VIEWS = {
     "mask": "the masks alone; black: outside the foreground",
     "original": "the photograph",
 }
+TRUTH = {
+    "masks": "the label, white in a pane of its own and its outline over the masks; not over the original",
+    "boxes": "the boxes of the label, white; where they are, the box of the first mask is called correct or wrong",
+}
 FIGURES = {
     "share": "the part of the image that the first mask covers; the order of the masks is the method's",
     "count": "how many masks an image has",
@@ -19,6 +23,10 @@ FIGURES = {
     "pattern_dice_best": "how well a mask meets the label drawn by hand: 1 = the same pixels, 0 = none in common. The "
     "masks and, beside each, the rest of the foreground are tried, and the one that meets the label best counts. So an "
     "empty mask can have a Dice too: that of the whole foreground",
+    "saliency_iou": "how well the first mask meets the label: 1 = the same pixels, 0 = none in common",
+    "saliency_mae": "how far the probabilities of the first mask are from the label, mean over the pixels: 0 = nowhere",
+    "boxes_box_iou": "how well the box of the first mask meets the nearest true box: 1 = the same, 0 = nothing in "
+    "common. Above 0.5 it is correct",
     "seconds": "what the method took for an image, without reading, refining and writing",
 }
 SIGNS = {
@@ -49,9 +57,15 @@ NOTES = {
 }
 
 
-def glossary(figures: dict[str, str], signs: Collection[str], notes: Collection[str]) -> dict[str, str]:
-    """Words of a page and what they mean. figures: titles by name. signs: what is odd. notes: of the images."""
+def glossary(
+    figures: dict[str, str], signs: Collection[str], notes: Collection[str], truth: str | None = None
+) -> dict[str, str]:
+    """Words of a page and what they mean.
+
+    figures: titles by name. signs: what is odd. notes: of the images. truth: what labels hold, masks or boxes.
+    """
     words = {name.capitalize(): text for name, text in VIEWS.items()}
+    words |= {"Truth": TRUTH[truth]} if truth else {}
     words |= {title: FIGURES[name] for name, title in figures.items() if name in FIGURES}
     words |= {sign.capitalize(): text for sign, text in SIGNS.items() if sign in signs}
     return words | {note: NOTES[note] for note in notes if note in NOTES}

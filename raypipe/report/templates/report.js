@@ -35,9 +35,11 @@
   const viewerButtons = buttons("#viewer [data-view]");
   let view = "overlay", part = "", visible = cards, current = cards[0], shown = null;
 
-  for (const { element } of cards) {  // the original is in the page once and shown in every run's pane
-    const [first, ...others] = element.querySelectorAll(".original");
-    others.forEach((image) => { image.src = first.src; });
+  for (const { element } of cards) {  // the original and the truth are in the page once and shown in every pane
+    for (const layer of [".original", ".frame .truth:is(img)"]) {
+      const images = [...element.querySelectorAll(layer)], source = images.find((image) => image.hasAttribute("src"))?.src;
+      if (source) images.forEach((image) => { image.src = source; });
+    }
   }
 
   const press = (group, pressed) => group.forEach((b) => b.setAttribute("aria-pressed", String(b === pressed)));
@@ -55,6 +57,12 @@
     view = name;
     press(viewButtons, viewButtons.find((b) => b.dataset.view === name));
     cards.forEach((card) => setView(card, name));
+  }
+
+  const truthButtons = buttons(".truths");
+  function switchTruth() {
+    const isOff = document.body.classList.toggle("no-truth");
+    truthButtons.forEach((b) => b.setAttribute("aria-pressed", String(!isOff)));
   }
 
   const nextView = (card) => setView(card, VIEWS[(VIEWS.indexOf(card.element.dataset.view) + 1) % VIEWS.length]);
@@ -177,6 +185,7 @@
     if (event.key === "ArrowLeft") turn(-1);
     if (event.key === "ArrowRight") turn(1);
     if (event.key === "v") nextView(shown);
+    if (event.key === "t" && truthButtons.length) switchTruth();
     if (VIEWS[event.key - 1]) setView(shown, VIEWS[event.key - 1]);
   });
   $("close").addEventListener("click", () => viewer.close());
@@ -184,6 +193,7 @@
   $("next").addEventListener("click", () => turn(1));
   viewerButtons.forEach((b) => b.addEventListener("click", () => setView(shown, b.dataset.view)));
 
+  truthButtons.forEach((b) => b.addEventListener("click", switchTruth));
   viewButtons.forEach((b) => b.addEventListener("click", () => setAllViews(b.dataset.view)));
   partButtons.forEach((b) => b.addEventListener("click", () => setPart(b.dataset.part)));
   for (const input of [...ranges, $("search")]) input.addEventListener("input", update);
@@ -201,6 +211,7 @@
     }
     if (typing || viewer.open || event.altKey || event.ctrlKey || event.metaKey) return;
     if (VIEWS[event.key - 1]) setAllViews(VIEWS[event.key - 1]);
+    if (event.key === "t" && truthButtons.length) switchTruth();
     if (event.key === "/") { event.preventDefault(); $("search").focus(); }
     // Nothing has the focus, as after loading: the arrows go into the gallery, Enter opens its current image.
     if (document.activeElement !== document.body || !visible.length) return;
