@@ -26,11 +26,11 @@ def fetch_file(address: str, folder: Path, *, method: str) -> Path:
     file = folder / name_of(address)
     if file.is_file():
         return file
-    log.info("%s: fetching %s, once", method, address)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{file.name}.{os.getpid()}.part"
     try:
         with _opened(address) as answer, part.open("wb") as content:
+            log.info("%s: fetching %s, once", method, address)
             shutil.copyfileobj(answer, content)
             if answer.length:  # what is left of the length that it told
                 raise ConnectionError("the connection broke")
