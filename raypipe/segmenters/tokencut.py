@@ -88,7 +88,7 @@ class Tokencut(Discovery):
         _, uppers, seeds = (tensor.cpu() for tensor in spectral.orient(cut.vector))
         for upper, seed, value, gap in zip(uppers, seeds, cut.value.tolist(), cut.gap.tolist(), strict=True):
             if gap < UNDEFINED or value > 1 - UNDEFINED:
-                yield nothing, gap, ",".join(["degenerate", *few])
+                yield nothing, 0.0, ",".join(["degenerate", *few])
             else:
                 note = ",".join(["ambiguous_cut"] * (gap < AMBIGUOUS) + few)
                 yield masks.component_of(upper.reshape(grid).numpy(), int(seed)), gap, note
