@@ -12,6 +12,7 @@ from support.written import masks_row, write_run
 
 from raypipe import images
 from raypipe.cli.verbs import main
+from raypipe.evaluation import datasets
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks import boxes
 from raypipe.evaluation.tasks.boxes import Boxes, TrueBoxes, box_of, filled, instances, ious, of_coco, of_voc
@@ -176,6 +177,26 @@ def test_a_label_of_coco_changes_with_its_boxes_alone(tmp_path):
     assert before[0] != after[0] and before[1] == after[1]
     with pytest.raises(BadImage, match="no boxes as COCO has them"):
         of_coco('{"height": 4, "width": 6, "boxes": [[1, 2, 3]]}')
+
+
+@pytest.mark.parametrize("sides", [[[0, 0], [4, 4]], [[[0, 0, 4, 4], [1, 1, 4, 4]]], [[0, 0, 4, 4, 1, 1, 4, 4]]])
+def test_boxes_of_coco_have_four_numbers_each(sides):
+    with pytest.raises(BadImage, match="no boxes as COCO has them"):
+        of_coco(json.dumps({"height": 4, "width": 6, "boxes": sides}))
+
+
+def test_names_and_sides_of_coco_may_be_of_any_type(tmp_path):
+    write_coco(tmp_path, {"1": [[1, 2, 3, 4]], "2": [[1, 2, 3, 4]], "3": [[1, 2, 3, 4]]})
+    file = tmp_path / "COCO/annotations/instances_train2014.json"
+    content = json.loads(file.read_bytes())
+    content["images"][0]["file_name"], content["images"][1]["height"] = None, str(SIZE[0])
+    content["images"][2]["height"] = [SIZE[0]]
+    file.write_text(json.dumps(content))
+    found, task = datasets.find("coco20k", str(tmp_path)), Boxes()
+    assert found.location.keys() == {"2", "3"} and found.stems == {"1", "2", "3"}
+    assert task.read(found.location["2"], max_bytes=1, max_pixels=1).size == SIZE
+    with pytest.raises(BadImage, match="no boxes as COCO has them"):
+        task.read(found.location["3"], max_bytes=1, max_pixels=1)
 
 
 BAD = {

@@ -195,8 +195,8 @@ def of_coco(content: str) -> TrueBoxes:
     """The boxes of an image as `instances` gives them, rounded half to even (LOST). Raises BadImage for other ones."""
     try:
         image = json.loads(content)
-        sides = np.array(image["boxes"], float).reshape(-1, 4)
-        size = (image["height"], image["width"])
+        sides = np.array(image["boxes"], float).reshape(len(image["boxes"]), 4)
+        size = (int(image["height"] or 0), int(image["width"] or 0))
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise BadImage("decode", "corrupt", f"no boxes as COCO has them: {error}") from error
     boxes = np.rint(np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], 1))
@@ -221,7 +221,8 @@ def instances(location: str, *, max_bytes: int) -> dict[str, str]:
         for each in content["annotations"]:
             if each["image_id"] in images and not each.get("iscrowd"):
                 images[each["image_id"]]["boxes"].append(each.get("bbox"))
-        kept = {each["file_name"]: {n: each.get(n) for n in ("height", "width", "boxes")} for each in images.values()}
+        sides = ("height", "width", "boxes")
+        kept = {str(each["file_name"]): {name: each.get(name) for name in sides} for each in images.values()}
     except BadImage as error:
         raise (FileNotFoundError if error.kind == "missing" else ValueError)(error.message) from None
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
