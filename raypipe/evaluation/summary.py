@@ -121,4 +121,7 @@ def _note(value: dict) -> str | None:
     """What to know of a printed value."""
     if value.get("variant_inferred"):
         return "which trick a row stands for is inferred from the rows' order"
-    return _record()["papers"][value["paper"]]["tables"][value["table"]].get("protocol")
+    if variant := value.get("variant"):
+        return f"{value['metric']} of {value['row']} is another F, to be compared with {variant} (--f-variants)"
+    protocol = _record()["papers"][value["paper"]]["tables"][value["table"]].get("protocol")
+    return protocol and f"protocol {protocol}"

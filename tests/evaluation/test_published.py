@@ -66,8 +66,14 @@ def test_every_value_of_two_tricks_is_in_the_summary_of_its_data_set(tmp_path):
 def test_values_in_which_the_variant_is_inferred_say_so(tmp_path):
     notes = {(e["table"], e["row"]): e["note"] for e in evaluated(tmp_path, "voc07").published}
     assert "inferred" in notes["4", "guided filter"] and notes["4", "crop + guided filter"] is None
-    saliency = {e["table"]: e["note"] for e in evaluated(tmp_path, "ecssd").published}
-    assert "crop320" in saliency["1"] and saliency["5"] is None
+
+
+def test_what_is_measured_otherwise_says_so(tmp_path):
+    found = evaluated(tmp_path, "ecssd")
+    notes = {(e["table"], e["row"], e["metric"]): e["note"] for e in found.published}
+    assert "protocol crop320" in notes["1", "Ours", "iou"] and notes["5", "MOVE", "iou"] is None
+    assert "selfmask_f_max" in notes["1", "FOUND single", "max_f"] and "protocol" in notes["1", "FOUND single", "iou"]
+    assert "table 1: max_f of FOUND single is another F, to be compared with selfmask_f_max" in found.text()
 
 
 def test_runs_stand_side_by_side_above_the_papers(tmp_path, capsys):
