@@ -152,12 +152,14 @@ def find(name: str, root: str, split: str | None = None) -> DataSet:
     if None in found:
         missing = [place for places, there in zip(patterns, found, strict=True) if there is None for place in places]
         looked = ", ".join(path for place in missing for path in folders.expand(place))
-        raise ValueError(f"{name} is not in {Location(root)}, which has none of: {looked}")
+        text = f"{name} is not in {Location(root)}, which has none of: {looked}"
+        raise ValueError(f"{text}; --root is the folder in which these lie")
     photographs, labels = _by_stem(found[0], PICTURES), _labels(found[1], layout.holds)
     stems = _listed(found[2]) if layout.listed else photographs.keys() | labels.keys()
     photographs, labels = ({s: place for s, place in each.items() if s in stems} for each in (photographs, labels))
     if not photographs.keys() & labels.keys():
-        raise ValueError(f"{name}: no label in {found[1]} has the stem of a photograph in {found[0]}")
+        listed = f" that {found[2]} names" if layout.listed else ""
+        raise ValueError(f"{name}: no label in {found[1]} has the stem of a photograph in {found[0]}{listed}")
     return DataSet(name, split, split == usual, layout.holds, *found[:2], frozenset(stems), photographs, labels)
 
 
@@ -167,15 +169,19 @@ def stem_of(name: str) -> str:
 
 
 def _first(root: str, patterns: Iterable[str]) -> Location | None:
-    """The first place that exists."""
+    """The first place that exists, a file where its name has an ending and else a folder."""
     places = (join(root, path) for pattern in patterns for path in folders.expand(pattern))
-    return next((place for place in places if folders.kind(place) != "missing"), None)
+    return next((place for place in places if folders.kind(place) == _kind(place)), None)
+
+
+def _kind(place: str) -> str:
+    return "file" if posixpath.splitext(place)[1] in (".json", ".txt") else "folder"
 
 
 def _labels(place: Location, holds: str) -> dict[str, str]:
     if holds == "masks":
         return _by_stem(place, PICTURES)
-    if folders.kind(place) == "folder":
+    if _kind(place) == "folder":
         return _by_stem(place, {".xml"})
     from raypipe.evaluation.tasks.boxes import instances
 
@@ -198,6 +204,6 @@ def _by_stem(folder: Location, suffixes: Iterable[str]) -> dict[str, str]:
 
 
 def _listed(place: Location) -> set[str]:
-    """The stems in a list, which are the first words of its lines."""
-    lines = storage.read_bytes(place, max_bytes=MOST_BYTES).decode("utf-8", "replace").splitlines()
-    return {stem_of(line.split()[0]) for line in lines if line.strip()}
+    """The stems in a list: the first words of its lines, but for those that VOC's list of a class marks with -1."""
+    lines = storage.read_bytes(place, max_bytes=MOST_BYTES).decode("utf-8-sig", "replace").splitlines()
+    return {stem_of(words[0]) for line in lines if (words := line.split()) and words[1:] != ["-1"]}

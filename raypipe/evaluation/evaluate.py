@@ -175,6 +175,9 @@ def evaluate_run(
     found = tally.summary(labels)
     if not found["counts"]["ok"]:
         raise nothing(str(run), source, found["counts"], found["examples"])
+    if labels.dataset and found["empty_labels"] == found["counts"]["ok"]:
+        text = f"no pixel is set in any label in {place_of(source)}, where 128 of 255 and lighter is"
+        raise ValueError(f"{text}; for labels of 0 and 1 use --labels {place_of(source)} --label-kind nonzero")
     target = (f"task={task.name}", _file_name(source, task))
     run.folder.write(content, "metrics", *target)
     table = str(run.folder.location("metrics", *target))

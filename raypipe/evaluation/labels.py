@@ -19,6 +19,7 @@ WHY = {  # what is said about images without a measure, by their status
     "other_size": "labels have another size than their image",
     "bad_label": "labels cannot be read",
 }
+TASKS = {"masks": "saliency", "boxes": "boxes"}  # what data sets with such labels are for, first of all
 HOW = f"--label-kind {'|'.join(KINDS)} or --label-value N[,N]"
 
 
@@ -73,7 +74,8 @@ def match(
     keys, limits = list(keys), {"max_bytes": max_bytes, "max_pixels": max_pixels}
     dataset = source if isinstance(source, DataSet) else None
     if dataset and dataset.holds != task.HOLDS:
-        raise ValueError(f"data set {dataset.name} has {dataset.holds}, but task {task.name} measures {task.HOLDS}")
+        text = f"data set {dataset.name} has {dataset.holds}, but task {task.name} measures {task.HOLDS}"
+        raise ValueError(f"{text}; add --task {TASKS[dataset.holds]}")
     matches = dataset.match(keys) if dataset else task.match(source, keys)
     if not matches.location:
         names = maskfiles.difference(keys[0], matches.unused, what="labels") if keys else ""

@@ -66,7 +66,7 @@ def test_a_root_without_the_folders_names_all_that_it_looked_for(tmp_path, name)
         expected = {"COCO/images/train2014", "COCO/annotations/instances_train2014.json", "coco_20k_filenames.txt"}
     with pytest.raises(ValueError, match=f"{name} is not in {tmp_path}, which has none of: ") as error:
         datasets.find(name, str(tmp_path))
-    assert expected <= set(str(error.value).partition("none of: ")[2].split(", "))
+    assert expected <= set(str(error.value).partition("none of: ")[2].partition("; ")[0].split(", "))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         datasets.find(name, str(tmp_path / "nowhere"))
 
@@ -76,6 +76,49 @@ def test_a_data_set_whose_labels_are_of_other_photographs_is_an_error(tmp_path):
     write_masks(tmp_path / "ECSSD/ground_truth_mask", {"b.png": square()})
     with pytest.raises(ValueError, match="no label in .* has the stem of a photograph"):
         datasets.find("ecssd", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "stems"),
+    [
+        (b"\xef\xbb\xbfa\r\nb\r\n", "ab"),  # as Windows writes it
+        (b"a -1\nb  1\nc  0\n", "bc"),  # of a class: c is a difficult one
+    ],
+)
+def test_a_list_may_have_a_mark_and_columns(tmp_path, content, stems):
+    root = tmp_path / "VOCdevkit/VOC2007"
+    write_voc(root, {stem: [(6, 4, 20, 12)] for stem in "abc"})
+    (root / "ImageSets/Main/cat_val.txt").write_bytes(content)
+    assert datasets.find("voc07", str(tmp_path), "cat_val").stems == set(stems)
+
+
+def test_a_list_that_names_no_photograph_is_named(tmp_path):
+    write_voc(tmp_path / "VOCdevkit/VOC2007", {"a": [(6, 4, 20, 12)]}, listed="x")
+    with pytest.raises(ValueError, match="no label in .* a photograph in .*JPEGImages that .*Main/trainval.txt names"):
+        datasets.find("voc07", str(tmp_path))
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path):
+    (tmp_path / "ECSSD/img").mkdir(parents=True)
+    (tmp_path / "ECSSD/images").write_bytes(b"a file")
+    (tmp_path / "ECSSD/gt").write_bytes(b"a file")
+    with pytest.raises(ValueError, match="which has none of: ECSSD/ground_truth_mask, ECSSD/gt; --root is the folder"):
+        datasets.find("ecssd", str(tmp_path))
+    write_voc(tmp_path / "VOCdevkit/VOC2007", {"a": [(6, 4, 20, 12)]}, split="val")
+    (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt").mkdir()
+    with pytest.raises(ValueError, match="which has none of: .*trainval.txt"):
+        datasets.find("voc07", str(tmp_path))
+
+
+def test_labels_of_0_and_1_are_told_from_those_of_nothing(tmp_path, capsys):
+    write(tmp_path, "ecssd", 0)
+    masks = tmp_path / "ECSSD/ground_truth_mask"
+    write_masks(masks, {"a.png": square(1)})
+    write_run(str(tmp_path / "run"), [masks_row("a.JPG", square()[None] > 0)])
+    words = ["evaluate", str(tmp_path / "run"), "--task", "saliency"]
+    assert main([*words, "--dataset", "ecssd", "--root", str(tmp_path)]) == 2
+    assert (advice := f"--labels {masks} --label-kind nonzero") in capsys.readouterr().err
+    assert main([*words, *advice.split()]) == 0 and "1.000  iou" in capsys.readouterr().out
 
 
 def test_what_is_outside_the_split_is_no_failure(tmp_path):
@@ -166,7 +209,7 @@ def test_a_task_that_wants_other_labels_is_refused(tmp_path, capsys):
     write_run(str(tmp_path / "run"), [masks_row("a.jpg", square()[None] > 0)])
     words = ["evaluate", str(tmp_path / "run"), "--dataset", "voc07", "--root", str(tmp_path)]
     assert main(words) == 2
-    assert "data set voc07 has boxes, but task pattern measures masks" in capsys.readouterr().err
+    assert "data set voc07 has boxes, but task pattern measures masks; add --task boxes" in capsys.readouterr().err
     assert main([*words, "--task", "boxes", "--label-value", "1"]) == 2
     assert "have no effect: voc07 has boxes of its own" in capsys.readouterr().err
     assert main([*words, "--task", "boxes", "--box-rule", "largest_area"]) == 0
