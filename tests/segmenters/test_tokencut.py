@@ -13,6 +13,7 @@ from raypipe.benchmark import methods
 from raypipe.benchmark.figures import Sizes
 from raypipe.benchmark.plain.tokencut import PlainTokencut
 from raypipe.features.grid import Features
+from raypipe.segmenters import tokencut
 from raypipe.segmenters.tokencut import Tokencut
 from raypipe.types import BadImage
 
@@ -146,7 +147,9 @@ def test_only_what_is_connected_with_the_seed_is_taken():
     np.testing.assert_array_equal(found.masks[0, ::8, ::8], [[1, 0, 0], [0, 0, 0], [0, 0, 0]])  # all of 3 are alike
 
 
-def test_images_of_one_grid_in_one_call_get_what_each_gets_alone(weights):
+@pytest.mark.parametrize("at_once", [1 << 28, 40_000, 1])  # all, two of 144 patches, one
+def test_images_of_one_grid_in_one_call_get_what_each_gets_alone(weights, at_once, monkeypatch):
+    monkeypatch.setattr(tokencut, "AT_ONCE", at_once)
     method = loaded(weights)
     photos = [
         data.chelsea()[:96, :96],
