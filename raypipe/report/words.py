@@ -24,7 +24,8 @@ FIGURES = {
     "masks and, beside each, the rest of the foreground are tried, and the one that meets the label best counts. So an "
     "empty mask can have a Dice too: that of the whole foreground",
     "saliency_iou": "how well the first mask meets the label: 1 = the same pixels, 0 = none in common",
-    "saliency_mae": "how far the probabilities of the first mask are from the label, mean over the pixels: 0 = nowhere",
+    "saliency_mae": "how far the first mask, of probabilities where the method has them, is from the label: mean over "
+    "the pixels, 0 = nowhere",
     "boxes_box_iou": "how well the box of the first mask meets the nearest true box: 1 = the same, 0 = nothing in "
     "common. Above 0.5 it is correct",
     "seconds": "what the method took for an image, without reading, refining and writing",

@@ -154,30 +154,27 @@ def boxed(tmp_path) -> Path:
     return tmp_path
 
 
-def rectangles(card: str) -> dict[str, list[tuple]]:
-    """Left, top, width and height of the boxes in a card by what they are."""
-    found: dict[str, list] = {}
-    for kind, *sides in re.findall(
-        r'<rect class="([\w ]+) line" x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)"', card
-    ):
-        found.setdefault(kind, []).append(tuple(map(float, sides)))
-    return found
+def boxes_of(card: str) -> dict[str, list[tuple]]:
+    """Left, top, right and bottom of the boxes in a card by what they are."""
+    paths = re.findall(r'<path class="([\w ]+) line" d="([^"]*)"', card)
+    box = re.compile(r"M([\d.]+) ([\d.]+)H([\d.]+)V([\d.]+)H[\d.]+Z")
+    return {kind: [tuple(map(float, sides)) for sides in box.findall(path)] for kind, path in paths}
 
 
 def test_boxes_are_drawn_and_the_correct_ones_told_from_the_wrong_ones(boxed):
     options = {"labels": str(boxed / "boxes"), "task": "boxes"}
     result = report(Report((str(boxed / "near"),), **options))
     page, wide = (boxed / "near/report.html").read_text(), (0, 0, 19, 3)
-    assert rectangles(card_of(page, "wide.png")) == {"truth true": [wide, (1, 1, 1, 1)], "correct": [wide]}
-    assert rectangles(card_of(page, "square.png")) == {"truth true": [(15, 5, 5, 5)], "wrong": [wide]}
-    assert rectangles(card_of(page, "empty.png")) == {"truth true": [(0, 0, 9, 9)]}
+    assert boxes_of(card_of(page, "wide.png")) == {"truth true": [wide, (1, 1, 2, 2)], "correct": [wide]}
+    assert boxes_of(card_of(page, "square.png")) == {"truth true": [(15, 5, 20, 10)], "wrong": [wide]}
+    assert boxes_of(card_of(page, "empty.png")) == {"truth true": [(0, 0, 9, 9)]}
     for name, text in (("wide", "Box correct"), ("square", "Box wrong"), ("empty", "No box: wrong")):
         assert text in card_of(page, f"{name}.png")
     assert result.unlabelled == {"the label cannot be read": 1, "no object in the label": 1}
     assert "of-truth" not in page.partition("<body>")[2].partition("<script>")[0]
     report(Report((str(boxed / "near"),), **options, box_rule="largest_area"))
     page = (boxed / "near/report.html").read_text()
-    assert rectangles(card_of(page, "square.png")) == {"truth true": [(15, 5, 5, 5)], "correct": [(15, 5, 5, 5)]}
+    assert boxes_of(card_of(page, "square.png")) == {"truth true": [(15, 5, 20, 10)], "correct": [(15, 5, 20, 10)]}
 
 
 # Measures
