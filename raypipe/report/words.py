@@ -48,7 +48,7 @@ NOTES = {
     "flat_map": "the network answers the same everywhere: the mask is empty",
     "few_masks": "fewer than two masks were found inside the foreground",
     "size_skipped": "one of the tile sizes does not fit the image and was left out",
-    "degenerate": "all patches of the image are alike: no object can be told from the rest",
+    "degenerate": "the image has one colour, or all its patches are alike: no object can be told from the rest",
     "ambiguous_cut": "another way to cut the image in two is as good as the one that was taken",
     "few_patches": "the image has too few patches to compare",
     "empty_mask": "nothing was found: there is no mask, or it is the whole image where a box was asked for",

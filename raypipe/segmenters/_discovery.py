@@ -94,12 +94,25 @@ class Discovery(Segmenter):
         """Yield what is found in each image, in order. features: one per image, of `features`."""
 
     def answer(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
-        """As `find`, with one empty mask for an image that is smaller than a patch both ways, or a single pixel."""
-        large = [not is_too_small(image, each) for image, each in zip(images, features, strict=True)]
-        chosen = [(image, each) for image, each, fits in zip(images, features, large, strict=True) if fits]
+        """As `find`, with a note and one mask for images in which nothing can be told apart.
+
+        `too_small`, smaller than a patch both ways or a single pixel: an empty mask. `degenerate`, of one colour, in
+        which a network's features tell places apart and nothing else: see `of_one_colour`.
+        """
+        notes = [hopeless(image, each) for image, each in zip(images, features, strict=True)]
+        chosen = [(image, each) for image, each, note in zip(images, features, notes, strict=True) if not note]
         found = self.find([image for image, _ in chosen], [each for _, each in chosen]) if chosen else iter(())
-        for image, fits in zip(images, large, strict=True):
-            yield next(found) if fits else self.nothing(image, "too_small")
+        for image, note in zip(images, notes, strict=True):
+            if note == "degenerate":
+                yield self.of_one_colour(image)
+            else:
+                yield self.nothing(image, note) if note else next(found)
+
+    def of_one_colour(self, image: np.ndarray) -> Segments:
+        """The answer for an image of one colour: no object is there; a box has to be, so it is the whole image."""
+        segments = self.nothing(image, "degenerate")
+        segments.masks[:] = getattr(self, "result", "mask") == "box"
+        return segments
 
     def nothing(self, image: np.ndarray, note: str) -> Segments:
         """One empty mask of an image."""
@@ -112,10 +125,12 @@ class Discovery(Segmenter):
             yield from self.answer(batch, list(self.features(batch)))
 
 
-def is_too_small(image: np.ndarray, features: Features) -> bool:
-    """Whether an image is smaller than a patch both ways or a single pixel: then nothing in it can be told apart."""
+def hopeless(image: np.ndarray, features: Features) -> str:
+    """Why nothing in an image can be told apart: `too_small`, `degenerate`; "" where it may be."""
     side = features.patch + 2 * features.margin
-    return max(image.shape[:2]) < side or image.shape[:2] == (1, 1)
+    if max(image.shape[:2]) < side or image.shape[:2] == (1, 1):
+        return "too_small"
+    return "degenerate" if (image == image[:1, :1]).all() else ""
 
 
 def by_grid(features: Sequence[Features]) -> Iterator[list[int]]:

@@ -42,7 +42,7 @@ class Found(Discovery):
     Published as "FOUND - multi" is `components=multi`, as "FOUND - single" `components=single`. That mask is hard, as
     it is published and given to the bilateral solver: the part is chosen at 0.5, and a threshold that comes later could
     only break it into several. Notes: `empty_mask`, nothing is above 0.5; a hard mask is left out then, and the box is
-    the whole image.
+    the whole image; `degenerate`, an image of one colour: an empty mask, and the box as before.
     """
 
     weights: str = DECODER  # the decoder: a file, .pt or .safetensors; the variant background needs none

@@ -53,6 +53,9 @@ class Lost(Discovery):
     def FACET(self) -> str:  # noqa: N802 - a constant of other methods
         return self.facet
 
+    def of_one_colour(self, image: np.ndarray) -> Segments:
+        return Segments(np.ones((1, *image.shape[:2]), bool), note="degenerate")  # all patches are like the seed
+
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         answers = {}
         for group in by_grid(features):

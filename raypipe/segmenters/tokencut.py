@@ -28,8 +28,9 @@ class Tokencut(Discovery):
     """One mask: what the normalised cut of an image's patches sets apart, connected with the patch that stands out.
 
     The score is the gap between the second and the third eigenvalue: the larger, the clearer the cut. Notes:
-    `degenerate`, all patches are alike or none are, or several cuts are equally good: the mask is empty, with `result`
-    box the whole image; `ambiguous_cut`, a gap below 0.001: another cut is nearly as good; `few_patches`, one or two.
+    `degenerate`, the image has one colour, all patches are alike or none are, or several cuts are equally good: the
+    mask is empty, with `result` box the whole image; `ambiguous_cut`, a gap below 0.001: another cut is nearly as good;
+    `few_patches`, one or two.
     """
 
     # Defaults are the paper's and its reference's.

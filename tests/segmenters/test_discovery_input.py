@@ -73,6 +73,24 @@ def test_images_of_any_shape_are_answered_without_a_network(name, caplog):
     assert sum(record.message.startswith(f"{name}: images with a side of more") for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "extra", "share"),
+    [
+        *((name, {}, name == "lost") for name in METHODS),  # with LOST every patch is like the seed
+        *((name, {"result": "box"}, 1) for name in METHODS if hasattr(find(name), "result")),
+        ("deep_spectral", {"color_lambda": 10.0}, 0),
+        ("deep_spectral", {"result": "segments"}, 0),
+        ("found", {"variant": "background", "components": "single"}, 0),
+    ],
+)
+def test_in_an_image_of_one_colour_no_object_is_found_even_where_features_differ_by_place(name, extra, share, options):
+    flat = np.full((60, 83, 3), (90, 90, 200), np.uint8)
+    found = [row["found"] for row in rows(find(name)(**options(name) | extra), [flat, picture(60, 80), flat[:, :1]])]
+    assert [each.note == "degenerate" for each in found] == [True, False, True]
+    for each in found[::2]:
+        assert len(each.masks) == 1 and each.masks.mean() == share
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "move"])  # which resizes every image anyway
 def test_a_panorama_is_reduced_which_the_log_says_once(name, options, caplog):
     grid._say_once.cache_clear()

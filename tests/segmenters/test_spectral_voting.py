@@ -149,12 +149,6 @@ def test_images_with_too_few_patches_have_an_empty_mask(size, note, method, nois
     assert found.note == note and found.masks.shape == (1, *size) and not found.masks.any()
 
 
-def test_images_of_one_colour_have_an_empty_mask_even_where_the_features_differ_by_place(method, noise, described):
-    for features in (next(iter(method.features([noise]))), described_jointly(described)):
-        (found,) = method.find([np.full_like(noise, 77)], [features])
-        assert found.note == "degenerate" and found.masks.shape == (1, 96, 128) and not found.masks.any()
-
-
 def test_features_that_are_all_alike_have_an_empty_mask(method, noise, described):
     alike = replace(described, patches=torch.ones_like(described.patches))
     (found,) = method.find([noise], [described_jointly(alike)])

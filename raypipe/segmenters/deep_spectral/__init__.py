@@ -31,7 +31,8 @@ class DeepSpectral(Discovery):
 
     With `--result segments` the masks are the regions besides the background, which is what none of them covers. The
     score of a mask is the gap behind the cut's eigenvalue: near 0 (note `ambiguous_cut`) another cut is as good. Notes:
-    `degenerate`, all patches are alike: nothing stands out; `few_patches`, three or fewer: the whole image.
+    `degenerate`, the image has one colour or all patches are alike: nothing stands out, a box is the whole image;
+    `few_patches`, three or fewer: the whole image.
     """
 
     # Defaults are the reference's for objects, those of regions included.

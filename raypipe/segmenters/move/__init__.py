@@ -28,7 +28,10 @@ CHECKPOINTS = "https://github.com/adambielski/move-seg/releases/tag/move_model"
 
 @dataclass
 class Move(Discovery):
-    """One soft mask: the probability of each pixel to belong to an object that could be moved."""
+    """One soft mask: the probability of each pixel to belong to an object that could be moved.
+
+    An image of one colour has an empty mask (note `degenerate`).
+    """
 
     # All numbers are the reference's; there max_side is not limited.
     weights: str = UNSET  # a checkpoint of https://github.com/adambielski/move-seg/releases: a file or its address

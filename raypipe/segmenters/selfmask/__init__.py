@@ -29,7 +29,8 @@ PUBLISHED = "https://github.com/NoelShin/selfmask/releases/download/v1.0.0/selfm
 class SelfMask(Discovery):
     """One soft mask: the salient object, by the query that is surest of its mask.
 
-    The score is the query's objectness in 0..1. It orders the queries of one image; between images it says little.
+    The score is the query's objectness in 0..1. It orders the queries of one image; between images it says little. An
+    image of one colour has an empty mask (note `degenerate`).
     """
 
     weights: str = PUBLISHED  # a URL, a file or a folder; 20 queries, of DUTS-TE's 65.3 % IoU (10: selfmask_nq10.pt)

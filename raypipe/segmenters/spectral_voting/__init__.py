@@ -95,8 +95,6 @@ class SpectralVoting(Discovery):
             backbones = [each, *each.others]
             if min(len(one.patches) for one in backbones) <= self.ks[-1]:
                 yield self.nothing(image, "few_patches")
-            elif (image == image[:1, :1]).all():
-                yield self.nothing(image, "degenerate")
             else:
                 yield self._voted(image, backbones)
 
