@@ -203,11 +203,10 @@ def test_a_single_mask_is_one_part_of_the_mask(loaded, disc):
 
 
 def test_without_any_foreground_there_is_no_mask_and_the_box_is_the_whole_image(loaded, disc):
-    image = np.full_like(disc, 90)
     for options in ({"bkg_threshold": -1}, {"bkg_threshold": -1, "components": "single"}):
-        (segments,) = loaded(variant="background", **options).segment([image])
+        (segments,) = loaded(variant="background", **options).segment([disc])
         assert segments.masks.shape == (0, 50, 70) and segments.note == "empty_mask"
-    (segments,) = loaded(variant="background", bkg_threshold=-1, result="box").segment([image])
+    (segments,) = loaded(variant="background", bkg_threshold=-1, result="box").segment([disc])
     assert segments.masks.all() and len(segments.masks) == 1 and segments.note == "empty_mask"
     method = loaded()
     (features,) = method.features([disc])
