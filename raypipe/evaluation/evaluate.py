@@ -121,21 +121,35 @@ class Comparison:
     runs: dict[str, Evaluation]  # by a short name
 
     def text(self) -> str:
-        """A table per measure, a column per run; then what was left out, run by run."""
-        runs, values_of, lines = list(self.runs.values()), [], []
-        groups = sorted({group for each in runs for group in each.groups})
-        if len(groups) > 1:
-            values_of = [(group, [each.groups.get(group, {}) for each in runs]) for group in groups[:TERMINAL_GROUPS]]
-            values_of.append(("mean over groups", [each.group_means for each in runs]))
+        """A line per run or, where there are groups, a table per measure; then what was left out, run by run."""
+        groups = sorted({group for each in self.runs.values() for group in each.groups})
+        lines = self._by_measure(groups) if len(groups) > 1 else self._by_run()
+        runs = list(self.runs.values())
+        lines += beside({name: each.means for name, each in self.runs.items()}, runs[0].published)
+        for name, each in self.runs.items():
+            lines += [f"{name}: {remark}" for remark in each.remarks()]
+        return "\n".join([*lines, *(f"per image: {each.table}" for each in runs)])
+
+    def _by_run(self) -> list[str]:
+        """One table, a column per measure, and what these are."""
+        titles = next(iter(self.runs.values())).titles
+        cells = [
+            (name, [each.counts["ok"], each.counts["failed"], *each.means.values()]) for name, each in self.runs.items()
+        ]
+        table = lines_of("", ["images", "failed", *(name.replace("_", " ") for name in titles)], cells)
+        return [*table, "", *(f"{name}: {title}" for name, title in titles.items()), ""]
+
+    def _by_measure(self, groups: list[str]) -> list[str]:
+        """A table per measure, a line per group and a column per run."""
+        runs, lines = list(self.runs.values()), []
+        values_of = [(group, [each.groups.get(group, {}) for each in runs]) for group in groups[:TERMINAL_GROUPS]]
+        values_of.append(("mean over groups", [each.group_means for each in runs]))
         values_of.append(("mean over images", [each.means for each in runs]))
         for i, (name, title) in enumerate(runs[0].titles.items()):
             shown = values_of if i < TERMINAL_VALUES else values_of[-1:]
             cells = [(line, [values.get(name) for values in of_runs]) for line, of_runs in shown]
             lines += [title, *lines_of(name.replace("_", " "), list(self.runs), cells), ""]
-        lines += beside({name: each.means for name, each in self.runs.items()}, runs[0].published)
-        for name, each in self.runs.items():
-            lines += [f"{name}: {remark}" for remark in each.remarks()]
-        return "\n".join([*lines, *(f"per image: {each.table}" for each in runs)])
+        return lines
 
 
 def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Comparison:

@@ -83,6 +83,12 @@ def test_runs_stand_side_by_side_above_the_papers(tmp_path, capsys):
     words = ["--dataset", "voc12", "--root", str(tmp_path), "--task", "boxes"]
     assert main(["evaluate", str(tmp_path / "first"), str(tmp_path / "run"), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["images", "failed", "corloc", "box", "iou"],
+        ["first", "1", "0", "100.000", "1.000"],
+        ["run", "1", "0", "100.000", "1.000"],
+    ]
+    assert "corloc: CorLoc, % of images" in lines
     start = next(i for i, line in enumerate(lines) if line.startswith("published "))
     assert [line.split() for line in lines[start + 1 : start + 3]] == [["first", "100.000"], ["run", "100.000"]]
     assert lines[start + 3].split() == ["LOST", "(two_tricks,", "table", "2)", "64.000"]
