@@ -112,9 +112,8 @@ class Dino:
         import torch
         from torch.nn.functional import pad
 
-        planes = (
-            torch.tensor(resized(image, size)).to(self._device).permute(2, 0, 1)[None].float() / 255
-        )  # uploaded as bytes
+        seen = torch.tensor(np.ascontiguousarray(resized(image, size)))  # a view may be mirrored
+        planes = seen.to(self._device).permute(2, 0, 1)[None].float() / 255  # uploaded as bytes
         mean, std = (
             torch.tensor(values, device=self._device)[:, None, None]
             for values in (networks.IMAGENET_MEAN, networks.IMAGENET_STD)

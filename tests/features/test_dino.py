@@ -51,6 +51,12 @@ def test_images_of_any_size_are_answered_in_order_on_their_grid(fit, network, im
             assert each.seen == image.shape[:2]
 
 
+def test_an_image_may_be_a_mirrored_view(network, images):
+    view = images[0][:, ::-1]
+    (found,), (copied,) = (network([each], fit="pad") for each in (view, view.copy()))
+    torch.testing.assert_close(found.patches, copied.patches, rtol=0, atol=0)
+
+
 def test_a_batch_gives_what_each_image_gives_alone(network):
     images = np.random.default_rng(1).integers(0, 256, (8, 40, 48, 3)).astype(np.uint8)
     pixels = torch.cat([network.pixels(image, (40, 48), "pad") for image in images])
