@@ -27,8 +27,8 @@ class Lost(Discovery):
     """One mask: the object, as the connected patches that resemble a seed and the patches like it.
 
     The seed is the patch that resembles the fewest others, for objects cover less than their surroundings. The score is
-    minus that number. Notes: `degenerate`, every patch resembles as many others, and `few_patches`, one or two in all;
-    the mask is the whole image then.
+    minus that number. Notes: `degenerate`, every patch resembles as many others, so that the seed is the first one: the
+    mask is the whole image where all are alike; `few_patches`, one or two in all.
     """
 
     # Defaults are the paper's and its reference's.
@@ -73,12 +73,9 @@ class Lost(Discovery):
         found = expand(patches * kept[..., None], self.k_patches, kept)
         low, high, seeds, likeness = (tensor.cpu().numpy() for tensor in found)
         for each, least, most, seed, like in zip(features, low, high, seeds, likeness, strict=True):
-            if least == most:
-                note = "degenerate" if len(like) > FEW else "few_patches"
-                yield np.ones(each.grid, bool), int(least), note
-            else:
-                # where rounding puts the seed itself into the background, it is a mask alone
-                yield masks.component_of((like > 0).reshape(each.grid), seed), int(least), ""
+            note = ("degenerate" if len(like) > FEW else "few_patches") if least == most else ""
+            # where rounding puts the seed itself into the background, it is a mask alone
+            yield masks.component_of((like > 0).reshape(each.grid), seed), int(least), note
 
     def _kept(self, features: Features) -> np.ndarray:
         """The patches that take part, bool (P,): all of them or, without padding, those that lie in the image."""

@@ -96,10 +96,17 @@ def test_patches_that_all_resemble_each_other_are_the_whole_image():
     assert segments.masks.all() and segments.note == "degenerate" and segments.scores == [-11]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_or_two_patches_are_the_whole_image(count):
-    segments = found(torch.eye(2)[:count], (1, count), (3, 5), patch=3)
-    assert segments.masks.all() and segments.note == "few_patches"
+def test_where_no_patch_resembles_fewer_others_the_first_is_the_seed_of_its_half():
+    halves = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]).repeat(3, 1)  # the left half and the right one
+    segments = found(halves, (3, 4), (6, 8), patch=2)
+    np.testing.assert_array_equal(segments.masks[0], np.arange(8) < np.full((6, 1), 4))
+    assert segments.note == "degenerate" and segments.scores == [-5]
+
+
+@pytest.mark.parametrize(("patches", "share"), [([[1.0, 0]], 1), ([[1.0, 0], [1, 1]], 1), ([[1.0, 0], [0, 1]], 0.6)])
+def test_one_or_two_patches_leave_no_choice_of_a_seed(patches, share):
+    segments = found(torch.tensor(patches), (1, len(patches)), (3, 5), patch=3)
+    assert segments.masks.mean() == pytest.approx(share) and segments.note == "few_patches"
 
 
 def test_patches_of_padding_can_be_left_out():

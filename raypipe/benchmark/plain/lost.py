@@ -26,8 +26,6 @@ def components(patches: np.ndarray, grid: tuple[int, int], *, k_patches: int) ->
 
     similarities = patches @ patches.T
     degree = (similarities > 0).sum(1) - (np.diag(similarities) > 0)
-    if degree.min() == degree.max():
-        return np.ones(grid, bool)
     order = np.argsort(degree, kind="stable")
     seed, potentials = order[0], order[:k_patches]
     similar = potentials[similarities[seed, potentials] > 0]
