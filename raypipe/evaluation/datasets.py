@@ -94,15 +94,13 @@ class DataSet:
         return {key for key in keys if stem_of(key) not in self.stems}
 
     def orientation(self, key: str) -> int:
-        """How an image's photograph is to be turned (`images.UPRIGHT`), by its EXIF; 1 = it is upright, or not there.
+        """How an image's label is to be turned (`images.UPRIGHT`): as its photograph's EXIF says; 1 = not at all.
 
-        Its label was made of the photograph as it is stored. Raises BadImage when that cannot be read.
+        The label was made of the photograph as it is stored, unless it is a mask with EXIF of its own, by which it was
+        turned when it was read. Raises BadImage when these cannot be read.
         """
-        place = self.photographs.get(stem_of(key))
-        try:
-            return images.orientation(storage.patiently(_head)(place)) if place else 1
-        except OSError as error:
-            raise storage.fetch_error(error, place) from error
+        found = _orientation(self.photographs.get(stem_of(key)))
+        return 1 if found > 1 and self.holds == "masks" and _orientation(self.location[stem_of(key)]) > 1 else found
 
     def _is_at(self, stem: str, key: str) -> bool:
         return f"/{self.photographs.get(stem, '')}".endswith(f"/{key}")
@@ -186,6 +184,13 @@ def _labels(place: Location, holds: str) -> dict[str, str]:
     from raypipe.evaluation.tasks.boxes import instances
 
     return {stem_of(name): label for name, label in instances(place, max_bytes=MOST_BYTES).items()}
+
+
+def _orientation(place: str | None) -> int:
+    try:
+        return images.orientation(storage.patiently(_head)(place)) if place else 1
+    except OSError as error:
+        raise storage.fetch_error(error, place) from error
 
 
 def _head(place: str) -> bytes:

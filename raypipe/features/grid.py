@@ -56,7 +56,7 @@ def seen_size(size: tuple[int, int], patch: int, fit: str, *, max_side: int, met
     if fit not in FITS:
         raise ValueError(f"{method}: unknown fit {fit!r}; {suggest(fit, FITS)}")
     if max(size) > max_side:
-        _say_once(method, max_side)
+        say_reduced(method, max_side)
         size = tuple(max(1, round(side * max_side / max(size))) for side in size)
     if fit == "resize":
         size = tuple(max(1, round(side / patch)) * patch for side in size)
@@ -79,5 +79,6 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @functools.cache
-def _say_once(method: str, max_side: int) -> None:
+def say_reduced(method: str, max_side: int) -> None:
+    """Say in the log, once, that a method works on long images at a smaller size."""
     log.info("%s: images with a side of more than max_side = %d px are reduced to it first", method, max_side)

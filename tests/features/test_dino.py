@@ -199,7 +199,7 @@ def test_cells_of_overlapping_patches_lie_round_their_centres(folder):
 
 
 def test_a_panorama_is_reduced_and_the_log_says_so_once(network, caplog):
-    grid._say_once.cache_clear()
+    grid.say_reduced.cache_clear()
     images = [np.zeros((10, 3000, 3), np.uint8), np.zeros((200, 20, 3), np.uint8)]
     with caplog.at_level(logging.INFO, "raypipe"):
         found = list(network(images, fit="pad", max_side=160))

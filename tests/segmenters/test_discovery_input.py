@@ -64,7 +64,7 @@ def test_images_of_any_shape_and_grey_ones_are_answered_in_one_batch(name, optio
 
 @pytest.mark.parametrize("name", ON_COLOR)
 def test_images_of_any_shape_are_answered_without_a_network(name, caplog):
-    grid._say_once.cache_clear()
+    grid.say_reduced.cache_clear()
     images = [picture(*size) for size in SIZES] + [np.full((50, 70, 3), 90, np.uint8)]
     with caplog.at_level(logging.INFO, "raypipe"):
         found = rows(find(name)(weights=COLOR), images)
@@ -91,12 +91,12 @@ def test_in_an_image_of_one_colour_no_object_is_found_even_where_features_differ
         assert len(each.masks) == 1 and each.masks.mean() == share
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "move"])  # which resizes every image anyway
+@pytest.mark.parametrize("name", METHODS)
 def test_a_panorama_is_reduced_which_the_log_says_once(name, options, caplog):
-    grid._say_once.cache_clear()
+    grid.say_reduced.cache_clear()
     method = find(name)(**options(name) | {"max_side": 64})
     with caplog.at_level(logging.INFO, "raypipe"):
-        found = rows(method, [picture(20, 300), picture(300, 20)])
+        found = rows(method, [picture(20, 300), picture(300, 20), picture(50, 60)])[:2]
     assert [row["found"].masks.shape[1:] for row in found] == [(20, 300), (300, 20)]
     assert sum("of more than max_side = 64 px" in record.message for record in caplog.records) == 1
 
