@@ -174,6 +174,12 @@ def test_a_label_is_turned_like_its_photograph(tmp_path):
     write_run(str(tmp_path / "copies"), [masks_row("6.jpg", square()[None] > 0)])  # whose orientation was lost
     found = evaluate(Evaluate((str(tmp_path / "copies"),), dataset="ecssd", root=str(tmp_path)))
     assert found.means["iou_fixed"] == 1
+    for orientation in images.UPRIGHT:  # made with a tool that copies the photograph's EXIF
+        exif[images.ORIENTATION] = orientation
+        path = tmp_path / f"ECSSD/ground_truth_mask/{orientation}.png"
+        Image.fromarray(square()).save(path, exif=exif)
+    found = evaluate(Evaluate((str(tmp_path / "run"),), dataset="ecssd", root=str(tmp_path)))
+    assert found.counts["ok"] == 8 and found.means["iou_fixed"] == 1
 
 
 @dataclass

@@ -14,6 +14,7 @@ import numpy as np
 
 from raypipe import networks
 from raypipe.features.checkpoints import S8, check_checkpoint
+from raypipe.features.grid import say_reduced
 from raypipe.segmenters._discovery import Discovery
 from raypipe.types import BadImage, Segments
 
@@ -82,7 +83,10 @@ class Move(Discovery):
         check_checkpoint(self.backbone, needed=S8, method=self.name)
 
     def features(self, images: Sequence[np.ndarray]) -> Iterator[Features]:
-        return super().features([resized(image, self.short_side, self.max_side) for image in images])
+        images = [resized(image, self.short_side, self.max_side) for image in images]
+        if any(min(image.shape[:2]) < self.short_side for image in images):
+            say_reduced(self.name, self.max_side)
+        return super().features(images)
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         for image, each in zip(images, features, strict=True):
