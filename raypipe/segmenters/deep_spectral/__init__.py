@@ -44,7 +44,7 @@ class DeepSpectral(Discovery):
     cut: Literal["zero", "mean"] = "zero"  # the object is where the eigenvector is above
     lapnorm: bool = True  # normalised Laplacian
     color_lambda: float = 0.0  # weight of colours beside features; 1 and 10 are worth a sweep
-    color_matrix: Literal["knn", "rw"] = "knn"  # colours: nearest neighbours, or a random walk between pixels
+    color_matrix: Literal["knn", "rw"] = "knn"  # colours: nearest neighbours, or a random walk to the next cells
     downsample: int | None = None  # px of a cell of the graph; None = of a patch
 
     source = "Melas-Kyriazi et al., CVPR 2022"

@@ -83,7 +83,8 @@ def neighbours(points: np.ndarray, count: int) -> np.ndarray:
 def random_walk(image: np.ndarray, device: str) -> Edges:
     """Pixels side by side, twice each, as alike as exp(-|difference of colours|^2 / sigma^2) (Grady, TPAMI 2006).
 
-    image: uint8 (h, w, 3) RGB. Four neighbours, as the method is described.
+    image: uint8 (h, w, 3) RGB. The four neighbours at distance 1, as the method is described. The authors' experiments
+    copy PyMatting's window of 3 x 3 instead: the eight around and the pixel itself, those along the border repeated.
     """
     import torch
 
