@@ -238,6 +238,18 @@ def autocast(device: str, dtype: str) -> Iterator[None]:
         convolutions.fp32_precision = before
 
 
+def keep_products_exact(device: str) -> None:
+    """Have float32 matrices multiplied in float32 on a GPU, in this process.
+
+    For methods that compare similarities with fixed numbers. It is torch's default, but NVIDIA's containers ask for
+    TF32, 11 of the 24 bits (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
+    """
+    if device == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
+
+
 def batches(images: Sequence[np.ndarray], device: str) -> Iterator[Sequence[np.ndarray]]:
     """What goes through a network at once: all images on a GPU, each alone on the CPU.
 

@@ -60,6 +60,7 @@ class Discovery(Segmenter):
 
     def load(self, device: str) -> None:
         """Read the feature network; a method with a head calls this first, then reads `self._paths["weights"]`."""
+        networks.keep_products_exact(device)
         self._device, self._paths, self._dino = device, networks.locate_each(self), None
         if self._paths:
             path = self._paths[self.feature_field]

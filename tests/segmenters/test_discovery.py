@@ -10,6 +10,7 @@ import torch
 from support.tiny.dino import write_model
 
 from raypipe.segmenters._discovery import Discovery
+from raypipe.segmenters.spectral_voting import SpectralVoting
 from raypipe.types import BadImage, Segments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,6 +68,19 @@ def test_the_network_is_fetched_checked_and_recorded(folder):
     assert method.networks == ("weights",)
     method.load("cpu")
     assert list(method.checksums()) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [First, SpectralVoting])
+def test_similarities_on_a_gpu_are_no_tf32_where_the_environment_asks_for_it(kind):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")  # as torch starts in NVIDIA's containers
+        kind(weights="color").load("cpu")
+        assert torch.get_float32_matmul_precision() == "high"
+        kind(weights="color").load("cuda")
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_images_are_reduced_first(folder):

@@ -76,6 +76,7 @@ class SpectralVoting(Discovery):
         super().__post_init__()
 
     def load(self, device: str) -> None:
+        networks.keep_products_exact(device)
         self._device, self._paths = device, networks.locate_each(self)
         given = [field for field in BACKBONES if getattr(self, field) is not None]
         self._backbones = [self.network(self._paths[each], device) if each in self._paths else None for each in given]
