@@ -199,6 +199,8 @@ def read_decoder(path: Path, *, width: int) -> tuple[torch.Tensor, torch.Tensor]
     if shapes != expected:
         text = f"expected tensors {expected} for a backbone of width {width}, got {shapes}"
         raise ValueError(f"found: {file} is no decoder for this backbone: {text}")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):  # a hard mask would be empty without a word
+        raise ValueError(f"found: {file} is damaged: it holds values that are no finite numbers; fetch it again")
     return tensors["weight"].float().flatten(), tensors["bias"].float()
 
 

@@ -269,11 +269,17 @@ def test_an_unknown_backbone_is_warned_about_and_recorded_by_its_checksum(tmp_pa
         assert method.checksums()["backbone/model.safetensors"] == hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def test_a_decoder_of_another_width_or_none_at_all_is_refused_when_it_is_loaded(tmp_path):
+def test_a_decoder_of_another_width_a_damaged_one_or_none_at_all_is_refused_when_it_is_loaded(tmp_path):
     options = tiny.options(tmp_path)
     tiny.write_decoder(tmp_path / "decoder.pt", width=384)
     with pytest.raises(ValueError, match=r"decoder.pt is no decoder for this backbone: expected .*1, 32, 1, 1.*384"):
         Found(**options).load("cpu")
+    tiny.write_decoder(tmp_path / "decoder.pt")
+    held = torch.load(tmp_path / "decoder.pt")
+    held["decoder"]["weight"][0, 3] = torch.nan
+    torch.save(held, tmp_path / "decoder.pt")
+    with pytest.raises(ValueError, match="decoder.pt is damaged: it holds values that are no finite numbers"):
+        Found(**options, components="single").load("cpu")
     (tmp_path / "decoder.pt").write_bytes(b"PK\x03\x04 and nothing else")
     with pytest.raises(ValueError, match="decoder.pt is not a checkpoint that can be read safely"):
         Found(**options).load("cpu")

@@ -15,6 +15,7 @@ from support.tiny.selfmask import write_model
 from raypipe.benchmark.plain import selfmask as plain
 from raypipe.segmenters.selfmask import SelfMask
 from raypipe.segmenters.selfmask.network import read
+from raypipe.types import BadImage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HALF = 2.5e-4  # stored saliency is float16
@@ -182,6 +183,17 @@ def test_a_configuration_of_another_network_is_refused(tmp_path, settings, text)
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     with pytest.raises(ValueError, match=rf"^test: .*{text}"):
         read(tmp_path, method="test")
+
+
+@pytest.mark.parametrize("name", ["ffn.layers.0.weight", "query_embed"])
+def test_values_that_are_no_numbers_are_an_error_of_the_image(name, tmp_path, noise):
+    file = write_model(tmp_path) / "model.safetensors"
+    held = load_file(file)
+    save_file(held | {name: held[name] * torch.nan}, file)
+    method = SelfMask(weights=str(tmp_path))
+    method.load("cpu")
+    with pytest.raises(BadImage, match="segment: non_finite: the decoder gives values"):
+        next(iter(method.segment([noise])))
 
 
 def test_a_backbone_alone_is_refused(shared):

@@ -17,7 +17,7 @@ from raypipe import networks
 from raypipe.features.dino import Dino
 from raypipe.features.grid import Features
 from raypipe.segmenters._discovery import COLOR, Discovery, by_grid
-from raypipe.types import Segments
+from raypipe.types import BadImage, Segments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,8 @@ class SelfMask(Discovery):
             answers |= zip(group, zip(masks, objectness.tolist(), strict=True), strict=True)
         for i, (image, each) in enumerate(zip(images, features, strict=True)):
             mask, score = answers[i]
+            if not (np.isfinite(score) and mask.isfinite().all()):
+                raise BadImage("segment", "non_finite", "the decoder gives values that are no finite numbers")
             yield Segments(at_size(mask, each, image.shape[:2]).cpu().numpy()[None], scores=[score])
 
 
