@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from raypipe.storage import Folder, hold
@@ -42,6 +42,27 @@ def on_signals() -> Iterator[None]:
         for signum in before:
             signal.signal(signum, interrupt)
         yield
+
+
+@contextmanager
+def postponed() -> Iterator[Callable[[], None]]:
+    """Hold signals back in a block of `on_signals`. Gives what handles one that came, for where it may raise.
+
+    At the end of the block one is handled anyway. For loops of libraries that take what a handler raises in their
+    compiled code for an error of theirs.
+    """
+    came = []
+    with restored_handlers() as before:
+        for signum in before:
+            signal.signal(signum, lambda *arrived: came.append(arrived))
+
+        def handle() -> None:
+            if came:
+                signum, frame = came.pop()
+                before[signum](signum, frame)
+
+        yield handle
+        handle()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from raypipe.pipeline.graph import probe
 from raypipe.pipeline.job import fetch_weights
 from raypipe.pipeline.label import attempt
 from raypipe.runtime import cores
+from raypipe.runtime.interruption import postponed
 from raypipe.runtime.progress import Counts, Progress, count_of_images
 from raypipe.storage import Folder, Locked, open_table
 from raypipe.sweep import ranking
@@ -106,11 +107,8 @@ def run_groups(todo: list[list[Trial]], resources) -> list[list[Trial]]:
     How each other trial ended is in its trial.json.
     """
     ended_early = []
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            results = tuner(todo, resources, scratch).fit()
-        except SystemError as error:  # how Ray's compiled code passes on what a signal's handler raises
-            raise (error.__cause__ or error) from None
+    with tempfile.TemporaryDirectory() as scratch, postponed() as handle_signal:
+        results = tuner(todo, resources, scratch, at_step=handle_signal).fit()
     for result in results:
         group = todo[result.config["index"]]
         if len(group) > 1:
@@ -159,13 +157,23 @@ def count_commits(todo: list[Trial]) -> Callable[[], Counts]:
     return committed
 
 
-def tuner(todo: list[list[Trial]], resources, scratch: str):
-    """The Tuner of some groups of trials. scratch: a folder for its own files, which nobody needs afterwards."""
+def tuner(todo: list[list[Trial]], resources, scratch: str, *, at_step: Callable[[], None]):
+    """The Tuner of some groups of trials. scratch: a folder for its own files, which nobody needs afterwards.
+
+    at_step: called many times while trials run; what it raises ends them, if it is no Exception, without any wait.
+    """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even when told to be quiet
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # its tables are not read, and TensorBoard's refuse -inf
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours ends the sweep so that it can be resumed
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    class AtStep(tune.Callback):
+        def on_step_begin(self, iteration, trials, **rest) -> None:
+            at_step()
+
+        def __reduce__(self) -> tuple:
+            return tune.Callback, ()  # in Tune's own record of the sweep
 
     logging.getLogger("ray.tune").setLevel("CRITICAL")  # failed trials are told at the end
     first, scheduler = todo[0][0], FIFOScheduler()
@@ -181,7 +189,7 @@ def tuner(todo: list[list[Trial]], resources, scratch: str):
         tune.with_resources(train, {"cpu": threads, "gpu": resources.gpus}),
         param_space={"index": tune.grid_search(list(range(len(todo))))},
         tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=resources.max_actors, reuse_actors=True),
-        run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0),
+        run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0, callbacks=[AtStep()]),
     )
 
 

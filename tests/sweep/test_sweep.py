@@ -457,6 +457,19 @@ def test_an_interrupted_sweep_goes_on_where_it_was(folder, signum):
     assert len(rows) == 6 and all((row["status"], row["images"]) == ("done", 6) for row in rows)
 
 
+def test_an_interrupted_sweep_does_not_wait_for_its_trials(folder):
+    places = [f"--{name}={folder / place}" for name, place in PLACES.items()]
+    job = start(str(TESTS / "support/sweepable.py"), *places, "--over", "gamma=1,2", "--sleep", "60")
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("sweep/trials/*/run.json"))) < 2:
+        assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    os.kill(job.pid, signal.SIGINT)
+    text = job.communicate(timeout=60)[0]
+    stop(job)
+    assert job.returncode == 130 and "this command goes on:\n  raypipe sweep sweepable --input=" in text, text
+
+
 def test_the_script_for_ray_job_submit_sweeps(folder):
     places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / "sweep")]
     job = start(str(TESTS.parent / "jobs/sweep.py"), "kmeans", *places, "--foreground", "whole", "--over", "k=2,3")
