@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+MOST = 255  # clusters: their numbers fit into a byte
+
 
 def cluster(points: np.ndarray, k: int, *, seed: int = 0, restarts: int = 10, max_iter: int = 300) -> np.ndarray:
     """Labels of the best of several k-means++ starts (Arthur and Vassilvitskii 2007): int64 (n,), below k.
@@ -40,7 +42,7 @@ def lloyd(
     """Lloyd's iterations for A independent attempts, stopping each as OpenCV does.
 
     points: (U, D) float64, such as distinct colours. counts: (U,), how often each occurs. centres: (A, k, D), where
-    each attempt starts; k is at most 255.
+    each attempt starts; k is at most MOST.
     Ends after max_iter - 1 updates or when no centre moved more than eps; labels belong to the centres before the last
     update. Returns labels (A, U) uint8, centres (A, k, D) and sums of squared distances (A,).
     """

@@ -17,7 +17,6 @@ import numpy as np
 from raypipe import masks
 from raypipe.features import originals
 from raypipe.features.checkpoints import S8_300, check_checkpoint
-from raypipe.lookup import suggest
 from raypipe.segmenters._discovery import Discovery
 from raypipe.types import BadImage, Segments
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 DECODER = (  # at the commit that published it
     "https://github.com/valeoai/FOUND/raw/f9f2ef709002037c5498ce571115ad76b9627c31/data/weights/decoder_weights.pt"
 )
-CHOICES = {"variant": ("decoder", "background"), "components": ("multi", "single"), "result": ("mask", "box")}
 OF_BACKGROUND = ("bkg_threshold", "apply_weights", "stretch")  # options of that variant only
 EPS = 1e-10  # of the shares of patches that heads attend to (reference)
 
@@ -62,9 +60,6 @@ class Found(Discovery):
     after_features = ("components", "result", *OF_BACKGROUND)
 
     def __post_init__(self):
-        for name, known in CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"found: unknown {name} {value!r}; {suggest(value, known)}")
         if not -1 <= self.bkg_threshold < 1:
             raise ValueError(f"found: bkg_threshold must be at least -1 and below 1, got {self.bkg_threshold!r}")
         if (self.result, self.components) == ("box", "single"):

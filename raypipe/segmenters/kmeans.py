@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from raypipe.segmenters import _inside
-from raypipe.segmenters._clusters import lloyd
+from raypipe.segmenters._clusters import MOST, lloyd
 from raypipe.types import PatternSegmenter, Segments
 
 COLOURS = 1 << 24
 COARSE_BITS = 5  # per channel of the warm-up histogram: 32768 bins, of which a photograph fills a few thousand
-MOST = 255  # clusters: their numbers fit into a byte
 FEW = 4096  # distinct colours up to here need no histogram; the 256 of a grey photograph would shrink to 32
 MORE = 16  # times more starts at most, where few colours or bins make them cheap: grey photographs have close optima
 FINISH = 0.2  # of eps: 20 attempts stop here and there and the best counts; one finish has to go further to match it

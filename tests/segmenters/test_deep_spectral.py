@@ -296,7 +296,9 @@ def test_a_reduced_image_is_enlarged_without_a_seam():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"regions": 1}, "regions must be 0 or at least 2, got 1"),
+        ({"regions": 1}, "regions must be 0 or from 2 to 255, got 1"),
+        ({"regions": 256, "result": "segments"}, "regions must be 0 or from 2 to 255, got 256"),
+        ({"cut": "median"}, "unknown cut 'median'; did you mean 'mean'"),
         ({"eigenvectors": 2}, "eigenvectors must be at least 3, got 2"),
         ({"color_lambda": -1.0}, "color_lambda must not be negative, got -1.0"),
         ({"downsample": 0}, "downsample must be at least 1, got 0"),

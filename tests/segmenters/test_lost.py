@@ -129,6 +129,7 @@ def test_an_image_thinner_than_half_a_patch_keeps_its_patches():
     ("options", "text"),
     [
         ({"k_patches": 0}, "lost: k_patches must be at least 1, got 0"),
+        ({"result": "boxes"}, "lost: unknown result 'boxes'; did you mean 'box'"),
         ({"facet": "value"}, "lost: facet 'value' has no effect: weights 'color' is no network"),
     ],
 )

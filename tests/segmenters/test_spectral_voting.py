@@ -188,8 +188,9 @@ def test_two_backbones_are_two_networks_and_give_twice_the_candidates(tmp_path, 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"ks": ()}, "ks must be different numbers from 2 on, got ()"),
-        ({"ks": (1, 2)}, r"ks must be different numbers from 2 on, got \(1, 2\)"),
+        ({"ks": ()}, r"ks must be different numbers, 2 to 255, got \(\)"),
+        ({"ks": (1, 2)}, r"ks must be different numbers, 2 to 255, got \(1, 2\)"),
+        ({"ks": (2, 256)}, r"ks must be different numbers, 2 to 255, got \(2, 256\)"),
         ({"ks": (3, 2, 3)}, r"ks must be different numbers"),
         ({"upsampling": 3}, "upsampling must be 1 or 2, got 3"),
         ({"weights": "color", "weights_3": "color"}, "each backbone can vote once, got 'color', 'color'"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raypipe import masks, spectral
-from raypipe.segmenters._clusters import cluster
+from raypipe.segmenters._clusters import MOST, cluster
 from raypipe.segmenters._discovery import Discovery, by_grid
 from raypipe.segmenters.deep_spectral import graph
 from raypipe.types import Segments
@@ -62,8 +62,8 @@ class DeepSpectral(Discovery):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.regions < 0 or self.regions == 1:
-            raise ValueError(f"deep_spectral: regions must be 0 or at least 2, got {self.regions!r}")
+        if self.regions != 0 and not 2 <= self.regions <= MOST:
+            raise ValueError(f"deep_spectral: regions must be 0 or from 2 to {MOST}, got {self.regions!r}")
         if self.eigenvectors < 3:
             raise ValueError(f"deep_spectral: eigenvectors must be at least 3, got {self.eigenvectors!r}")
         if not 0 <= self.color_lambda < np.inf:

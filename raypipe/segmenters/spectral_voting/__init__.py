@@ -64,8 +64,8 @@ class SpectralVoting(Discovery):
 
     def __post_init__(self):
         self.ks = tuple(sorted(self.ks))
-        if not self.ks or self.ks[0] < 2 or len(set(self.ks)) < len(self.ks):
-            raise ValueError(f"spectral_voting: ks must be different numbers from 2 on, got {self.ks!r}")
+        if not self.ks or not 2 <= self.ks[0] <= self.ks[-1] <= _clusters.MOST or len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"spectral_voting: ks must be different numbers, 2 to {_clusters.MOST}, got {self.ks!r}")
         if self.upsampling not in (1, 2):
             raise ValueError(f"spectral_voting: upsampling must be 1 or 2, got {self.upsampling!r}")
         given = [getattr(self, field) for field in BACKBONES if getattr(self, field) is not None]
