@@ -26,11 +26,10 @@ PUBLISHED = pa.struct(
         ("note", pa.string()),  # how it was measured or read, where that differs
     ]
 )
-# Then come the task's values and details, then `published`.
+# The task is in the folder's name, as a partition. Then come the task's values and details, then `published`.
 SUMMARY = (
     ("run", pa.string()),
     ("method", pa.string()),
-    ("task", pa.string()),
     ("options", pa.string()),  # of the task, as JSON
     ("dataset", pa.string()),  # null for labels of one's own
     ("split", pa.string()),
@@ -46,7 +45,7 @@ SUMMARY = (
 def table(task: Task, found: Mapping, *, method: str, dataset: DataSet | None) -> pa.Table:
     """The summary of a run. found: the fields of its Evaluation."""
     known = {name: found[name] for name in ("run", "images", "outside", "unused_labels", "empty_labels", "published")}
-    known |= {"method": method, "task": task.name, "reference": found["labels"], "lacking": [*found["lacking"].items()]}
+    known |= {"method": method, "reference": found["labels"], "lacking": [*found["lacking"].items()]}
     known |= {"dataset": dataset and dataset.name, "split": dataset and dataset.split}
     known |= {"options": json.dumps(asdict(task), sort_keys=True)}
     values = [(name, pa.float64()) for name in task.SHOWN]

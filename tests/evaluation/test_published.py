@@ -76,6 +76,14 @@ def test_what_is_measured_otherwise_says_so(tmp_path):
     assert "table 1: max_f of FOUND single is another F, to be compared with selfmask_f_max" in found.text()
 
 
+def test_the_summaries_of_a_run_are_read_as_one_table(tmp_path):
+    for name in ("ecssd", "duts-te", "voc07"):
+        evaluated(tmp_path, name)
+    rows = pq.read_table(tmp_path / "run/metrics/summary").to_pylist()
+    tasks = {(row["task"], row["dataset"]) for row in rows}
+    assert tasks == {("boxes", "voc07"), ("saliency", "ecssd"), ("saliency", "duts-te")}
+
+
 def test_runs_stand_side_by_side_above_the_papers(tmp_path, capsys):
     evaluated(tmp_path, "voc12")
     (tmp_path / "run").rename(tmp_path / "first")
