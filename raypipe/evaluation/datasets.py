@@ -168,18 +168,17 @@ def stem_of(name: str) -> str:
 
 def _first(root: str, patterns: Iterable[str]) -> Location | None:
     """The first place that exists, a file where its name has an ending and else a folder."""
-    places = (join(root, path) for pattern in patterns for path in folders.expand(pattern))
-    return next((place for place in places if folders.kind(place) == _kind(place)), None)
-
-
-def _kind(place: str) -> str:
-    return "file" if posixpath.splitext(place)[1] in (".json", ".txt") else "folder"
+    for path in (path for pattern in patterns for path in folders.expand(pattern)):
+        wanted = "file" if path.endswith((".json", ".txt")) else "folder"
+        if folders.kind(place := join(root, path)) == wanted:
+            return place
+    return None
 
 
 def _labels(place: Location, holds: str) -> dict[str, str]:
     if holds == "masks":
         return _by_stem(place, PICTURES)
-    if _kind(place) == "folder":
+    if folders.kind(place) == "folder":
         return _by_stem(place, {".xml"})
     from raypipe.evaluation.tasks.boxes import instances
 
