@@ -135,7 +135,8 @@ def hopeless(image: np.ndarray, features: Features) -> str:
     side = features.patch + 2 * features.margin
     if max(image.shape[:2]) < side or image.shape[:2] == (1, 1):
         return "too_small"
-    return "degenerate" if (image == image[:1, :1]).all() else ""
+    is_one_colour = all((row == image[0, 0]).all() for row in image)  # of a photograph one row is looked at
+    return "degenerate" if is_one_colour else ""
 
 
 def by_grid(features: Sequence[Features]) -> Iterator[list[int]]:
