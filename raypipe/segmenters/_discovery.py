@@ -27,7 +27,7 @@ class Discovery(Segmenter):
     both in `networks`.
     """
 
-    # a Hugging Face id, a folder or a file; color: hand-made features, no weights
+    # a Hugging Face id, a URL, a folder or a file; color: hand-made features, no weights
     weights: str = "facebook/dino-vits16"
     max_side: int = 1024  # px; longer images are reduced to it first. Twice the side is 16 times the work
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU

@@ -44,7 +44,8 @@ class Found(Discovery):
     """
 
     weights: str = DECODER  # the decoder: a file, .pt or .safetensors; the variant background needs none
-    backbone: str = S8_300  # what it was trained on: DINO ViT-S/8 of 300 epochs. The variant background takes any DINO
+    # what it was trained on: DINO ViT-S/8 of 300 epochs. The variant background takes any DINO or DINOv2
+    backbone: str = S8_300
     variant: Literal["decoder", "background"] = "decoder"  # background: no trained part beside the backbone
     components: Literal["multi", "single"] = "multi"  # single: the largest 4-connected part of the mask, hard
     result: Literal["mask", "box"] = "mask"  # box: the largest part of the patch grid, whose bounds are the box
@@ -56,7 +57,10 @@ class Found(Discovery):
     licence = "Apache-2.0 (weights)"
     networks, licences = ("weights", "backbone"), {"weights": "Apache-2.0", "backbone": "Apache-2.0"}
     model_types = {"backbone": "vit"}
-    needs = "the authors' decoder (3 kB) and DINO ViT-S/8 of 300 epochs (87 MB): fetched on the first run"
+    needs = (
+        "the authors' decoder (3 kB) and DINO ViT-S/8 of 300 epochs (87 MB): fetched on the first run, or by "
+        "`raypipe weights found`"
+    )
     after_features = ("components", "result", *OF_BACKGROUND)
 
     def __post_init__(self):
@@ -70,7 +74,7 @@ class Found(Discovery):
         super().__post_init__()
         self._check_backbone()
         if self.variant == "background":
-            self.networks = ("backbone",)
+            self.networks, self.model_types = ("backbone",), {}
 
     @property
     def soft(self) -> bool:

@@ -11,8 +11,9 @@ import skimage.data
 import torch
 from support.golden import arrays
 from support.tiny import found as tiny
+from support.tiny.dino_pca import write_model as write_dinov2
 
-from raypipe import masks
+from raypipe import masks, networks
 from raypipe.benchmark.plain import found as plain
 from raypipe.features.grid import Features
 from raypipe.segmenters import found
@@ -230,6 +231,17 @@ def test_attention_that_is_no_number_is_a_bad_image(loaded, disc):
     features.cls_attention[1, 3] = float("nan")
     with pytest.raises(BadImage, match="segment: non_finite: .* attention"):
         next(method.find([disc], [features]))
+
+
+def test_the_background_of_a_dinov2_is_as_good_and_the_decoder_wants_its_own_backbone(tmp_path, disc):
+    folder = str(write_dinov2(tmp_path / "dinov2"))
+    method = Found(variant="background", backbone=folder, bkg_threshold=0.8)
+    networks.look_for_each(method)
+    method.load("cpu")
+    (segments,) = method.segment([disc])
+    assert segments.masks.shape == (1, 50, 70) and 0 < segments.masks.mean() < 1
+    with pytest.raises(ValueError, match="holds a network of type 'dinov2_with_registers', expected 'vit'"):
+        networks.look_for_each(Found(**tiny.options(tmp_path) | {"backbone": folder}))
 
 
 def test_the_background_needs_no_decoder(loaded, disc, tmp_path):
