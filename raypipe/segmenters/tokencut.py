@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from raypipe.features.grid import Features
 
 AT_ONCE = 1 << 28  # similarities in memory: 1 GB, of 16 images of 480 px and more with patches of 8 px
-AMBIGUOUS = 1e-3  # gap below which two cuts are about as good as each other
 UNDEFINED = 1e-6  # gap below which they are equally good but for rounding
 FEW = 2  # patches among which there is nothing to choose
 
@@ -91,7 +90,7 @@ class Tokencut(Discovery):
             if gap < UNDEFINED or value > 1 - UNDEFINED:
                 yield nothing, 0.0, ",".join(["degenerate", *few])
             else:
-                note = ",".join(["ambiguous_cut"] * (gap < AMBIGUOUS) + few)
+                note = ",".join(["ambiguous_cut"] * (gap < spectral.AMBIGUOUS) + few)
                 yield masks.component_of(upper.reshape(grid).numpy(), int(seed)), gap, note
 
     def cut(self, patches: Tensor) -> spectral.Cut:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FEW = 3  # eigenvectors of a cut: the constant, its own, and the one whose gap to it is told. As many cells are too few
 FLAT = 1e-6  # range of likenesses up to which all cells are alike: float32 rounding
-CLOSE = 1e-3  # gap below which the eigenvector of the cut could as well be its neighbour
 AT_ONCE = 1 << 26  # likenesses in memory: 256 MB, or those of one image
 
 
@@ -147,7 +146,7 @@ class DeepSpectral(Discovery):
             found = (cut > (cut.mean() if self.cut == "mean" else 0))[None]
         large = enlarged(found, features.seen, self._side(features), size, fill=self.result != "box")
         scores = () if self.result == "segments" else [gap]
-        return Segments(large, scores=scores, note="ambiguous_cut" if gap < CLOSE else "")
+        return Segments(large, scores=scores, note="ambiguous_cut" if gap < spectral.AMBIGUOUS else "")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ class SpectralVoting(Discovery):
 
     Candidates are the 2, 3 and 4 spectral clusters of each backbone's features that do not reach from one side of the
     image to the opposite one. The score is the sum of the winner's IoU with all of them: 1 where it is the only one,
-    and the more the more agree. The paper votes with three backbones; with one the method runs as well.
+    and the more the more agree. The paper votes with three backbones; with one the method runs as well. Notes:
+    `no_candidate`, every cluster reaches from side to side, so that all vote; `few_patches`, not more than clusters are
+    asked for, and `degenerate`, the image has one colour or its patches are all alike: the mask is empty.
     """
 
     weights: str = "facebook/dino-vits16"  # a Hugging Face id, URL, folder or file; color: features without weights
