@@ -15,7 +15,7 @@ import yaml
 
 from raypipe import refiners, segmenters, storage
 from raypipe.cli import words as plain_words
-from raypipe.evaluation import tasks
+from raypipe.evaluation import datasets, tasks
 from raypipe.pipeline.options import checked, flags, refiners_with, types
 from raypipe.storage import without_secrets
 from raypipe.types import BadImage, name_of
@@ -63,8 +63,8 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     typed = _typed_flags(words)
     path = typed.get("config")
     values = _of_file(path) if path else {}
-    chosen = {"method": argv[0] if method else None, "task": getattr(options, "task", None)}
-    chosen |= {name: typed.get(name) or values.get(name, chosen.get(name)) for name in ("refine", "task")}
+    chosen = {name: typed.get(name) or values.get(name) for name in ("refine", "task", "dataset")}
+    chosen |= {"method": argv[0] if method else None, "task": chosen["task"] or datasets.task_of(chosen["dataset"])}
     kinds = {name: FIND[name](chosen[name]) for name in parts if chosen[name] not in (None, "None")}
     if "refine" in parts and "refine" not in kinds:
         for name in typed:

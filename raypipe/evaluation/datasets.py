@@ -14,6 +14,7 @@ from raypipe.inputs.items import PICTURES, LeftOut
 from raypipe.inputs.maskfiles import Matches
 from raypipe.storage import Location, join
 
+TASKS = {"masks": "saliency", "boxes": "boxes"}  # what data sets with such labels are for, unless told otherwise
 HEAD_BYTES = 1 << 20  # of a photograph, in which its orientation is looked for
 MOST_BYTES = 1 << 33  # of a list or of COCO's annotations, which people chose themselves
 
@@ -109,6 +110,11 @@ class DataSet:
 def names() -> list[str]:
     """All data sets, sorted."""
     return sorted(LAYOUTS)
+
+
+def task_of(dataset: str | None) -> str:
+    """The task that a data set is for; of none, which means labels of one's own, `pattern`."""
+    return TASKS[LAYOUTS[dataset].holds] if dataset in LAYOUTS else "pattern"
 
 
 def chosen(options) -> str | DataSet:

@@ -44,8 +44,8 @@ class Evaluate:
     root: str | None = None  # folder in which data sets lie, as their authors pack them; a path or a URI
     split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers' (trainval)
     # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity; saliency: objects,
-    # as masks; boxes: objects, as boxes
-    task: str = "pattern"
+    # as masks; boxes: objects, as boxes. None = what the data set is for, and pattern for other labels
+    task: str | None = None
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
     # what is set in labels: light on dark, dark ink on a white or transparent sheet, what is opaque in cut-outs, any
     # value but 0; None finds it
@@ -155,14 +155,16 @@ class Comparison:
 def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Comparison:
     """Measure every image of the runs that has a label; earlier tables for the same labels are replaced at once.
 
-    task: with its options; None = the one that is named, with its defaults. Reads a run part by part; its table is held
-    compressed, about 100 MB for a million images. Raises ValueError or FileNotFoundError for an unknown task, a folder
-    that is no run, labels of which none belongs to an image or can be measured against, and labels of several kinds.
+    task: with its options; None = the one that `options` name or mean, with its defaults. Reads a run part by part; its
+    table is held compressed, about 100 MB for a million images. Raises ValueError or FileNotFoundError for an unknown
+    task, a folder that is no run, labels of which none belongs to an image or can be measured against, and labels of
+    several kinds.
     """
     names = rows.run_names(options.runs)
     if not names:
         raise ValueError("evaluate needs a run, or several to compare")
-    task, source = task or tasks.find(options.task)(), datasets.chosen(options)
+    task = task or tasks.find(options.task or datasets.task_of(options.dataset))()
+    source = datasets.chosen(options)
     runs: dict[str, Evaluation] = {}
     for name, folder in zip(names, options.runs, strict=True):
         known = next((parse(each.label_kind or "") for each in runs.values()), None)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raypipe.evaluation import datasets
 from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.task import Task
 from raypipe.inputs import maskfiles
@@ -19,7 +20,6 @@ WHY = {  # what is said about images without a measure, by their status
     "other_size": "labels have another size than their image",
     "bad_label": "labels cannot be read",
 }
-TASKS = {"masks": "saliency", "boxes": "boxes"}  # what data sets with such labels are for, first of all
 HOW = f"--label-kind {'|'.join(KINDS)} or --label-value N[,N]"
 
 
@@ -75,7 +75,7 @@ def match(
     dataset = source if isinstance(source, DataSet) else None
     if dataset and dataset.holds != task.HOLDS:
         text = f"data set {dataset.name} has {dataset.holds}, but task {task.name} measures {task.HOLDS}"
-        raise ValueError(f"{text}; add --task {TASKS[dataset.holds]}")
+        raise ValueError(f"{text}; add --task {datasets.TASKS[dataset.holds]}")
     matches = dataset.match(keys) if dataset else task.match(source, keys)
     if not matches.location:
         names = maskfiles.difference(keys[0], matches.unused, what="labels") if keys else ""

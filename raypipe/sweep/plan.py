@@ -26,7 +26,7 @@ def settled(job: Sweep, task: Task | None) -> tuple[Sweep, Task, str | DataSet]:
     absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown task or
     metric, and for labels or images that are not named or named twice.
     """
-    task = task or tasks.find(job.task)()
+    task = task or tasks.find(job.task or datasets.task_of(job.dataset))()
     metric = job.metric or task.METRIC
     if metric not in task.SHOWN:
         raise ValueError(f"--metric {metric!r}: task {task.name!r} has {', '.join(task.SHOWN)}")

@@ -53,7 +53,7 @@ class Sweep:
     over: tuple[str, ...]
     search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
     trials: int | None = None  # random, asha: how many draws; None = 16
-    task: str = "pattern"  # what the labels show, as of `evaluate`
+    task: str | None = None  # what the labels show, as of `evaluate`
     label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels, as of `evaluate`
     label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
     metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)

@@ -170,16 +170,16 @@ def test_a_label_is_turned_like_its_photograph(tmp_path):
     found = evaluate(Evaluate((str(tmp_path / "run"),), dataset="voc07", root=str(tmp_path), task="boxes"))
     assert found.counts["ok"] == 8 and found.means == {"corloc": 100, "box_iou": 1}
     found = evaluate(Evaluate((str(tmp_path / "run"),), dataset="ecssd", root=str(tmp_path)))
-    assert found.counts["ok"] == 8 and found.means["iou_fixed"] == 1
+    assert found.counts["ok"] == 8 and found.means["iou"] == 1
     write_run(str(tmp_path / "copies"), [masks_row("6.jpg", square()[None] > 0)])  # whose orientation was lost
     found = evaluate(Evaluate((str(tmp_path / "copies"),), dataset="ecssd", root=str(tmp_path)))
-    assert found.means["iou_fixed"] == 1
+    assert found.means["iou"] == 1
     for orientation in images.UPRIGHT:  # made with a tool that copies the photograph's EXIF
         exif[images.ORIENTATION] = orientation
         path = tmp_path / f"ECSSD/ground_truth_mask/{orientation}.png"
         Image.fromarray(square()).save(path, exif=exif)
     found = evaluate(Evaluate((str(tmp_path / "run"),), dataset="ecssd", root=str(tmp_path)))
-    assert found.counts["ok"] == 8 and found.means["iou_fixed"] == 1
+    assert found.counts["ok"] == 8 and found.means["iou"] == 1
 
 
 @dataclass
@@ -210,15 +210,19 @@ def test_options_that_name_no_labels_or_two_of_them_are_refused(options, message
     assert datasets.chosen(Options(labels="x")) == "x"
 
 
-def test_a_task_that_wants_other_labels_is_refused(tmp_path, capsys):
+def test_a_data_set_says_which_task_and_refuses_one_that_wants_other_labels(tmp_path, capsys):
     write(tmp_path, "voc07", 0)
     write_run(str(tmp_path / "run"), [masks_row("a.jpg", square()[None] > 0)])
     words = ["evaluate", str(tmp_path / "run"), "--dataset", "voc07", "--root", str(tmp_path)]
-    assert main(words) == 2
+    assert main([*words, "--task", "pattern"]) == 2
     assert "data set voc07 has boxes, but task pattern measures masks; add --task boxes" in capsys.readouterr().err
-    assert main([*words, "--task", "boxes", "--label-value", "1"]) == 2
+    assert main([*words, "--label-value", "1"]) == 2
     assert "have no effect: voc07 has boxes of its own" in capsys.readouterr().err
-    assert main([*words, "--task", "boxes", "--box-rule", "largest_area"]) == 0
+    assert main([*words, "--box-rule", "largest_area"]) == 0 and "corloc" in capsys.readouterr().out
+    config = tmp_path / "voc07.yaml"
+    config.write_text(f"dataset: voc07\nroot: {tmp_path}\nbox_rule: largest_area\n")
+    assert main(["evaluate", words[1], "--config", str(config)]) == 0 and "corloc" in capsys.readouterr().out
+    assert evaluate(Evaluate((words[1],), dataset="voc07", root=str(tmp_path))).means["corloc"] == 100
 
 
 def test_a_root_may_be_a_uri_of_another_file_system(tmp_path):

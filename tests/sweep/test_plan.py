@@ -265,9 +265,11 @@ def test_a_data_set_gives_its_photographs_and_labels_and_no_others(tmp_path):
     boxes = {stem: [(6, 4, 20, 12), (0, 0, 9, 9)] for stem in "abcdef"}
     write_voc(tmp_path / "VOCdevkit/VOC2007", boxes, listed="abcd")
     (tmp_path / "VOCdevkit/VOC2007/Annotations/b.xml").unlink()
-    options = {"dataset": "voc07", "root": str(tmp_path), "task": "boxes", "output": str(tmp_path / "sweep")}
+    options = {"dataset": "voc07", "root": str(tmp_path), "output": str(tmp_path / "sweep")}
     job, *rest = settled(Sweep(**options, over=("gamma=1",)), None)
-    assert job.input == str(tmp_path / "VOCdevkit/VOC2007/JPEGImages") and job.split == "trainval"
+    assert (
+        job.task == "boxes" and job.input == str(tmp_path / "VOCdevkit/VOC2007/JPEGImages") and job.split == "trainval"
+    )
     common = Trial(job, Gamma(), None, *rest)
     (trial,) = with_images(plan(common, draw(common, check(common))), labelled(common))
     assert sorted(trial.images["key"].to_pylist()) == ["a.jpg", "c.jpg", "d.jpg"]
@@ -290,7 +292,7 @@ def test_a_label_of_a_data_set_is_turned_like_its_photograph(tmp_path):
         (tmp_path / "ECSSD" / place).parent.mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / "ECSSD" / place, **options)
     over, output = ("gamma=1",), str(tmp_path / "sweep")
-    job, *rest = settled(Sweep(dataset="ecssd", root=str(tmp_path), output=output, over=over), None)
+    job, *rest = settled(Sweep(dataset="ecssd", root=str(tmp_path), output=output, over=over), Pattern())
     common = Trial(job, Gamma(), None, *rest)
     (trial,) = with_images(plan(common, draw(common, check(common))), labelled(common))
     advance(trial, 1)
