@@ -26,7 +26,7 @@ RESIDUAL = 1e-6  # at most, of the second eigenvector; if nothing is certain the
 EXACT = 1e-12
 THIRD = 1e-3  # residual of the third, whose value alone counts; its error is about the square of that
 TIE = 1e-6  # entries whose sizes differ by less than this share of the largest are alike
-AMBIGUOUS = 1e-3  # gap of eigenvalues below which two cuts are about as good as each other (spec)
+AMBIGUOUS = 1e-3  # gap of eigenvalues below which two cuts are about as good as each other
 
 
 @dataclass(frozen=True)

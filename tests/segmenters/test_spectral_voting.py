@@ -141,6 +141,15 @@ def test_the_least_cosine_does_not_depend_on_how_many_rows_are_looked_at_togethe
     assert least_cosine(unit) == pytest.approx((unit @ unit.T).min().item(), abs=1e-6)
 
 
+def test_nodes_without_features_stand_alone():
+    unit = torch.eye(4).repeat_interleave(6, 0)[:, :3]  # as of a residual network: nothing is negative, six are 0
+    found = coordinates(unit, 3)
+    assert found.isfinite().all() and found[18:].abs().max() < 1e-6
+    for first in (0, 6, 12):
+        torch.testing.assert_close(found[first : first + 6], found[first].expand(6, -1))
+    assert coordinates(torch.zeros(24, 3), 3) is None
+
+
 @pytest.mark.parametrize(
     ("size", "note"), [((16, 16), "few_patches"), ((20, 30), "few_patches"), ((9, 9), "too_small")]
 )

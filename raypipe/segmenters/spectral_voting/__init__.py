@@ -150,11 +150,11 @@ def unit_nodes(features: Features, grid: tuple[int, int]) -> Tensor:
 def coordinates(unit: Tensor, count: int) -> Tensor | None:
     """The lowest solutions of (D - A) y = lambda D y, the constant one first: float64 (n, count); None for equal nodes.
 
-    unit: float32 (n, D), rows of length 1. A is their cosines, stretched from least to greatest to 0..1. It has rank
-    D + 1 at most, so that a product with it is two thin ones: the n x n matrix is never there. Only its least value
-    takes all pairs.
+    unit: float32 (n, D), rows of length 1, or 0 as a residual network may give them: such a node can be like no other,
+    and stands alone then. A is their cosines, stretched from least to greatest to 0..1. It has rank D + 1 at most, so
+    that a product with it is two thin ones: the n x n matrix is never there. Only its least value takes all pairs.
     """
-    least, greatest = least_cosine(unit), 1.0
+    least, greatest = least_cosine(unit), float(unit.any())
     if greatest - least <= FLAT:
         return None
 
@@ -164,6 +164,7 @@ def coordinates(unit: Tensor, count: int) -> Tensor | None:
         return (unit @ (unit.T @ single) - least * single.sum(1, keepdim=True)) / (greatest - least)
 
     degree = product(unit.new_ones(1, len(unit), 1))[..., 0]
+    degree = degree.where(degree > FLAT, 1)
     _, vectors = spectral.smallest_eigenpairs(product, degree, count)
     return vectors[0].T
 
