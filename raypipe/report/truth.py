@@ -24,6 +24,7 @@ REMARKS = {  # what is said of an image without a truth, by the status of its la
     "other_size": "the label has another size",
     "bad_label": "the label cannot be read",
     "no_object": "no object in the label",
+    "outside": "none of the data set's, or of another split",
 }
 
 
@@ -69,6 +70,8 @@ def about(labels: Labels, place: str | DataSet, truths: list[Truth]) -> dict:
 
 def _read(labels: Labels, row: dict) -> Truth:
     label, status = labels.read(row)
+    if row["key"] in labels.outside:
+        status = "outside"
     if status != "ok":
         return Truth(REMARKS[status])
     if labels.task.HOLDS == "boxes":
@@ -80,7 +83,7 @@ def _read(labels: Labels, row: dict) -> Truth:
 def _task(options, place: str | DataSet) -> Task:
     """Whoever reads the labels: the task that is named, else one for what a data set holds, or for masks."""
     holds = place.holds if isinstance(place, DataSet) else "masks"
-    task = tasks.find(options.task or {"masks": "saliency", "boxes": "boxes"}[holds])
+    task = tasks.find(options.task or datasets.TASKS[holds])
     if options.box_rule is None:
         return task()
     if task.HOLDS != "boxes":

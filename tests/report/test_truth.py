@@ -100,13 +100,14 @@ def test_without_labels_no_word_of_truth_is_on_the_page(labelled):
 
 def test_the_truth_of_a_data_set_is_that_of_its_layout(tmp_path):
     images, labels = (tmp_path / place for place in MASKS["ecssd"][0])
-    write_photos(images, ["0.jpg"], SIZE)
+    write_photos(images, ["0.jpg", "1.jpg"], SIZE)
     write_label(labels / "0.png", left(TRUE))
-    write_run(tmp_path / "near", [row("0.jpg"), row("cat.jpg")])
+    write_run(tmp_path / "near", [row("0.jpg"), row("1.jpg"), row("cat.jpg")])
     assert main(["report", str(tmp_path / "near"), "--dataset", "ecssd", "--root", str(tmp_path)]) == 0
     page = (tmp_path / "near/report.html").read_text()
     assert "<strong>ecssd</strong>" in page and "40 %" in card_of(page, "0.jpg")
-    assert "no ground truth: no label" in card_of(page, "cat.jpg")
+    assert "no ground truth: no label" in card_of(page, "1.jpg")
+    assert "no ground truth: none of the data set" in unescape(card_of(page, "cat.jpg"))
 
 
 def test_a_hostile_name_of_the_labels_stays_text(labelled):
