@@ -55,6 +55,9 @@ class Discovery(Segmenter):
             if self.dtype != "auto":
                 raise ValueError(f"{self.name}: dtype {self.dtype!r} has no effect: weights 'color' is no network")
             self.networks, self.gpus = (), 0.0  # nothing to fetch, nothing for a GPU
+        for field in self.networks:
+            if getattr(self, field) == COLOR:
+                raise ValueError(f"{self.name}: {field} 'color' is no network, and nothing was trained on it; name one")
         networks.settle_options(self)
 
     @property

@@ -101,6 +101,13 @@ def test_a_panorama_is_reduced_which_the_log_says_once(name, options, caplog):
     assert sum("of more than max_side = 64 px" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize("name", [name for name in ON_DINO if name not in ON_COLOR])
+@pytest.mark.parametrize("field", ["weights", "backbone"])
+def test_what_was_trained_on_a_network_refuses_hand_made_features(name, field, options):
+    with pytest.raises(ValueError, match=f"^{name}: {field} 'color' is no network"):
+        find(name)(**options(name) | {field: COLOR})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_features_that_are_not_finite_are_an_error_of_their_image_alone(name, options, monkeypatch):
     from raypipe.features.dino import Dino
