@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from raypipe.types import BadImage
+from raypipe.refiners._arrays import check
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -45,8 +45,7 @@ class Guided:
         above 0.5) or, with an eps beyond float32, is not finite; such a mask is kept as it was. Raises BadImage when
         the given masks are not finite, ValueError when sizes differ.
         """
-        if not np.isfinite(masks).all():
-            raise BadImage("refine", "non_finite", "a mask has values that are not finite")
+        check(masks, image, name="guided")
         refined = guided_filter(
             masks,
             image,
