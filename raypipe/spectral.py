@@ -127,23 +127,29 @@ def orient(vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvectors turned so that their seed is above the mean: TokenCut's two halves (Wang et al., CVPR 2022).
 
     vector: (B, P). The seed is the entry of the largest size; of entries alike up to `TIE` the first. Returns the
-    turned vector, the upper half bool (B, P), and the seed int64 (B,). An entry that equals the mean is in the half
-    that has no seed before the turn, as the paper's code has it.
+    turned vector, the upper half bool (B, P), and the seed int64 (B,). An entry that equals the mean, up to as much, is
+    in the half that has no seed: where two patches resemble no others that is all the rest. In the paper's code it is
+    on the side that rounding and the sign, as the solver happens to give it, put it.
     """
-    upper = vector > vector.mean(1, keepdim=True)
     size = vector.abs()
-    seed = (size >= (1 - TIE) * size.amax(1, keepdim=True)).int().argmax(1)  # the first of equals
-    turned = ~upper.gather(1, seed[:, None])  # (B, 1)
-    return vector.where(~turned, -vector), upper ^ turned, seed
+    most = size.amax(1, keepdim=True)
+    seed = (size >= (1 - TIE) * most).int().argmax(1)  # the first of equals
+    vector = vector.where(vector.gather(1, seed[:, None]) > 0, -vector)
+    return vector, vector - vector.mean(1, keepdim=True) > TIE * most, seed
 
 
 def minority_positive(vectors: Tensor) -> Tensor:
     """Eigenvectors (..., P), each negated where more than half, but not all, of its entries are above 0.
 
-    So the object, which is smaller than its surroundings, is positive (Melas-Kyriazi et al., CVPR 2022).
+    So the object, which is smaller than its surroundings, is positive (Melas-Kyriazi et al., CVPR 2022). Where that
+    leaves the sign open, as of two halves, the first entry is negative. Entries below `TIE` of the largest become 0:
+    their sign is that of rounding.
     """
-    share = (vectors > 0).double().mean(-1, keepdim=True)
-    return vectors.where((share <= 0.5) | (share == 1), -vectors)
+    vectors = vectors.where(vectors.abs() > TIE * vectors.abs().amax(-1, keepdim=True), 0)
+    above, below = ((side > 0).double().mean(-1, keepdim=True) for side in (vectors, -vectors))
+    first = vectors.gather(-1, (vectors != 0).int().argmax(-1, keepdim=True))
+    is_open = (above <= 0.5) & (below <= 0.5) & (first > 0)
+    return vectors.where(~is_open & ((above <= 0.5) | (above == 1)), -vectors)
 
 
 def _quick(weights: Tensor, vectors: Tensor) -> Tensor:

@@ -213,7 +213,17 @@ def test_every_copy_of_a_multiple_eigenvalue_is_found():
 def test_signs():
     vectors = torch.tensor([[3.0, 1, 2, -1], [1, 2, -3, 0], [1, 2, 3, 4], [-1, -2, 1, 0], [0, 0, 0, 0]])
     turned = spectral.minority_positive(vectors)
-    torch.testing.assert_close(turned, vectors * torch.tensor([-1.0, 1, 1, 1, 1])[:, None])
+    torch.testing.assert_close(turned, vectors * torch.tensor([-1.0, -1, 1, 1, 1])[:, None])
+
+
+def test_signs_and_halves_do_not_hang_on_rounding_or_on_the_sign_of_the_solver():
+    halves = torch.tensor([[2.0, 1, -1, -2], [3, 1e-17, -3, 0], [1e-17, 2, -1, -1e-17]])
+    expected = torch.tensor([[-2.0, -1, 1, 2], [-3, 0, 3, 0], [0, -2, 1, 0]])
+    for sign in (1, -1):
+        torch.testing.assert_close(spectral.minority_positive(sign * halves), expected)
+        vector = sign * torch.tensor([[1e-17, 5, -1e-17, -5, 0, 2e-17]])  # two nodes that are like no others
+        turned, upper, seed = spectral.orient(vector)
+        assert turned[0, 1] == 5 and upper.tolist() == [[False, True] + [False] * 4] and seed == 1
 
 
 def test_the_seed_is_the_first_of_equals_and_turns_the_vector_and_its_mean_to_the_other_half():
