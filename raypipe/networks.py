@@ -229,13 +229,17 @@ def autocast(device: str, dtype: str) -> Iterator[None]:
     can_reduce = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     reduced = dtype == "bfloat16" or (dtype == "auto" and can_reduce)
     convolutions = torch.backends.cudnn.conv
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"  # of what is float32; a GPU's own default is TF32: 11 of the 24 bits
+    before = convolutions.fp32_precision, torch.get_float32_matmul_precision()
+    # what is float32 stays so; a GPU's own default for convolutions, and in NVIDIA's containers for matrices, is TF32:
+    # 11 of the 24 bits
+    convolutions.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(device, torch.bfloat16, enabled=reduced):
             yield
     finally:
-        convolutions.fp32_precision = before
+        convolutions.fp32_precision = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def keep_products_exact(device: str) -> None:

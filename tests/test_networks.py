@@ -287,13 +287,17 @@ def test_the_cpu_computes_in_float32_unless_told_otherwise(dtype, expected):
 
 
 @pytest.mark.parametrize("dtype", networks.DTYPES)
-def test_float32_is_float32_in_convolutions_too_and_only_there(dtype):
+def test_float32_is_float32_in_convolutions_and_matrices_too_and_only_there(dtype):
     convolutions = torch.backends.cudnn.conv
-    assert convolutions.fp32_precision == "tf32"  # torch's default, which decides on a GPU alone
-    with pytest.raises(KeyError), networks.autocast("cpu", dtype):
-        assert convolutions.fp32_precision == "ieee"
-        raise KeyError
-    assert convolutions.fp32_precision == "tf32"
+    torch.set_float32_matmul_precision("high")  # as torch starts in NVIDIA's containers
+    try:
+        assert convolutions.fp32_precision == "tf32"  # torch's default, which decides on a GPU alone
+        with pytest.raises(KeyError), networks.autocast("cpu", dtype):
+            assert convolutions.fp32_precision == "ieee" and torch.get_float32_matmul_precision() == "highest"
+            raise KeyError
+        assert convolutions.fp32_precision == "tf32" and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.gpu
