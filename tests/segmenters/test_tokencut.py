@@ -11,7 +11,8 @@ from support.tiny.dino import write_model
 
 from raypipe.benchmark import methods
 from raypipe.benchmark.figures import Sizes
-from raypipe.benchmark.plain.tokencut import PlainTokencut
+from raypipe.benchmark.plain import tokencut as plain
+from raypipe.benchmark.plain._dino import PlainDino
 from raypipe.features.grid import Features
 from raypipe.segmenters import tokencut
 from raypipe.segmenters.tokencut import Tokencut
@@ -64,10 +65,11 @@ def test_shared_masks_and_boxes(name, result, shared):
 
 @pytest.mark.parametrize("options", [{}, {"tau": 0.3, "eps": 1e-4}, {"graph": "weighted", "tau": 0.1}])
 def test_masks_are_those_of_the_plain_formulation(weights, options):
-    plain, method = PlainTokencut(weights, "cpu"), loaded(weights, **options)
+    method = loaded(weights, **options)
+    dino = PlainDino(method._dino.network)
     for image in (data.chelsea()[:150, 100:260], data.coffee()[100:228, 200:325], data.astronaut()[:64, 150:214]):
         (found,) = method.segment([image])
-        np.testing.assert_array_equal(found.masks, plain(image, **options))
+        np.testing.assert_array_equal(found.masks, plain.of_network(method, dino, image))
         assert found.masks.any() and found.note == ""
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 
 from raypipe.benchmark.figures import Figure
 from raypipe.benchmark.turns import compared, in_turns
+from raypipe.refiners.crf import OPTIONS, dense_crf
 
 SIDE, LABELS = 224, 9
 WINDOW = 3.0  # sigmas of a kernel that count; more change 0.2 % of the labels at most
@@ -20,12 +20,9 @@ def compare(refiner, device: str, images: Sequence[np.ndarray], repeats: int) ->
     import cv2
     import torch
 
-    from raypipe.refiners.crf.meanfield import dense_crf
-
     torch.set_num_threads(1)
     images = [cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for image in images[:1]]
-    names = ("gauss_sxy", "gauss_weight", "bilateral_sxy", "bilateral_srgb", "bilateral_weight", "iterations")
-    options = {name: asdict(refiner)[f"refine_{name}"] for name in names}
+    options = {name: getattr(refiner, f"refine_{name}") for name in OPTIONS}
     arms = [lambda image, run=run: run(image, shades(image), **options) for run in (dense_crf, windowed_crf)]
     seconds, (ours, other) = in_turns(arms, images, repeats)
     differences = [float((a[1] != b[1]).mean()) for a, b in zip(ours, other, strict=True)]

@@ -26,10 +26,9 @@ class PlainFound:
     def __init__(self, method):
         self._dino, self._method = PlainDino(method._dino.network), method
         if method.variant == "decoder":
-            self._decoder = [tensor.to(self._dino.network.device) for tensor in self._read()]
-
-    def _read(self):
-        return read_decoder(self._method._paths["weights"], width=self._dino.network.config.hidden_size)
+            network = self._dino.network
+            decoder = read_decoder(method._paths["weights"], width=network.config.hidden_size)
+            self._decoder = [tensor.to(network.device) for tensor in decoder]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Bool (1, H, W) of RGB uint8 (H, W, 3)."""

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
-from raypipe import networks
 from raypipe.benchmark.figures import Figure
+from raypipe.benchmark.plain._dino import SIDE, PlainDino
 from raypipe.benchmark.plain.spectral import halves, second_eigenvector
-from raypipe.benchmark.turns import in_turns, segment, with_features, with_network
-
-SIDE = 480  # px; with patches of 8 px 3600 of them, which the dense solver takes ten seconds for
+from raypipe.benchmark.turns import in_turns, segment, with_features, with_plain
 
 
 def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
@@ -20,8 +19,8 @@ def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> 
     small = [reduced(image) for image in images]
     against = f"{small[0].shape[1]} x {small[0].shape[0]} px; scipy.linalg.eigh in float64, one image at a time"
     if method.networks:
-        options = {"kind": PlainTokencut, "fields": ("tau", "eps", "graph")}
-        figures = with_network(method, device, small, repeats, **options, against=f"{against}, all of the network")
+        plain = partial(of_network, method, PlainDino(method._dino.network))
+        figures = with_plain(method, device, small, repeats, plain, f"{against}, all of the network")
     else:
         figures = with_features(method, device, small, repeats, plain=partial(cut_out, method), against=against)
     batch = method.batch_size if device == "cuda" else 1
@@ -45,50 +44,20 @@ def cut_out(method, image: np.ndarray, features) -> np.ndarray:
     return features.enlarged(part, image.shape[:2])[None]
 
 
-class PlainTokencut:
-    """The keys of the last block of a DINO model of transformers, cut with SciPy."""
+def of_network(method, dino: PlainDino, image: np.ndarray) -> np.ndarray:
+    """What is set apart, bool (1, H, W), by the keys of all of a network, of RGB uint8 (H, W, 3)."""
+    keys, grid = keys_of(dino, image)
+    part = separated(keys, grid, tau=method.tau, eps=method.eps, graph=method.graph)
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(image.shape, grid, strict=False))
+    return part[rows[:, None], columns][None]
 
-    def __init__(self, weights: str, device: str):
-        from transformers import ViTModel
 
-        self._network = ViTModel.from_pretrained(weights, add_pooling_layer=False).eval().to(device)
-        self._network.embeddings.interpolate_pos_encoding = self._positions
-        self._network.layers[-1].attention.k_proj.register_forward_hook(self._keep)
-        self._device = device
-
-    def __call__(self, image: np.ndarray, **options) -> np.ndarray:
-        """What is set apart, bool (1, H, W), of RGB uint8 (H, W, 3)."""
-        import torch
-        from PIL import Image
-
-        patch = self._network.config.patch_size
-        grid = tuple(max(1, round(side / patch)) for side in image.shape[:2])
-        size = (grid[1] * patch, grid[0] * patch)
-        levels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), np.float32) / 255
-        levels = (levels - np.float32(networks.IMAGENET_MEAN)) / np.float32(networks.IMAGENET_STD)
-        pixels = torch.from_numpy(levels.transpose(2, 0, 1)[None]).to(self._device)
-        with torch.inference_mode():
-            self._network(pixels, interpolate_pos_encoding=True)
-        part = separated(self._keys[0, 1:].cpu().numpy(), grid, **options)
-        rows, columns = (np.arange(side) * cells // side for side, cells in zip(image.shape, grid, strict=False))
-        return part[rows[:, None], columns][None]
-
-    def _keep(self, _layer, _given, keys):
-        self._keys = keys
-
-    def _positions(self, tokens, height: int, width: int):
-        """The position embedding as DINO's code enlarges it. tokens: (1, 1 + P, D). height, width: of the image."""
-        import torch
-        from torch.nn.functional import interpolate
-
-        stored, patch = self._network.embeddings.position_embeddings, self._network.config.patch_size
-        side = round((stored.shape[1] - 1) ** 0.5)
-        if (height // patch, width // patch) == (side, side):
-            return stored
-        factors = tuple((pixels // patch + 0.1) / side for pixels in (height, width))
-        grid = stored[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        grid = interpolate(grid, scale_factor=factors, mode="bicubic")
-        return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+def keys_of(dino: PlainDino, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The keys of the last block, float32 (P, D), of an image resized to whole patches, and their grid."""
+    height, width = (max(1, round(side / dino.patch)) * dino.patch for side in image.shape[:2])
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    seen = dino(np.asarray(resized), "constant")
+    return seen.keys[1:].cpu().numpy(), seen.grid
 
 
 def separated(
