@@ -4,9 +4,9 @@ This room knows arrays: RGB images in, one vector per cell of a grid out. It may
 and libraries, the heavy ones where they are used; never storage, inputs, run, runtime, pipeline or Ray, and no method
 or refiner: methods on features (`segmenters._discovery`) import it.
 
-`dino` runs vision transformers, `originals` reads the files that their authors published, `descriptors` are other forms
-of what they give, `grid` knows how an image becomes patches and back, and `color` describes patches by hand, without
-weights:
+`dino` runs vision transformers and `resnet` residual networks, `originals` reads the files that their authors
+published, `checkpoints` knows these by name, `descriptors` are other forms of what they give, `grid` knows how an image
+becomes patches and back, and `color` describes patches by hand, without weights:
 
 >>> import numpy as np
 >>> from raypipe.features import color

@@ -1,8 +1,8 @@
 """One file or folder per method; its name is the method's name. Looking one up imports that method only.
 
 A method knows arrays: RGB images and foregrounds in, `Segments` out. It may import `types`, `lookup`, `networks`,
-`images`, `masks` and libraries of mathematics and networks, the heavy ones where they are used; never storage, inputs,
-run, runtime, pipeline or Ray. Files whose names begin with `_` hold what several methods share.
+`images`, `masks`, `spectral`, `features` and libraries of mathematics and networks, the heavy ones where they are used;
+never storage, inputs, run, runtime, pipeline or Ray. Files whose names begin with `_` hold what several methods share.
 
 A whole method, which would be the file `segmenters/shade.py`:
 
