@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from raypipe import images, lookup, storage
+from raypipe.evaluation.tasks import boxes
 from raypipe.inputs import folders
 from raypipe.inputs.items import PICTURES, LeftOut
 from raypipe.inputs.maskfiles import Matches
@@ -16,7 +17,6 @@ from raypipe.storage import Location, join
 
 TASKS = {"masks": "saliency", "boxes": "boxes"}  # what data sets with such labels are for, unless told otherwise
 HEAD_BYTES = 1 << 20  # of a photograph, in which its orientation is looked for
-MOST_BYTES = 1 << 33  # of a list or of COCO's annotations, which people chose themselves
 
 
 class Layout(NamedTuple):
@@ -157,7 +157,8 @@ def find(name: str, root: str, split: str | None = None) -> DataSet:
         missing = [place for places, there in zip(patterns, found, strict=True) if there is None for place in places]
         looked = ", ".join(path for place in missing for path in folders.expand(place))
         text = f"{name} is not in {Location(root)}, which has none of: {looked}"
-        raise ValueError(f"{text}; --root is the folder in which these lie")
+        advice = f", and --split {split} names the list" if split else ""
+        raise ValueError(f"{text}; --root is the folder in which these lie{advice}")
     photographs, labels = _by_stem(found[0], PICTURES), _labels(found[1], layout.holds)
     stems = _listed(found[2]) if layout.listed else photographs.keys() | labels.keys()
     photographs, labels = ({s: place for s, place in each.items() if s in stems} for each in (photographs, labels))
@@ -186,9 +187,7 @@ def _labels(place: Location, holds: str) -> dict[str, str]:
         return _by_stem(place, PICTURES)
     if folders.kind(place) == "folder":
         return _by_stem(place, {".xml"})
-    from raypipe.evaluation.tasks.boxes import instances
-
-    return {stem_of(name): label for name, label in instances(place, max_bytes=MOST_BYTES).items()}
+    return {stem_of(name): label for name, label in boxes.instances(place).items()}
 
 
 def _orientation(place: str | None) -> int:
@@ -215,5 +214,5 @@ def _by_stem(folder: Location, suffixes: Iterable[str]) -> dict[str, str]:
 
 def _listed(place: Location) -> set[str]:
     """The stems in a list: the first words of its lines, but for those that VOC's list of a class marks with -1."""
-    lines = storage.read_bytes(place, max_bytes=MOST_BYTES).decode("utf-8-sig", "replace").splitlines()
+    lines = storage.read_bytes(place, max_bytes=boxes.MOST_BYTES).decode("utf-8-sig", "replace").splitlines()
     return {stem_of(words[0]) for line in lines if (words := line.split()) and words[1:] != ["-1"]}

@@ -37,7 +37,7 @@ def check(stored: dict, result: str):
     """The mask of stored features, as they are of an image resized (mask) or padded (box) to whole patches."""
     size, grid, patch = tuple(stored["init_image_size"]), tuple(stored["dims"]), int(stored["patch_size"])
     graph = "binary" if stored["binary_graph"] else "weighted"
-    method = Tokencut("color", result=result, tau=float(stored["tau"]), eps=float(stored["eps"]), graph=graph)
+    method = Tokencut(weights="color", result=result, tau=float(stored["tau"]), eps=float(stored["eps"]), graph=graph)
     seen = size if result == "box" else tuple(cells * patch for cells in grid)
     features = Features(torch.tensor(stored["feats"][0, 1:]), grid, patch, seen, method.FIT)
     (found,) = method.find([np.zeros((*size, 3), np.uint8)], [features])
@@ -102,7 +102,7 @@ def test_the_facets_differ(weights):
 
 
 def method_and_features(patches, grid, **options):
-    method = Tokencut("color", **options)
+    method = Tokencut(weights="color", **options)
     image = np.zeros((grid[0] * 8, grid[1] * 8, 3), np.uint8)
     return method, image, Features(torch.as_tensor(patches, dtype=torch.float32), grid, 8, image.shape[:2], method.FIT)
 

@@ -21,7 +21,7 @@ from raypipe.storage import Location, join
 from raypipe.types import BadImage
 
 CORRECT_ABOVE = 0.5  # IoU; PASCAL VOC's rule, strict
-MOST_BYTES = 1 << 33  # of COCO's annotations
+MOST_BYTES = 1 << 33  # of COCO's annotations, which people chose themselves
 AT = "#"  # between COCO's file and an image's boxes, which are the rest of its label's place
 MIRRORED, UPSIDE_DOWN, ON_ITS_SIDE = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)  # EXIF orientations (images.UPRIGHT)
 
@@ -64,7 +64,7 @@ class Boxes(Task):
         kind = folders.kind(folder)
         if kind == "missing":
             raise FileNotFoundError(storage.missing(Location(folder)))
-        labels = instances(folder, max_bytes=MOST_BYTES) if kind == "file" else box_files(folder)
+        labels = instances(folder) if kind == "file" else box_files(folder)
         return replace(maskfiles.paired(labels, keys), files=())  # of pixels, whose kind is to be recognised
 
     def read(self, location: str, *, max_bytes: int, max_pixels: int) -> TrueBoxes:
@@ -203,7 +203,7 @@ def of_coco(content: str) -> TrueBoxes:
     return _checked(boxes, size if all(size) else None)
 
 
-def instances(location: str, *, max_bytes: int) -> dict[str, str]:
+def instances(location: str) -> dict[str, str]:
     """The labels of the images in COCO's annotations by file name: the file's place, and behind AT the boxes as JSON.
 
     So the file is parsed once, and whoever reads an image's label has it. Crowds are left out. Raises ValueError for
@@ -216,7 +216,7 @@ def instances(location: str, *, max_bytes: int) -> dict[str, str]:
         return found
 
     try:
-        content = json.loads(storage.read_bytes(place, max_bytes=max_bytes), object_hook=without_outline)
+        content = json.loads(storage.read_bytes(place, max_bytes=MOST_BYTES), object_hook=without_outline)
         images = {each["id"]: each | {"boxes": []} for each in content["images"]}
         for each in content["annotations"]:
             if each["image_id"] in images and not each.get("iscrowd"):
