@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -142,9 +142,14 @@ def hopeless(image: np.ndarray, features: Features) -> str:
     return "degenerate" if is_one_colour else ""
 
 
-def by_grid(features: Sequence[Features]) -> Iterator[list[int]]:
-    """The indices of features that lie on one grid, so that methods can take them together; each index once."""
+def by_grid(features: Sequence[Features], most: Callable[[Features], int] | None = None) -> Iterator[list[int]]:
+    """The indices of features that lie on one grid, so that methods can take them together; each index once.
+
+    most: how many features like these fit into memory together; less than one counts as one. None = all.
+    """
     groups: dict[tuple[int, int], list[int]] = {}
     for i, each in enumerate(features):
         groups.setdefault(each.grid, []).append(i)
-    yield from groups.values()
+    for group in groups.values():
+        step = max(1, most(features[group[0]])) if most else len(group)
+        yield from (group[first : first + step] for first in range(0, len(group), step))

@@ -66,11 +66,8 @@ class Tokencut(Discovery):
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         answers = {}
-        for group in by_grid(features):
-            step = max(1, AT_ONCE // len(features[group[0]].patches) ** 2)
-            for first in range(0, len(group), step):
-                some = group[first : first + step]
-                answers |= zip(some, self._parts([features[i] for i in some]), strict=True)
+        for group in by_grid(features, lambda each: AT_ONCE // len(each.patches) ** 2):
+            answers |= zip(group, self._parts([features[i] for i in group]), strict=True)
         for i, (image, each) in enumerate(zip(images, features, strict=True)):
             part, gap, note = answers[i]
             yield Segments(each.enlarged(part, image.shape[:2])[None], scores=[gap], note=note)

@@ -80,11 +80,9 @@ class DeepSpectral(Discovery):
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         solved = {}
-        for group in by_grid(features):
-            step = max(1, AT_ONCE // np.prod(self._cells(features[group[0]])) ** 2)
-            for part in (group[first : first + step] for first in range(0, len(group), step)):
-                found = self._solve([images[i] for i in part], [features[i] for i in part])
-                solved |= zip(part, found, strict=True)
+        for group in by_grid(features, lambda each: AT_ONCE // np.prod(self._cells(each)) ** 2):
+            found = self._solve([images[i] for i in group], [features[i] for i in group])
+            solved |= zip(group, found, strict=True)
         for i, (image, each) in enumerate(zip(images, features, strict=True)):
             yield self._segments(solved[i], each, image.shape[:2])
 
