@@ -50,7 +50,7 @@ class Lost(Discovery):
             raise ValueError(f"lost: facet {self.facet!r} has no effect: weights 'color' is no network")
 
     @property
-    def FACET(self) -> str:  # noqa: N802 - a constant of other methods
+    def FACET(self) -> str:
         return self.facet
 
     def of_one_colour(self, image: np.ndarray) -> Segments:

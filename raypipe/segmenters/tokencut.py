@@ -57,11 +57,11 @@ class Tokencut(Discovery):
             raise ValueError(f"tokencut: facet {self.facet!r} has no effect: weights 'color' is no network")
 
     @property
-    def FIT(self) -> str:  # noqa: N802 - a constant of other methods
+    def FIT(self) -> str:
         return "resize" if self.result == "mask" else "pad"
 
     @property
-    def FACET(self) -> str:  # noqa: N802
+    def FACET(self) -> str:
         return self.facet
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
