@@ -121,13 +121,16 @@ class Comparison:
     runs: dict[str, Evaluation]  # by a short name
 
     def text(self) -> str:
-        """A line per run or, where there are groups, a table per measure; then what was left out, run by run."""
+        """A line per run or, where there are groups, a table per measure; then what was left out, and in which runs."""
         groups = sorted({group for each in self.runs.values() for group in each.groups})
         lines = self._by_measure(groups) if len(groups) > 1 else self._by_run()
         runs = list(self.runs.values())
         lines += beside({name: each.means for name, each in self.runs.items()}, runs[0].published)
+        remarks: dict[str, list[str]] = defaultdict(list)  # the runs of each: what labels lack is the same for most
         for name, each in self.runs.items():
-            lines += [f"{name}: {remark}" for remark in each.remarks()]
+            for remark in each.remarks():
+                remarks[remark].append(name)
+        lines += [f"{', '.join(its) if len(its) < len(runs) else 'all runs'}: {each}" for each, its in remarks.items()]
         return "\n".join([*lines, *(f"per image: {each.table}" for each in runs)])
 
     def _by_run(self) -> list[str]:
