@@ -163,9 +163,9 @@ def _ended(job: Label, it: Attempt, run: Run, images: pa.Table, commits: pa.Tabl
 
 
 @contextlib.contextmanager
-def _recorded(run: Run, attempt: str, begun: dict) -> Iterator[dict]:
+def _recorded(run: Run, attempt: str, record: dict) -> Iterator[dict]:
     """Leave the attempt's record with what the block adds to the dict that it is given, however the block ends."""
-    facts = begun | {"environment": provenance.environment(), "exit_code": None}
+    facts = record | {"environment": provenance.environment(), "exit_code": None}
     run.record_attempt(attempt, facts)
     try:
         yield facts

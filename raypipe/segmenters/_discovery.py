@@ -36,7 +36,6 @@ class Discovery(Segmenter):
     FACET: ClassVar[str] = "key"
     BLOCK: ClassVar[int] = -1
     CLS_ATTENTION: ClassVar[bool] = False
-    STRIDE: ClassVar[int | None] = None
     POSITIONS: ClassVar[str | None] = None
 
     networks, licences = ("weights",), {"weights": "Apache-2.0"}
@@ -60,23 +59,16 @@ class Discovery(Segmenter):
                 raise ValueError(f"{self.name}: {field} 'color' is no network, and nothing was trained on it; name one")
         networks.settle_options(self)
 
-    @property
-    def feature_field(self) -> str:
-        """The field that names the network of the features."""
-        return "backbone" if "backbone" in self.networks else "weights"
-
     def load(self, device: str) -> None:
         """Read the feature network; a method with a head calls this first, then reads `self._paths["weights"]`."""
         networks.keep_products_exact(device)
         self._device, self._paths, self._dino = device, networks.locate_each(self), None
         if self._paths:
-            path = self._paths[self.feature_field]
-            self._dino = self.network(path, device)
+            self._dino = self.network(self._paths["backbone" if "backbone" in self._paths else "weights"], device)
 
     def network(self, path: Path, device: str) -> Dino:
         """The feature network in a folder or file."""
-        options = {"dtype": self.dtype, "stride": self.STRIDE, "positions": self.POSITIONS}
-        return Dino(path, method=self.name, device=device, **options)
+        return Dino(path, method=self.name, device=device, dtype=self.dtype, positions=self.POSITIONS)
 
     def checksums(self) -> dict[str, str]:
         if len(self._paths) > 1:

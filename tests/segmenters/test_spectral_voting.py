@@ -137,7 +137,7 @@ def test_shared_cells_are_the_coarsest_on_which_all_grids_are_constant():
 
 def test_the_least_cosine_does_not_depend_on_how_many_rows_are_looked_at_together(described, monkeypatch):
     unit = unit_nodes(described, described.grid)
-    monkeypatch.setattr("raypipe.segmenters.spectral_voting.BLOCK", 7 * len(unit))
+    monkeypatch.setattr("raypipe.segmenters.spectral_voting.AT_ONCE", 7 * len(unit))
     assert least_cosine(unit) == pytest.approx((unit @ unit.T).min().item(), abs=1e-6)
 
 

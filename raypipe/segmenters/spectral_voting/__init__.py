@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BACKBONES = ("weights", "weights_2", "weights_3")  # in the order of their candidates
 FLAT = 1e-6  # least spread of cosines that makes a graph: below it is float32 rounding
-BLOCK = 1 << 22  # cosines held at a time: 16 MB
+AT_ONCE = 1 << 22  # cosines in memory: 16 MB
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def coordinates(unit: Tensor, count: int) -> Tensor | None:
 
 def least_cosine(unit: Tensor) -> float:
     """The least product of any two rows of a float32 (n, D), some rows at a time, each pair once."""
-    step = max(1, BLOCK // len(unit))
+    step = max(1, AT_ONCE // len(unit))
     return min(found.item() for found in [(unit[i : i + step] @ unit[i:].T).min() for i in range(0, len(unit), step)])
 
 
