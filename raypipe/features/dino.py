@@ -165,16 +165,17 @@ class Dino:
                 if facet.startswith("token"):
                     tokens = last(tokens)
             # from here on in float32: methods compare similarities with fixed numbers
-            given = norm_before(last)(given.float())
-            if cls_attention:
-                attention = self._cls_attention(last, given)
-            if facet == "token_norm":
-                tokens = self.network.layernorm(tokens.float())
-            elif facet == "input":
-                tokens = given
-            elif facet != "token":
-                names = ("key", "query", "value") if facet == "kqv" else (facet,)
-                tokens = torch.cat([projection(last, name)(given) for name in names], dim=2)
+            with networks.autocast(self._device, "float32"):
+                given = norm_before(last)(given.float())
+                if cls_attention:
+                    attention = self._cls_attention(last, given)
+                if facet == "token_norm":
+                    tokens = self.network.layernorm(tokens.float())
+                elif facet == "input":
+                    tokens = given
+                elif facet != "token":
+                    names = ("key", "query", "value") if facet == "kqv" else (facet,)
+                    tokens = torch.cat([projection(last, name)(given) for name in names], dim=2)
         return tokens.float(), attention
 
     def projection(self, facet: str = "key", block: int = -1):
