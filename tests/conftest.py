@@ -1,7 +1,7 @@
 """Fixtures that several test files need, and how the suite stays quick.
 
-It takes about 20 minutes on two cores, of which methods take five, and Ray and what dies in it the rest. Thirteen more
-methods are to fit into 40:
+It takes about 25 minutes on two cores, of which methods take five, and Ray and what dies in it 17. Six more methods are
+to fit into 40, with the lowest versions' seven:
 
 - One Ray per file: tests in a file that needs it share a module's fixture. Only tests that kill or interrupt a driver
   start their own (`support/drive.py`), each for several claims at once. They wait for files, never for a clock.

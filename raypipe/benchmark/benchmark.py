@@ -26,7 +26,7 @@ class Benchmark:
     """Measure methods against plain formulations, and what the pipeline costs and loses, on this machine."""
 
     output: str = "raypipe-benchmark"  # a folder for benchmark.md and benchmark.parquet: a path or a URI
-    quick: bool = False  # fewer and smaller runs: about two minutes on two idle cores, less exact
+    quick: bool = False  # fewer and smaller runs: about three minutes on two idle cores, less exact
     # methods, refiners, spectral, or efficiency scaling overhead memory resume first-row help
     only: tuple[str, ...] = ()
     weights: str | None = None  # for the methods named by --only instead of their own; also a folder of several
