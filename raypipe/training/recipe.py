@@ -1,0 +1,107 @@
+"""What the training of a method consists of: the contract between `loop` and the file of each method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from raypipe.types import name_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from raypipe.storage import Folder
+
+Sample = Mapping[str, np.ndarray]  # what is kept of an image: arrays by name, `image` (RGB uint8) among them
+
+
+@dataclass(kw_only=True)
+class Recipe(ABC):
+    """How a method is trained. The fields are its options: shown by --help, frozen in the output, swept.
+
+    Cheap to construct and to pickle; an own `__post_init__` raises ValueError for what makes no sense.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int = 0  # of the order of images, their augmentation and the first weights
+
+    networks: ClassVar[tuple[str, ...]] = ()  # as of a Segmenter: fields that name a network to be fetched
+    model_types: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def name(self) -> str:
+        """The method's name: that of the file it lives in."""
+        return name_of(type(self))
+
+    @abstractmethod
+    def rows(self, manifest: pa.Table | None) -> pa.Table:
+        """The images to train on: rows of schema.MANIFEST, further columns behind. Runs on the driver.
+
+        manifest: of `--input`; None where there is none. Raises ValueError for one that is missing, or has no effect.
+        """
+
+    @abstractmethod
+    def prepare(self, row: dict, image: np.ndarray) -> Sample:
+        """What is kept of an image, at the size that training needs. row: of `rows`. image: RGB uint8 (H, W, 3).
+
+        Raises BadImage for one that cannot be trained on: it is skipped, counted and named.
+        """
+
+    @abstractmethod
+    def draw(self, random: np.random.Generator, sample: Sample) -> Any:
+        """Every random choice of one view of a sample: plain numbers. `random` belongs to (seed, epoch, image)."""
+
+    @abstractmethod
+    def student(self, device: str) -> Student:
+        """The network to be trained, with its first weights, in train mode on the device. device: cpu or cuda.
+
+        The first weights depend on `seed` alone. Raises what loading weights raises.
+        """
+
+    def rate(self, step: int, steps: int) -> float:
+        """The factor of `lr` at a step of all `steps`, from 0 on."""
+        return 1.0
+
+
+class Student(ABC):
+    """A network under training. Beside this class it derives from torch.nn.Module, first.
+
+    All its parameters are trained, and its parameters and buffers are what a checkpoint holds. Frozen networks are kept
+    out of its modules (in a tuple), so that no data-parallel wrapper and no checkpoint sees them.
+    """
+
+    recipe: Recipe
+
+    @abstractmethod
+    def views(self, samples: Sequence[Sample], draws: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """A batch as `forward` takes it, augmented on the device. draws: one per sample, of `Recipe.draw`."""
+
+    @abstractmethod
+    def forward(self, *views: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Means over the batch of all terms of the loss, unweighted scalars; `total` is what is minimised."""
+
+    @abstractmethod
+    def optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """A new optimiser of all parameters."""
+
+    @abstractmethod
+    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Soft masks, float32 (H, W) in [0, 1], of RGB uint8 images (H, W, 3), as they are in the middle of training.
+
+        Leaves the network in train mode and its buffers as they were.
+        """
+
+    @abstractmethod
+    def finish(self, samples: Sequence[Sample]) -> None:
+        """What comes after the last step, on one worker, such as the choice of a sign. samples: the first 512 by key."""
+
+    @abstractmethod
+    def export(self, folder: Folder) -> None:
+        """Write the files of a folder that `label METHOD --weights` takes, each whole or not at all."""
