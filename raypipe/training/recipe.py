@@ -100,7 +100,7 @@ class Student(ABC):
 
     @abstractmethod
     def finish(self, samples: Sequence[Sample]) -> None:
-        """What comes after the last step, on one worker, such as the sign of its masks. samples: the first 512 by key."""
+        """What comes after the last step, on one worker, such as the masks' sign. samples: the first 512 by key."""
 
     @abstractmethod
     def export(self, folder: Folder) -> None:
