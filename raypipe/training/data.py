@@ -1,0 +1,127 @@
+"""The images of a training: decoded once, kept at training size, read by number in any order by any number of workers.
+
+Which image comes when, and how it is changed, follows from (seed, epoch, image) alone: not from the number of workers,
+nor from where a training was resumed. The numbers are numpy's, which promises them for one version of numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe import images, schema
+from raypipe.inputs.manifest import fetch
+from raypipe.runtime.progress import Counts, Progress
+from raypipe.training.recipe import Recipe, Sample
+from raypipe.types import BadImage
+
+OF_IMAGE, OF_ORDER = 0, 1  # last words of Philox's counter: streams of one key that never meet
+
+
+class Samples:
+    """The samples of a recipe by index, the position among the sorted keys. Their arrays cannot be written to."""
+
+    keys: list[str]
+    digest: str  # sha256 over the keys, the sha256 of each image's file and the columns that the recipe added to it
+    skipped: list[dict[str, str]]  # key, uri, error of the images that are left out, sorted by key
+
+    def __init__(self, rows: Sequence[dict], samples: Sequence[Sample]):
+        """rows: what `_prepared` says of all images, in the order of their keys. samples: of the good ones."""
+        good = [row for row in rows if not row["error"]]
+        self.keys = [row["key"] for row in good]
+        self.digest = hashlib.sha256(json.dumps([[row["key"], row["digest"]] for row in good]).encode()).hexdigest()
+        self.skipped = [{name: row[name] for name in ("key", "uri", "error")} for row in rows if row["error"]]
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+
+def gather(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels: int) -> Samples:
+    """The samples of all images in the memory of this process.
+
+    rows: of `recipe.rows`. max_bytes, max_pixels: limits per image, checked before it is read and decoded.
+    """
+    facts, samples, errors = [], [], Counter()
+    with Progress(len(rows), lambda: Counts(len(facts), errors.total())):
+        ordered = rows.sort_by("key").to_pylist()
+        for row, sample in _prepared(ordered, recipe, max_bytes=max_bytes, max_pixels=max_pixels):
+            if sample is None:
+                errors[row["error"]] += 1
+            else:
+                samples.append(sample)
+            facts.append(row)
+    return Samples(facts, samples)
+
+
+def _prepared(rows: Sequence[dict], recipe: Recipe, **limits: int) -> Iterator[tuple[dict, Sample | None]]:
+    """Of each row its `key`, `uri`, `digest` and `error`, and its sample; None where there is an error."""
+    for row, content in zip(rows, fetch(rows, max_bytes=limits["max_bytes"]), strict=True):
+        sample, digest, error = None, "", ""
+        try:
+            if isinstance(content, BadImage):
+                raise content
+            digest = _digest(row, content)
+            prepared = recipe.prepare(row, images.decode(content, max_pixels=limits["max_pixels"]))
+            sample = {name: _fixed(array) for name, array in prepared.items()}
+        except BadImage as bad:
+            error = str(bad)
+        except MemoryError:
+            error = str(BadImage("decode", "memory", "not enough memory to decode it"))
+        yield {"key": row["key"], "uri": row["uri"], "digest": digest, "error": error}, sample
+
+
+def _digest(row: dict, content: bytes) -> str:
+    """sha256 of an image's file and of the columns that a recipe added to its row, such as a mask."""
+    added = {name: value for name, value in row.items() if name not in schema.MANIFEST.names}
+    return hashlib.sha256(
+        hashlib.sha256(content).digest() + json.dumps(added, sort_keys=True, default=str).encode()
+    ).hexdigest()
+
+
+def _fixed(array: np.ndarray) -> np.ndarray:
+    """An array of its own, for views would keep the whole picture, that cannot be written to."""
+    array = np.array(array, order="C")
+    array.flags.writeable = False
+    return array
+
+
+def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Random numbers for one sample in one epoch, independent of those of all others: Philox, keyed and counted."""
+    return _philox(seed, epoch, index, OF_IMAGE)
+
+
+def order(count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The order of `count` samples in an epoch: a permutation, int64."""
+    return _philox(seed, epoch, 0, OF_ORDER).permutation(count)
+
+
+def _philox(seed: int, epoch: int, *high: int) -> np.random.Generator:
+    """A generator that counts in the low two words, 2^128 blocks, above which the `high` words stay what they are."""
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, *high], np.uint64)))
+
+
+def shares(order: np.ndarray, *, workers: int, batch: int, tail: Literal["pad", "drop"]) -> np.ndarray:
+    """Cut an epoch's order into what each worker takes at each step: (steps, workers, batch) of its entries.
+
+    batch: per worker. A step's global batch is the next `workers` * `batch` entries, of which worker r takes every
+    `workers`-th from r on; so it holds the same images for any number of workers that share one global batch. tail: a
+    last batch that is not full is filled from the start of the order, or dropped. Raises ValueError for fewer entries
+    than a global batch.
+    """
+    size = workers * batch
+    if len(order) < size:
+        text = f"{len(order)} images are fewer than the {size} of a batch of all workers"
+        raise ValueError(f"training: {text}; give more images, or lower --batch-size or --workers")
+    steps = -(-len(order) // size) if tail == "pad" else len(order) // size
+    return np.resize(order, steps * size).reshape(steps, batch, workers).swapaxes(1, 2)
