@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
@@ -24,7 +24,7 @@ from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, written
 from raypipe.inputs.maskkinds import Kind, chosen, parse
 from raypipe.run import Run, rows
-from raypipe.storage import map_ahead, normalise, open_table
+from raypipe.storage import Folder, map_ahead, normalise, open_table
 
 TERMINAL_GROUPS = 40
 TERMINAL_VALUES = 4  # side by side
@@ -107,10 +107,10 @@ class Evaluation:
             lines.append(f"{self.empty_labels:,} of {self.counts['ok']:,} labels are empty: no pixel is set")
         if self.unused_labels:
             more = ", ..." if self.unused_labels > len(self.unused_examples) else ""
-            text = f"labels belong to no image of the run: {', '.join(self.unused_examples)}{more}"
+            text = f"labels belong to no image: {', '.join(self.unused_examples)}{more}"
             lines.append(f"{self.unused_labels:,} {text}")
         if self.outside:
-            lines.append(f"{self.outside:,} images of the run are none of the data set's, or of another split of it")
+            lines.append(f"{self.outside:,} images are none of the data set's, or of another split of it")
         return lines
 
 
@@ -186,26 +186,45 @@ def evaluate_run(
     limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
     kind = chosen(options.label_kind, options.label_value)
     labels = match(task, source, keys, of=f"an image of {run}", kind=kind, known=known, **limits)
-    kind, schema, reference = labels.kind and str(labels.kind), task.schema(), str(place_of(source))
+    measured = _measured(run, labels, options.group, str(place_of(source)))
+    printed = published(labels.dataset, task.SHOWN)
+    return recorded(run.folder, measured, labels, source, method=run.method, printed=printed)
+
+
+def recorded(
+    folder: Folder,
+    measured: Iterable[dict],
+    labels: Labels,
+    source: str | DataSet,
+    *,
+    method: str,
+    printed: list[dict],
+) -> Evaluation:
+    """Write the tables of what was measured into `metrics/` of a folder, and say what it comes to.
+
+    measured: rows of the task's table in its order, with `is_empty` of the label. labels: of `source`, with the task.
+    printed: what papers print for it (`summary.PUBLISHED`). Raises ValueError when nothing could be measured.
+    """
+    task, kind = labels.task, labels.kind and str(labels.kind)
+    tally, schema = Tally(task), task.schema()
     if kind:
         schema = schema.with_metadata(schema.metadata | {b"raypipe.label_kind": kind.encode()})
-    tally = Tally(task)
-    content = written(map(tally.counted, _measured(run, labels, options.group, reference)), schema)
+    content = written(map(tally.counted, measured), schema)
     found = tally.summary(labels)
     if not found["counts"]["ok"]:
-        raise nothing(str(run), source, found["counts"], found["examples"])
+        raise nothing(str(folder), source, found["counts"], found["examples"])
     if labels.dataset and found["empty_labels"] == found["counts"]["ok"]:
         text = f"no pixel is set in any label in {place_of(source)}, where 128 of 255 and lighter is"
         raise ValueError(f"{text}; for labels of 0 and 1 use --labels {place_of(source)} --label-kind nonzero")
     target = (f"task={task.name}", _file_name(source, task))
-    run.folder.write(content, "metrics", *target)
-    table = str(run.folder.location("metrics", *target))
-    found |= {"run": str(run), "labels": reference, "published": published(labels.dataset, task.SHOWN)}
+    folder.write(content, "metrics", *target)
+    table = str(folder.location("metrics", *target))
+    found |= {"run": str(folder), "labels": str(place_of(source)), "published": printed}
     of_images = open_table(content).read([each.name for each in schema if not pa.types.is_nested(each.type)])
-    summary = summary_table(task, found, method=run.method, dataset=labels.dataset)
+    summary = summary_table(task, found, method=method, dataset=labels.dataset)
     more = {name: of_run(each, summary) for name, each in task.tables(of_images).items()}
     for name, each in {"summary": summary, **more}.items():
-        run.folder.write_table(each, "metrics", name, *target)
+        folder.write_table(each, "metrics", name, *target)
     return Evaluation(**found, label_kind=kind, table=table)
 
 

@@ -15,7 +15,7 @@ from raypipe.storage import Location
 from raypipe.types import BadImage
 
 WHY = {  # what is said about images without a measure, by their status
-    "failed": "images failed in the run",
+    "failed": "images failed",
     "no_label": "images have no label of their own",
     "other_size": "labels have another size than their image",
     "bad_label": "labels cannot be read",

@@ -62,10 +62,10 @@ def of_run(rows: pa.Table, summary: pa.Table) -> pa.Table:
     return rows.replace_schema_metadata({"raypipe.schema": str(VERSION)})
 
 
-def published(dataset: DataSet | None, metrics: Collection[str]) -> list[dict]:
+def published(dataset: DataSet | None, metrics: Collection[str], *, method: str | None = None) -> list[dict]:
     """What papers print for a data set, as PUBLISHED, in their order; nothing for a split that they do not use.
 
-    metrics: those of a task, of which their tables have some.
+    metrics: those of a task, of which their tables have some. method: whose rows alone are wanted; None = all.
     """
     if dataset is None or not dataset.is_usual:
         return []
@@ -78,6 +78,7 @@ def published(dataset: DataSet | None, metrics: Collection[str]) -> list[dict]:
         }
         for each in record["values"]
         if each.get("dataset") == dataset.name and each.get("metric") in metrics
+        if method in (None, _method(each))
     ]
 
 
@@ -114,6 +115,12 @@ def cell(value: float | str | None) -> str:
 @cache
 def _record() -> dict:
     return yaml.safe_load(files("raypipe.evaluation").joinpath("published.yaml").read_text())
+
+
+def _method(value: dict) -> str | None:
+    """Which of our methods a printed value stands for; None where it is none of ours."""
+    paper = _record()["papers"][value["paper"]]
+    return paper["ours"].get(value["row"], paper["tables"][value["table"]]).get("method")
 
 
 def _note(value: dict) -> str | None:

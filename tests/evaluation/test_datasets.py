@@ -135,10 +135,10 @@ def test_what_is_outside_the_split_is_no_failure(tmp_path):
     assert (found.images, found.outside, found.unused_labels, found.unused_examples) == (3, 2, 1, ["c.xml"])
     assert found.means["corloc"] == 100 and found.published
     lines = found.text().splitlines()
-    assert "1 labels belong to no image of the run: c.xml" in lines
-    assert "2 images of the run are none of the data set's, or of another split of it" in lines
+    assert "1 labels belong to no image: c.xml" in lines
+    assert "2 images are none of the data set's, or of another split of it" in lines
     assert pq.read_table(found.table, partitioning=None)["key"].to_pylist() == ["a.jpg", "b.jpg", "d.jpg"]
-    with pytest.raises(ValueError, match="cannot be measured against .*: 1 images failed in the run"):
+    with pytest.raises(ValueError, match="cannot be measured against .*: 1 images failed, such as"):
         evaluate(Evaluate(**options, split="val"))
     with pytest.raises(ValueError, match="voc12 is not in .*ImageSets/Main/test.txt"):
         evaluate(Evaluate(**options, split="test"))

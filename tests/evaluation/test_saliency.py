@@ -303,7 +303,7 @@ def test_bad_files_of_a_data_set_are_counted_and_listed(tmp_path, capsys):
         "1 labels have another size than their image: b.jpg",
         "1 labels cannot be read: c.jpg",
         "1 images have no label of their own: d.jpg",
-        "1 labels belong to no image of the run: alone.png",
+        "1 labels belong to no image: alone.png",
     ):
         assert line in lines
     assert json.loads(lines[-1])["counts"] == dict(ok=1, failed=0, no_label=1, other_size=1, bad_label=1)

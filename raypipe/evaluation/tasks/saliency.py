@@ -73,7 +73,7 @@ class Saliency(Task):
 
     def __post_init__(self):
         """Raise ValueError for a protocol that no run can have."""
-        if self.protocol == "crop320":
+        if self.protocol != type(self).protocol:
             text = "belongs to training: it crops photographs before a method sees them, and a run has whole ones"
             raise ValueError(f"--protocol crop320 {text}; `raypipe train sempart --validate DATASET` measures it")
         if self.size_bins < 1:
@@ -86,8 +86,7 @@ class Saliency(Task):
         """A label as bool (H, W). kind: of one's own labels; those of data sets are grey. Raises BadImage."""
         if kind:
             return maskfiles.read(location, kind, max_bytes=max_bytes, max_pixels=max_pixels)
-        picture = stored(storage.read_bytes(location, max_bytes=max_bytes), max_pixels=max_pixels).picture
-        return (picture if picture.ndim == 2 else np.rint(picture @ LUMA)) >= HALF
+        return read_grey(location, max_bytes=max_bytes, max_pixels=max_pixels) >= HALF
 
     def fits(self, row: dict, label: np.ndarray) -> bool:
         """Whether a label has its image's shape; it may be smaller or larger."""
@@ -97,20 +96,24 @@ class Saliency(Task):
     def measure(self, row: dict, label: np.ndarray) -> dict:
         """COLUMNS of one image."""
         size = (row["height"], row["width"])
-        target, mask = scaled(label, size), self.counted(row, {}, "").any(0)
-        stored, is_hard = row["segments"][0]["soft"] if row["segments"] else None, row.get("is_hard", False)
+        mask, is_hard = self.counted(row, {}, "").any(0), row.get("is_hard", False)
+        stored = row["segments"][0]["soft"] if row["segments"] else None
+        soft = None if row["segments"] and not is_hard else mask.astype(np.float32)
+        found = self.of_masks(mask, scaled(label, size), soft if stored is None else decode_soft(stored))
+        return found | {"is_soft": stored is not None or is_hard, "is_scaled": label.shape != size}
+
+    def of_masks(self, mask: np.ndarray, target: np.ndarray, soft: np.ndarray | None) -> dict:
+        """COLUMNS of a mask and its target, bool (H, W). soft: float32 (H, W) in [0, 1]; None without one."""
         both, either = np.count_nonzero(mask & target), np.count_nonzero(mask | target)
         found = {
             "acc": (mask == target).mean(),
             "iou": both / either if either else None,
             "f_half": f_measure(both, np.count_nonzero(mask), np.count_nonzero(target)),
             "area_ratio": target.mean(),
-            "is_soft": stored is not None or is_hard,
-            "is_scaled": label.shape != size,
+            "is_soft": soft is not None,
+            "is_scaled": False,
         }
-        if row["segments"] and stored is None and not is_hard:
-            return found
-        return found | self._of_soft(mask.astype(np.float32) if stored is None else decode_soft(stored), target)
+        return found if soft is None else found | self._of_soft(soft, target)
 
     def summary(self, sums: Sums) -> dict[str, float | None]:
         """Means over the images, and the maximum of the mean curve; None for what needs soft masks, without any."""
@@ -153,6 +156,12 @@ class Saliency(Task):
         return found | {"per_image_max_f": curve.max(), "selfmask_f_max": selfmask, "adaptive_f": adaptive}
 
 
+def read_grey(location: str, *, max_bytes: int, max_pixels: int) -> np.ndarray:
+    """A mask file converted to grey: uint8 (H, W). Raises BadImage."""
+    picture = stored(storage.read_bytes(location, max_bytes=max_bytes), max_pixels=max_pixels).picture
+    return picture if picture.ndim == 2 else np.rint(picture @ LUMA).astype(np.uint8)
+
+
 def f_measure(hits: np.ndarray, predicted: np.ndarray, wanted: int) -> np.ndarray:
     """F of counts of pixels, weighted by BETA_SQ: float64 of their shape.
 
@@ -192,7 +201,7 @@ def counts_above(soft: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def scaled(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A label at its image's size, from the nearest pixels: bool (H, W)."""
+    """A label (h, w) at its image's size, from the nearest pixels: (H, W)."""
     if label.shape == size:
         return label
     rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, label.shape, strict=True))
