@@ -8,6 +8,7 @@ to its grid. The network runs on fused attention and stops where the features ar
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,6 +127,14 @@ class Dino:
         # a mirror needs more pixels than it adds; a narrower image goes on with its edge
         planes = pad(planes, (0, right, 0, 0), "reflect" if right < size[1] else "replicate")
         return pad(planes, (0, 0, 0, below), "reflect" if below < size[0] else "replicate")
+
+    def digest(self) -> str:
+        """sha256 of the network's tensors in float32 by name: the same of every file that holds this network."""
+        found, total = originals.as_transformers(self.network.state_dict()), hashlib.sha256()
+        for name in sorted(found):
+            total.update(f"{name} {tuple(found[name].shape)}\n".encode())
+            total.update(found[name].float().cpu().contiguous().numpy().astype("<f4").tobytes())
+        return total.hexdigest()
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """How many patches lie in an image of whole patches, (rows, columns). size: (height, width) in px."""

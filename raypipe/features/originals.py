@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-WRAPPERS = ("teacher", "state_dict", "model", "student", "decoder")  # the first that holds tensors is unwrapped
+# The first of these that holds tensors is unwrapped.
+WRAPPERS = ("teacher", "state_dict", "segmenter_state_dict", "model", "student", "decoder")
 PREFIXES = re.compile(r"^((module|backbone)\.)+")
 MOCO = "base_encoder."  # of MoCo-v3, whose momentum encoder and predictor lie beside
 DROPPED = re.compile(r"^(head|predictor|pooler|decoder|masked_embed|momentum_encoder)")  # of training, not features
@@ -124,7 +125,7 @@ def build(
     told = {SIDES[name]: value for name, value in settings(file.parent, method=method).items() if name in SIDES}
     try:
         is_moco = any(PREFIXES.sub("", name).startswith(MOCO) for name in found)
-        renamed = _renamed(found, is_moco=is_moco)
+        renamed = as_transformers(found, is_moco=is_moco)
         heads = heads or told.pop("heads", MOCO_HEADS if is_moco else None)
         family, sizes = _architecture(renamed, heads)
         for name, value in told.items():
@@ -152,7 +153,7 @@ def settings(folder: Path, *, method: str) -> dict:
     return found
 
 
-def _renamed(found: Mapping[str, torch.Tensor], *, is_moco: bool) -> dict[str, torch.Tensor]:
+def as_transformers(found: Mapping[str, torch.Tensor], *, is_moco: bool = False) -> dict[str, torch.Tensor]:
     """The tensors that make the features, under the names of transformers' files, query, key and value apart."""
     import torch
 
