@@ -229,7 +229,7 @@ def _leftovers(run: Run, live: str | None) -> Iterator[Problem]:
         for name in run.folder.dead_files(*names):
             yield Problem("/".join((*names, name)), "leftover", "a temporary file that no process writes")
     for name in sorted(run.folder.files("_runs")):
-        if name.endswith(".json") and read_record(run, name) is None:
+        if name.endswith(".json") and read_record(run.folder, name) is None:
             yield Problem(f"_runs/{name}", "attempt", "the attempt's record is not JSON")
     for name in run.folder.folders("masks"):
         if f"masks/{name}" != run.masks:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.run.run import Run
-from raypipe.storage import locate
+from raypipe.storage import Folder, locate
 
 # Options of one start, not of the rows: a redo does all that is pending and only that.
 START_OPTIONS = {"limit", "retry_errors", "sheet", "dry_run", "timing"}
@@ -53,21 +53,26 @@ class Attempt(NamedTuple):
 def read(run: Run, figures: pa.Table) -> list[Attempt]:
     """All attempts of a run, oldest first. figures: its rows with the column `attempt`."""
     rows = {entry["values"]: entry["counts"] for entry in pc.value_counts(figures["attempt"]).to_pylist()}
+    return [attempt._replace(rows=rows.get(attempt.name, 0)) for attempt in of(run.folder)]
+
+
+def of(folder: Folder) -> list[Attempt]:
+    """All attempts on a folder, oldest first, without their rows."""
     attempts = []
-    for file in sorted(name for name in run.folder.files("_runs") if name.startswith("2") and name.endswith(".json")):
-        name, record = file.removesuffix(".json"), read_record(run, file) or {}
+    for file in sorted(name for name in folder.files("_runs") if name.startswith("2") and name.endswith(".json")):
+        name, record = file.removesuffix(".json"), read_record(folder, file) or {}
         started, seconds = (record.get("environment") or {}).get("time") or "", record.get("seconds")
         if seconds is None and started and record.get("finished"):
             seconds = (datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(started)).total_seconds()
         end = record.get("exit_code"), record.get("reason") or ""
-        attempts.append(Attempt(name, started, seconds, rows.get(name, 0), *end, record))
+        attempts.append(Attempt(name, started, seconds, 0, *end, record))
     return attempts
 
 
-def read_record(run: Run, name: str) -> dict | None:
+def read_record(folder: Folder, name: str) -> dict | None:
     """The content of an attempt's record `_runs/<name>`; None when it is not readable, as after a full disk."""
     try:
-        record = run.folder.read_json("_runs", name)
+        record = folder.read_json("_runs", name)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
@@ -85,7 +90,7 @@ def newest_by_input(run: Run) -> list[InputAttempt]:
     """The newest attempt on each input that was labelled into the run, oldest first."""
     newest = {}
     for name in sorted(run.folder.files("_runs")):
-        record = read_record(run, name) if name.endswith(".json") else None
+        record = read_record(run.folder, name) if name.endswith(".json") else None
         if record is None or "input" not in record.get("options", {}):
             continue
         options = {key: value for key, value in record["options"].items() if key not in START_OPTIONS}

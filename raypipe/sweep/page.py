@@ -18,6 +18,7 @@ from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, Value
 from raypipe.pictures.overlay import jpeg, overlay, resized, scaled, shrunk
 from raypipe.report import html
+from raypipe.report.axes import levels
 from raypipe.run import provenance, rows
 from raypipe.storage import Folder
 from raypipe.sweep.plan import trial_of
@@ -38,7 +39,6 @@ DECADES = 30  # largest over smallest value from which an axis is logarithmic
 NAME_SHARE = 0.09  # of a curve's width that the name of a value takes
 MOST_LINES = 4  # in a plane of curves
 ALIKE = 6  # most by which the highest points of two lines in a plane may differ, as a factor
-STEPS = 5  # between the lines of a vertical axis, about
 PLOT = (520, 220)  # width and height of a curve's plane
 
 
@@ -149,15 +149,6 @@ def of_one_size(lines: dict[str, list[float | None]]) -> list[dict[str, list[flo
 def first_values(means: Iterable[str], metric: str) -> list[str]:
     """The values that the page shows at first sight: the metric and the first of the others."""
     return list(dict.fromkeys([metric, *means]))[:MOST_LINES]
-
-
-def levels(low: float, high: float) -> list[float]:
-    """Round numbers, evenly spaced, that begin at or below low and end at or above high."""
-    span = max(high - low, 0.01)
-    power = 10.0 ** math.floor(math.log10(span / STEPS))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * STEPS >= span)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
 def caution(chosen: Setting, every: list[Setting], swept: list[str], task: Task, metric: str) -> str:

@@ -9,7 +9,7 @@ from support.browsing import open_uri
 
 from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.pictures.overlay import jpeg
-from raypipe.sweep.page import caution, curves, draw, levels, render
+from raypipe.sweep.page import caution, curves, draw, render
 from raypipe.sweep.ranking import Setting
 
 
@@ -19,20 +19,6 @@ def setting(k: int, dice_best: float, dice_fixed: float) -> Setting:
 
 
 SETTINGS = [setting(3, 0.7, 0.56), setting(4, 0.68, 0.5), setting(2, 0.63, 0.57)]
-
-
-@pytest.mark.parametrize(
-    "low, high, wanted",
-    [
-        (0.385, 0.7032, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
-        (0.2, 0.4, [0.2, 0.25, 0.3, 0.35, 0.4]),
-        (0.719, 0.721, [0.718, 0.72, 0.722]),
-        (-3.0, 12.0, [-5.0, 0.0, 5.0, 10.0, 15.0]),
-        (0.5, 0.5, [0.5, 0.502]),
-    ],
-)
-def test_an_axis_has_round_numbers(low, high, wanted):
-    assert levels(low, high) == pytest.approx(wanted)
 
 
 def test_a_metric_that_looks_at_the_label_says_so_and_which_setting_is_best_without():
