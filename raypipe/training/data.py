@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate, chain
 from typing import Literal
 
 import numpy as np
@@ -21,6 +24,8 @@ from raypipe.runtime.progress import Counts, Progress
 from raypipe.training.recipe import Recipe, Sample
 from raypipe.types import BadImage
 
+BLOCK = 16  # images per task and object: some MB, as Ray likes them, and little to read of which one sample is wanted
+AHEAD = 4  # tasks per core that wait for it or run
 OF_IMAGE, OF_ORDER = 0, 1  # last words of Philox's counter: streams of one key that never meet
 
 
@@ -43,6 +48,8 @@ class Samples:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
         return self._samples[index]
 
 
@@ -54,30 +61,86 @@ def gather(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels: int) -
     facts, samples, errors = [], [], Counter()
     with Progress(len(rows), lambda: Counts(len(facts), errors.total())):
         ordered = rows.sort_by("key").to_pylist()
-        for row, sample in _prepared(ordered, recipe, max_bytes=max_bytes, max_pixels=max_pixels):
-            if sample is None:
+        for row in _prepared(ordered, recipe, max_bytes=max_bytes, max_pixels=max_pixels):
+            if row["error"]:
                 errors[row["error"]] += 1
             else:
-                samples.append(sample)
+                samples.append(row.pop("sample"))
             facts.append(row)
     return Samples(facts, samples)
 
 
-def _prepared(rows: Sequence[dict], recipe: Recipe, **limits: int) -> Iterator[tuple[dict, Sample | None]]:
-    """Of each row its `key`, `uri`, `digest` and `error`, and its sample; None where there is an error."""
-    for row, content in zip(rows, fetch(rows, max_bytes=limits["max_bytes"]), strict=True):
-        sample, digest, error = None, "", ""
-        try:
-            if isinstance(content, BadImage):
-                raise content
-            digest = _digest(row, content)
-            prepared = recipe.prepare(row, images.decode(content, max_pixels=limits["max_pixels"]))
-            sample = {name: _fixed(array) for name, array in prepared.items()}
-        except BadImage as bad:
-            error = str(bad)
-        except MemoryError:
-            error = str(BadImage("decode", "memory", "not enough memory to decode it"))
-        yield {"key": row["key"], "uri": row["uri"], "digest": digest, "error": error}, sample
+def gather_on_ray(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels: int, timeout: float = 60.0) -> Samples:
+    """The same samples, decoded by tasks on all of the cluster's cores and kept in Ray's object store.
+
+    They pickle as references: in `train_loop_config` they reach every worker, also one that is started anew, and each
+    reads them without a copy where its node has them. What a lost node held is decoded again. They live as long as the
+    process that called this. An image that kills its process, or takes longer than `timeout` seconds, is left out.
+    """
+    import ray
+
+    from raypipe.pipeline import workers
+
+    ledger, ordered = workers.Ledger.remote(), rows.sort_by("key")
+    prepare = partial(_prepared, recipe=recipe, max_bytes=max_bytes, max_pixels=max_pixels)
+    task = ray.remote(num_cpus=1, num_returns=2, max_retries=-1)(_block)  # retried when its process or node dies
+    ahead, blocks = AHEAD * int(ray.cluster_resources()["CPU"]), []
+    with Progress(len(rows), workers.asker(ledger, before=0)):
+        for start in range(0, len(rows), BLOCK):
+            if len(blocks) >= ahead:
+                ray.get(blocks[-ahead][1])  # an exception of a task ends it here
+            blocks.append(task.remote(ordered.slice(start, BLOCK).to_pylist(), prepare, ledger, timeout))
+        facts = [ray.get(said) for _, said in blocks]
+    sizes = [sum(not row["error"] for row in said) for said in facts]
+    return Samples(list(chain.from_iterable(facts)), _Blocks([samples for samples, _ in blocks], sizes, ledger))
+
+
+def _block(rows: list[dict], prepare: Callable, ledger, timeout: float) -> tuple[list[Sample], list[dict]]:
+    """The samples of some images, and what there is to say of each; guarded against what kills or hangs a process."""
+    from raypipe.pipeline import workers
+
+    done = workers.Guard({"decode": prepare}, ledger, timeout=timeout)(rows)
+    errors = Counter(row["error"] for row in done if row["error"])
+    ledger.committed.remote(len(done), errors)
+    samples = [row.pop("sample") for row in done]
+    return [sample for sample in samples if sample is not None], done
+
+
+class _Blocks:
+    """Samples that lie in Ray's object store as lists, by index. Any process of the cluster reads them."""
+
+    def __init__(self, references: list, sizes: list[int], ledger):
+        """sizes: how many samples each list has. ledger: is needed when a lost list is made again."""
+        self._references, self._ends, self._ledger = references, list(accumulate(sizes)), ledger
+
+    def __getitem__(self, index: int) -> Sample:
+        import ray
+
+        block = bisect_right(self._ends, index)
+        return ray.get(self._references[block])[index - self._ends[block]]  # negative: counted from the block's end
+
+
+def _prepared(rows: Sequence[dict], recipe: Recipe, *, max_bytes: int, max_pixels: int) -> Iterator[dict]:
+    """Of each row its `key`, `uri`, `digest`, `error` and `sample`, which is None where there is an error.
+
+    A row may come with one: that its process died.
+    """
+    contents = fetch([row for row in rows if not row.get("error")], max_bytes=max_bytes)
+    for row in rows:
+        sample, digest, error = None, "", row.get("error", "")
+        if not error:
+            try:
+                content = next(contents)
+                if isinstance(content, BadImage):
+                    raise content
+                digest = _digest(row, content)
+                prepared = recipe.prepare(row, images.decode(content, max_pixels=max_pixels))
+                sample = {name: _fixed(array) for name, array in prepared.items()}
+            except BadImage as bad:
+                error = str(bad)
+            except MemoryError:
+                error = str(BadImage("decode", "memory", "not enough memory to decode it"))
+        yield {"key": row["key"], "uri": row["uri"], "digest": digest, "error": error, "sample": sample}
 
 
 def _digest(row: dict, content: bytes) -> str:

@@ -2,54 +2,26 @@
 
 import json
 import pickle
-from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from support.faulty import GOOD, NO_MEMORY, RAISES, write_images
+from support.halves import Halves
 
 from raypipe.inputs.manifest import list_inputs
 from raypipe.training import data
-from raypipe.training.recipe import Recipe
-from raypipe.types import BadImage
 
 LIMITS = {"max_bytes": 1_000_000, "max_pixels": 10_000}
 
 
-@dataclass(kw_only=True)
-class Halves(Recipe):
-    """Keeps every second row of an image, and what stands in the column `mark`."""
-
-    epochs: int = 1
-    batch_size: int = 2
-    lr: float = 0.1
-
-    def rows(self, manifest):
-        return manifest
-
-    def prepare(self, row, image):
-        if image.shape[0] < 4:
-            raise BadImage("decode", "too_small", f"{image.shape[0]} rows are not enough to train on")
-        return {"image": image[::2], "mark": np.array([len(row.get("mark", ""))])}
-
-    def draw(self, random, sample):
-        return random.random()
-
-    def student(self, device):
-        raise NotImplementedError
-
-
 @pytest.fixture
 def photos(tmp_path):
-    """Five images b0.png to b4.png of different sizes."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 256, (8 + i, 6, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"b{i}.png")
-    return folder
+    """Five images 0000.png to 0004.png of different sizes."""
+    write_images(tmp_path / "photos", [GOOD] * 5)
+    return tmp_path / "photos"
 
 
 def pixels(path):
@@ -59,9 +31,9 @@ def pixels(path):
 def test_samples_come_by_index_in_the_order_of_their_keys(photos):
     rows = list_inputs(str(photos))
     samples = data.gather(Halves(), rows.take([3, 0, 4, 2, 1]), **LIMITS)
-    assert samples.keys == [f"b{i}.png" for i in range(5)] and len(samples) == 5 and samples.skipped == []
+    assert samples.keys == [f"{i:04d}.png" for i in range(5)] and len(samples) == 5 and samples.skipped == []
     for i in (4, 0, 2):
-        np.testing.assert_array_equal(samples[i]["image"], pixels(photos / f"b{i}.png")[::2])
+        np.testing.assert_array_equal(samples[i]["image"], pixels(photos / f"{i:04d}.png")[::2])
     with pytest.raises(IndexError):
         samples[5]
     with pytest.raises(ValueError, match="read-only"):
@@ -75,22 +47,23 @@ def test_samples_survive_pickling(photos):
     np.testing.assert_array_equal(again[3]["image"], samples[3]["image"])
 
 
-def test_images_that_cannot_be_trained_on_are_left_out_and_named(photos):
-    (photos / "a.png").write_bytes(b"no picture")
-    (photos / "b2.png").write_bytes((photos / "b2.png").read_bytes()[:60])
-    Image.new("RGB", (200, 200)).save(photos / "c.png")
-    Image.new("RGB", (6, 2)).save(photos / "d.png")
+def test_images_that_cannot_be_trained_on_are_left_out_and_named(tmp_path):
+    photos = tmp_path / "photos"
+    write_images(photos, [GOOD, RAISES, GOOD, NO_MEMORY, GOOD, GOOD, GOOD])
+    (photos / "0002.png").write_bytes((photos / "0002.png").read_bytes()[:60])
+    (photos / "0004.png").write_bytes(b"no picture")
+    Image.new("RGB", (200, 200)).save(photos / "9.png")
     rows = list_inputs(str(photos))
-    (photos / "b4.png").unlink()
+    (photos / "0006.png").unlink()
     samples = data.gather(Halves(), rows, **LIMITS)
-    assert samples.keys == ["b0.png", "b1.png", "b3.png"]
-    np.testing.assert_array_equal(samples[2]["image"], pixels(photos / "b3.png")[::2])
+    assert samples.keys == ["0000.png", "0005.png"] and len(samples) == 2
+    np.testing.assert_array_equal(samples[1]["image"], pixels(photos / "0005.png")[::2])
     found = {each["key"]: each["error"] for each in samples.skipped}
-    assert list(found) == ["a.png", "b2.png", "b4.png", "c.png", "d.png"]
-    assert "decode: unsupported" in found["a.png"] and "decode: truncated" in found["b2.png"]
-    assert "fetch: missing" in found["b4.png"] and "decode: too_large" in found["c.png"]
-    assert found["d.png"] == "decode: too_small: 2 rows are not enough to train on"
-    assert samples.skipped[0]["uri"].endswith("photos/a.png")
+    assert list(found) == ["0001.png", "0002.png", "0003.png", "0004.png", "0006.png", "9.png"]
+    assert found["0001.png"] == "decode: unloved: this image is not liked"
+    kinds = [error.rpartition(": ")[0].split(": ")[1] for error in found.values()]
+    assert kinds == ["unloved", "truncated", "memory", "unsupported", "missing", "too_large"]
+    assert samples.skipped[0]["uri"].endswith("photos/0001.png")
 
 
 def test_the_digest_is_that_of_keys_files_and_what_the_recipe_added(photos):
@@ -102,11 +75,11 @@ def test_the_digest_is_that_of_keys_files_and_what_the_recipe_added(photos):
     assert digest == sha256(json.dumps([[key, its.hexdigest()] for key, its in each]).encode()).hexdigest()
     marked = rows.append_column("mark", pa.array(["x"] * 5))
     assert data.gather(Halves(), marked, **LIMITS).digest != digest
-    (photos / "b1.png").rename(photos / "b9.png")
+    (photos / "0001.png").rename(photos / "0009.png")
     renamed = data.gather(Halves(), list_inputs(str(photos)), **LIMITS).digest
-    (photos / "b9.png").rename(photos / "b1.png")
+    (photos / "0009.png").rename(photos / "0001.png")
     assert renamed != digest == data.gather(Halves(), list_inputs(str(photos)), **LIMITS).digest
-    Image.new("RGB", (6, 9)).save(photos / "b1.png")
+    Image.new("RGB", (6, 9), "white").save(photos / "0001.png")
     assert data.gather(Halves(), rows, **LIMITS).digest != digest
 
 
