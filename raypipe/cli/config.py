@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from raypipe import refiners, segmenters, storage
+from raypipe import refiners, segmenters, storage, training
 from raypipe.cli import words as plain_words
 from raypipe.evaluation import datasets, tasks
 from raypipe.pipeline.options import checked, flags, refiners_with, types
@@ -22,7 +22,9 @@ from raypipe.types import BadImage, name_of
 
 log = logging.getLogger("raypipe")
 MOST_BYTES = 1 << 20  # of a config file; options take a few hundred
-FIND = {"method": segmenters.find, "refine": refiners.find, "task": tasks.find}  # the dataclass of a part by its name
+# where the dataclass of a part is found by its name
+ROOMS = {"method": segmenters, "recipe": training, "refine": refiners, "task": tasks}
+FIRST_WORDS = ("method", "recipe")  # parts that the first word of the command line names; flags name the others
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,19 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+01234567
 
 
 def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> Command:
-    """Read a command line. A method is its first word; a refiner and a task are named by a flag or by the config file.
+    """Read a command line. A method or recipe is its first word; a flag or the config file names refiner and task.
 
     Raises ValueError or TypeError that names what is wrong and what is right; wrong flags leave through SystemExit(2).
     """
-    method = segmenters.find(argv[0]) if "method" in parts else None
-    words = argv[1:] if method else argv
+    first = first_word(parts)
+    named = ROOMS[first].find(argv[0]) if first else None
+    words = argv[1:] if first else argv
     typed = _typed_flags(words)
     path = typed.get("config")
     values = _of_file(path) if path else {}
     chosen = {name: typed.get(name) or values.get(name) for name in ("refine", "task", "dataset")}
-    chosen |= {"method": argv[0] if method else None, "task": chosen["task"] or datasets.task_of(chosen["dataset"])}
-    kinds = {name: FIND[name](chosen[name]) for name in parts if chosen[name] not in (None, "None")}
+    chosen |= {"task": chosen["task"] or datasets.task_of(chosen["dataset"])} | ({first: argv[0]} if first else {})
+    kinds = {name: ROOMS[name].find(chosen[name]) for name in parts if chosen[name] not in (None, "None")}
     if "refine" in parts and "refine" not in kinds:
         for name in typed:
             if owners := refiners_with(name.replace("-", "_")):
@@ -74,11 +77,16 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     swept = {word.partition("=")[0] for word in words if "=" in word}  # by `--over`
     values = _without_presets(values, kinds, names | swept)
     kinds = {"options": options, **kinds, "terminal": Terminal}
-    prog = f"raypipe {verb}" + (f" {argv[0]}" if method else "")
-    found = _parsed(prog, kinds, words, values, path, plain_words.example(verb, method))
+    prog = f"raypipe {verb}" + (f" {argv[0]}" if first else "")
+    found = _parsed(prog, kinds, words, values, path, plain_words.example(verb, named))
     log.setLevel("DEBUG" if found["terminal"].debug else "INFO")
     given = names | {name for name, value in values.items() if value is not None}
     return Command(found["options"], [found.get(name) for name in parts], found["terminal"], names, given)
+
+
+def first_word(parts: tuple[str, ...]) -> str | None:
+    """Which of a verb's parts the first word of its command line names; None where it names none."""
+    return next((part for part in parts if part in FIRST_WORDS), None)
 
 
 def as_yaml(command: Command) -> str:

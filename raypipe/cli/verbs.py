@@ -33,7 +33,7 @@ class Verb(NamedTuple):
 
     room: str
     help: str
-    parts: tuple[str, ...] = ()  # what has options of its own: method (the first word), refine and task (flags)
+    parts: tuple[str, ...] = ()  # what has options of its own: method or recipe (the first word), refine, task (flags)
 
 
 VERBS = {
@@ -51,6 +51,7 @@ VERBS = {
         "a method's parameters against labels -> a table of trials and the best setting",
         ("method", "refine", "task"),
     ),
+    "train": Verb("training", "images without labels -> weights of a method; resumable", ("recipe",)),
     "agree": Verb("evaluation", "runs of several methods against each other: which masks to trust, without labels"),
     "benchmark": Verb("benchmark", "measured ratios on this machine"),
 }
@@ -110,8 +111,8 @@ def _run(verb: str, argv: list[str]) -> int:
 
     module = import_module(f"raypipe.{VERBS[verb].room}.{verb}")
     options = getattr(module, verb.capitalize())
-    if "method" in VERBS[verb].parts and (not argv or argv[0].startswith("-")):
-        return _choose_method(verb, options, argv)
+    if (first := config.first_word(VERBS[verb].parts)) and (not argv or argv[0].startswith("-")):
+        return _choose_method(verb, options, config.ROOMS[first].names(), argv)
     command = config.parse(verb, options, VERBS[verb].parts, argv)
     if command.terminal.print_config:
         print(config.as_yaml(command), end="")
@@ -137,15 +138,14 @@ def _run(verb: str, argv: list[str]) -> int:
     return getattr(result, "exit_code", 0)
 
 
-def _choose_method(verb: str, options: type, argv: list[str]) -> int:
-    """Tell how to go on without a method's name."""
-    from raypipe import segmenters
+def _choose_method(verb: str, options: type, known: list[str], argv: list[str]) -> int:
+    """Tell how to go on without a method's name. known: those to choose from."""
     from raypipe.cli import words as plain_words
 
     needed = [f.name for f in dataclasses.fields(options) if f.default is f.default_factory is dataclasses.MISSING]
     words = " ".join(f"--{name} {name.upper()}" for name in needed)
-    names = "\n".join(f"  {name}" for name in segmenters.names())
-    if named := [word for word in argv if word in segmenters.names()]:
+    names = "\n".join(f"  {name}" for name in known)
+    if named := [word for word in argv if word in known]:
         rest = [word for word in argv if word != named[0]]
         return _said(f"the method comes first: {_typed(verb, [named[0], *rest])}", 2)
     print(f"usage: raypipe {verb} METHOD {words} [OPTIONS]\n\nMethods:\n{names}\n")
@@ -177,7 +177,7 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(2)
     if isinstance(error, Interrupted):
-        print("\ninterrupted" + (f"; all committed rows are kept, {way_on}" if way_on else ""), file=sys.stderr)
+        print("\ninterrupted" + (f"; what is committed is kept, {way_on}" if way_on else ""), file=sys.stderr)
         return error.exit_code
     if isinstance(error, (Locked, OtherConfiguration)):
         return _said(error, 4)
@@ -186,7 +186,7 @@ def _failed(error: BaseException) -> int:
         return _said(text, 2)
     _said(text, 1)
     if way_on:
-        print(f"all committed rows are kept; once the cause is gone, {way_on}", file=sys.stderr)
+        print(f"what is committed is kept; once the cause is gone, {way_on}", file=sys.stderr)
     return 1
 
 

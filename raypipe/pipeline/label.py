@@ -119,7 +119,7 @@ def begun(
             fetch_weights(job, work)
         options = {name: value and Location(value) if name in PLACES else value for name, value in asdict(job).items()}
         record = {"options": options, "settings": settings, "images": len(images), "planned": len(pending)}
-        with _recorded(run, work.attempt, record) as facts:
+        with provenance.recorded(run.folder, work.attempt, record) as facts:
             run.mark_complete(None)
             yield it
             facts |= it.of_ray
@@ -160,19 +160,3 @@ def _ended(job: Label, it: Attempt, run: Run, images: pa.Table, commits: pa.Tabl
         of_run = {"labelled": len(commits) - failed, "errors": dict(kinds), "sheet": sheet}
         run.mark_complete(asdict(summary) | of_run)
     return summary
-
-
-@contextlib.contextmanager
-def _recorded(run: Run, attempt: str, record: dict) -> Iterator[dict]:
-    """Leave the attempt's record with what the block adds to the dict that it is given, however the block ends."""
-    facts = record | {"environment": provenance.environment(), "exit_code": None}
-    run.record_attempt(attempt, facts)
-    try:
-        yield facts
-    except BaseException as error:
-        facts |= {"exit_code": getattr(error, "exit_code", 1), "reason": f"{type(error).__name__}: {error}"}
-        raise
-    finally:
-        facts["finished"] = provenance.now()
-        with contextlib.suppress(OSError):  # a full disk: the record must not hide the error that filled it
-            run.record_attempt(attempt, facts)

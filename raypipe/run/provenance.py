@@ -6,10 +6,13 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+
+from raypipe.storage import Folder
 
 PACKAGES = "raypipe ray torch transformers rembg onnxruntime opencv-python-headless numpy pyarrow".split()
 
@@ -23,6 +26,25 @@ def environment() -> dict:
         "git_commit": _git_commit(),
         "machine": {"host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
     }
+
+
+@contextlib.contextmanager
+def recorded(folder: Folder, attempt: str, record: dict) -> Iterator[dict]:
+    """Leave an attempt's record `_runs/<attempt>.json`, with what the block adds to the dict that it is given.
+
+    It is written first, and again however the block ends.
+    """
+    facts = record | {"environment": environment(), "exit_code": None}
+    folder.write_json(facts, "_runs", f"{attempt}.json")
+    try:
+        yield facts
+    except BaseException as error:
+        facts |= {"exit_code": getattr(error, "exit_code", 1), "reason": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        facts["finished"] = now()
+        with contextlib.suppress(OSError):  # a full disk: the record must not hide the error that filled it
+            folder.write_json(facts, "_runs", f"{attempt}.json")
 
 
 def now() -> str:

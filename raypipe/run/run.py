@@ -217,10 +217,6 @@ class Run:
         else:
             self.folder.write_json(summary, *COMPLETE_NOTE)
 
-    def record_attempt(self, attempt: str, record: dict) -> None:
-        """Write the attempt's record `_runs/<attempt>.json`."""
-        self.folder.write_json(record, "_runs", f"{attempt}.json")
-
     def _drop_superseded(self, attempt: str) -> None:
         """Rewrite the parts that hold rows which a later attempt did again, so that plain readers see each id once.
 

@@ -70,11 +70,11 @@ def connected(*, stall: float) -> Iterator[None]:
                 ray.shutdown()
 
 
-def resources(*, gpus: float, device: str, actors: int | None) -> Resources:
+def resources(*, gpus: float, device: str, actors: int | None, option: str = "--actors") -> Resources:
     """Choose device and number of actors.
 
     gpus: per actor where the device is cuda; 0 for work that can use none. device: auto, cpu or cuda. actors: None =
-    one per core, or as many as the GPUs hold.
+    one per core, or as many as the GPUs hold. option: where the user says how many.
     Raises ValueError when the actors would leave no CPU for the other stages, and for a network on a cluster that
     shows no GPU: it may have just not started one.
     """
@@ -90,9 +90,9 @@ def resources(*, gpus: float, device: str, actors: int | None) -> Resources:
             raise ValueError(text)
         actors = max(1, min(int(all_gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
     if actors + 1 > cpus:
-        raise ValueError(f"--actors {actors} leaves no CPU for reading and writing: Ray has {cpus}, at most {cpus - 1}")
+        raise ValueError(f"{option} {actors} leaves no CPU for reading and writing: Ray has {cpus}, at most {cpus - 1}")
     if per_actor * actors > all_gpus:
-        raise ValueError(f"--actors {actors} need {per_actor * actors:g} GPUs, Ray has {all_gpus:g}")
+        raise ValueError(f"{option} {actors} need {per_actor * actors:g} GPUs, Ray has {all_gpus:g}")
     return Resources(device, per_actor, actors, actors)
 
 

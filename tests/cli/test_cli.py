@@ -19,9 +19,8 @@ from support.faulty import GOOD, write_images
 import raypipe
 from raypipe import refiners, segmenters
 from raypipe.cli import verbs as cli
-from raypipe.cli.config import Terminal
+from raypipe.cli.config import ROOMS, Terminal, first_word
 from raypipe.cli.verbs import main
-from raypipe.evaluation import tasks
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_the_help_of_a_method_explains_every_option(capsys):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_the_help_of_each_verb_has_an_example_that_works_and_no_jargon(verb, capsys):
-    words = [verb, "kmeans"] if "method" in cli.VERBS[verb].parts else [verb]
+    words = [verb, *{"method": ["kmeans"], "recipe": ["sempart"]}.get(first_word(cli.VERBS[verb].parts), [])]
     with pytest.raises(SystemExit) as end:
         main([*words, "--help"])
     assert end.value.code == 0
@@ -272,7 +271,7 @@ def test_the_command_that_goes_on_is_shown_only_where_a_run_has_begun(photos, ca
     monkeypatch.setattr("raypipe.pipeline.label.list_images", breaks)
     assert label(photos=photos) == 1
     text = capsys.readouterr().err
-    assert "all committed rows are kept; once the cause is gone, this command goes on:\n  raypipe label kmeans" in text
+    assert "what is committed is kept; once the cause is gone, this command goes on:\n  raypipe label kmeans" in text
     monkeypatch.setattr("raypipe.pipeline.dry_run.list_images", breaks)
     assert label("--dry-run", photos=photos) == 1
     assert "goes on" not in capsys.readouterr().err
@@ -313,15 +312,13 @@ def test_an_unwritable_output_is_named_with_what_to_do(photos, capsys):
     assert f"{photos.parent}/locked" in text and "change the folder's owner or mode" in text and "goes on" not in text
 
 
-ROOMS = (segmenters, refiners, tasks)
-KINDS = [Terminal, *(room.find(name) for room in ROOMS for name in room.names())]
+KINDS = [Terminal, *(room.find(name) for room in ROOMS.values() for name in room.names())]
 KINDS += [getattr(import_module(f"raypipe.{verb.room}.{name}"), name.capitalize()) for name, verb in cli.VERBS.items()]
 
 
 @pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if verb.parts])
 def test_no_two_parts_of_a_command_share_an_option(verb):
-    rooms = {"method": segmenters, "refine": refiners, "task": tasks}
-    parts = [list(map(rooms[part].find, rooms[part].names())) for part in cli.VERBS[verb].parts]
+    parts = [list(map(ROOMS[part].find, ROOMS[part].names())) for part in cli.VERBS[verb].parts]
     options = getattr(import_module(f"raypipe.{cli.VERBS[verb].room}.{verb}"), verb.capitalize())
     for kinds in itertools.product([options], [Terminal], *parts):
         names = [field.name for kind in kinds for field in dataclasses.fields(kind)]

@@ -172,7 +172,7 @@ def test_what_is_odd_about_an_image_is_explained_where_it_stands(tmp_path):
 def test_one_of_anything_is_not_called_images_and_empty_columns_are_left_out(tmp_path):
     failed = row("b.png", segments=[], height=0, width=0, error="fetch: missing: gone")
     run = write_run(tmp_path / "run", [row("a.png"), failed])
-    run.record_attempt("20260101T000000000000Z-aaaa", {"exit_code": 0, "seconds": 4.0})
+    run.folder.write_json({"exit_code": 0, "seconds": 4.0}, "_runs", "20260101T000000000000Z-aaaa.json")
     report(Report(runs=(str(run),)))
     text = plain(tmp_path / "run/report.html")
     assert "1 images" not in text and "1 image" in text and "To try it again" in text

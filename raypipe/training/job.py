@@ -1,0 +1,127 @@
+"""The options of a training, whether they can work, and what of them decides the weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Literal
+
+import pyarrow as pa
+
+from raypipe.inputs.manifest import list_inputs
+from raypipe.pipeline.job import check_folders
+from raypipe.runtime import address, cores
+from raypipe.training.recipe import Recipe
+
+POSITIVE = ("workers", "checkpoint_steps", "log_steps", "max_pixels", "max_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """What to train on and how the training runs."""
+
+    output: str  # folder, made or continued: a path or a URI; in the end `label METHOD --weights` takes it
+    input: str | None = None  # images, as for `label`: folder, glob, list, Parquet or tar; labels are not needed
+    column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
+    allow_private: bool = False  # what a list or table names may lie in a private network
+    workers: int = 1  # processes that train together, on GPUs one each
+    # exact: --batch-size is that of all workers; throughput: of each, with lr * sqrt(workers)
+    batch_mode: Literal["exact", "throughput"] = "exact"
+    tail: Literal["pad", "drop"] = "pad"  # an epoch's last batch is filled from the epoch's start, or left out
+    sync_statistics: bool = True  # batch normalisation over all workers; only throughput can do without
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where the network is trained
+    checkpoint_steps: int = 500  # steps between checkpoints; each epoch ends with one too
+    log_steps: int = 50  # steps of one line of progress
+    local: bool = False  # in this process, without Ray: one worker
+    max_failures: int = 3  # deaths of workers, after each of which all go on from the newest checkpoint
+    max_pixels: int = 100_000_000  # images with more pixels are skipped, before they are decoded
+    max_bytes: int = 500_000_000  # files with more bytes are skipped, before they are read
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the weights do not depend on the number of workers."""
+        return self.batch_mode == "exact"
+
+
+def check_train(job: Train, recipe: Recipe) -> None:
+    """Raise ValueError for options that cannot work or have no effect, before anything starts."""
+    for option in POSITIVE:
+        if getattr(job, option) <= 0:
+            raise ValueError(f"--{option.replace('_', '-')} must be positive, got {getattr(job, option)}")
+    if job.max_failures < 0:
+        raise ValueError(f"--max-failures must not be negative, got {job.max_failures}")
+    _check_recipe(recipe)
+    if job.is_exact and recipe.batch_size % job.workers:
+        text = f"--batch-size {recipe.batch_size} cannot be shared out evenly to --workers {job.workers}"
+        raise ValueError(f"{text}; choose a multiple of {job.workers}, or --batch-mode throughput")
+    _check_effects(job)
+    check_folders(job.input or os.devnull, job.output)  # without an input the output lies inside none
+    if job.local or not address.is_elsewhere():
+        cores.device_here(job.device, gpus=1.0)  # refuses cuda where there is none
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.epochs < 0 or recipe.batch_size < 1:
+        text = f"got epochs {recipe.epochs}, batch_size {recipe.batch_size}"
+        raise ValueError(f"{recipe.name}: epochs must be at least 0 and batch_size at least 1, {text}")
+    if not (math.isfinite(recipe.lr) and recipe.lr > 0):
+        raise ValueError(f"{recipe.name}: lr must be a positive number, got {recipe.lr!r}")
+    if not 0 <= recipe.seed < 2**31:
+        raise ValueError(f"{recipe.name}: seed must be in 0..{2**31 - 1}, got {recipe.seed}")
+
+
+def _check_effects(job: Train) -> None:
+    if job.local and job.workers > 1:
+        raise ValueError(f"--workers {job.workers} has no effect with --local, which is one worker")
+    if job.is_exact and not job.sync_statistics:
+        raise ValueError("--no-sync-statistics is against --batch-mode exact; add --batch-mode throughput")
+    if not job.is_exact and job.workers == 1:
+        raise ValueError("--batch-mode throughput has no effect with one worker; add --workers")
+    if not job.input:
+        for option in ("column", "allow_private"):
+            if getattr(job, option):
+                raise ValueError(f"--{option.replace('_', '-')} has no effect without --input")
+
+
+def frozen_settings(job: Train, recipe: Recipe) -> dict:
+    """The settings that decide the weights, flat, by the names of their options: what training.json freezes."""
+    settings = {"method": recipe.name} | asdict(recipe) | {"batch_mode": job.batch_mode, "tail": job.tail}
+    if not job.is_exact:
+        settings |= {"workers": job.workers, "sync_statistics": job.sync_statistics}
+    return settings
+
+
+def default_settings(recipe: Recipe) -> dict:
+    """The same at its defaults, for settings that an older version of raypipe did not have."""
+    defaults = {each.name: each.default for each in fields(recipe) if each.default is not MISSING}
+    return defaults | {"batch_mode": Train.batch_mode, "tail": Train.tail}
+
+
+def per_worker(job: Train, recipe: Recipe) -> tuple[int, float]:
+    """Images per worker and step, and the learning rate at rate 1 (square root of the workers, spec of Sempart)."""
+    if job.is_exact:
+        return recipe.batch_size // job.workers, recipe.lr
+    return recipe.batch_size, recipe.lr * math.sqrt(job.workers)
+
+
+def list_images(job: Train, recipe: Recipe) -> pa.Table | None:
+    """The images to train on; None where nothing is trained and no input is named.
+
+    Raises ValueError or FileNotFoundError for a missing or empty input, and for fewer images than a batch.
+    """
+    if not recipe.epochs and not job.input:
+        return None
+    listed = list_inputs(job.input, column=job.column, allow_private=job.allow_private) if job.input else None
+    rows = recipe.rows(listed)
+    check_enough(len(rows), job, recipe)
+    return rows
+
+
+def check_enough(images: int, job: Train, recipe: Recipe, *, skipped: int = 0) -> None:
+    """Raise ValueError for fewer images than a batch of all workers."""
+    size = per_worker(job, recipe)[0] * job.workers
+    if recipe.epochs and images < size:
+        bad = f" ({skipped:,} more cannot be used: see skipped.parquet)" if skipped else ""
+        text = f"{images:,} images{bad} are fewer than the {size:,} of one batch"
+        raise ValueError(f"{recipe.name}: {text}; give more images or a smaller --batch-size")

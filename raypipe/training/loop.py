@@ -1,0 +1,342 @@
+"""What each worker of a training does: steps from the newest checkpoint, or the start, to the exported network.
+
+Without Ray: on one worker it needs nothing but torch, on several a process group that torch knows.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from raypipe import networks
+from raypipe.run import refuse_other
+from raypipe.storage import Folder, fence, map_ahead
+from raypipe.training import checkpoints, data, record
+from raypipe.training.checkpoints import State
+from raypipe.training.recipe import Recipe, Student
+
+PICTURES = 8  # of the fixed sample
+FINISH_SAMPLES = 512  # that `Student.finish` sees
+AHEAD = 2  # batches that a thread draws numbers for while the network works
+MOST_IN_A_ROW = 10  # steps without a finite gradient; one alone is harmless
+LOOK_SECONDS = 1.0  # between looks for a request to stop, and between writes of the log
+STOP = ("_runs", "STOP")
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all workers of a training are told. Cheap to pickle, but for images that are not in Ray's store."""
+
+    recipe: Recipe
+    samples: data.Samples | None  # None where nothing is trained
+    folder: Folder
+    attempt: str
+    settings: dict  # frozen ones, kept in each checkpoint
+    workers: int
+    batch: int  # per worker
+    lr: float  # at rate 1
+    tail: str
+    synchronised: bool  # the statistics of batch normalisation are those of all workers
+    checkpoint_steps: int
+    log_steps: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch. Raises ValueError for fewer images than a batch."""
+        return len(self.shares(0)) if self.recipe.epochs else 0
+
+    @property
+    def steps(self) -> int:
+        """All steps of the training."""
+        return self.recipe.epochs * self.per_epoch
+
+    def shares(self, epoch: int) -> np.ndarray:
+        """The samples of each step and worker in an epoch: (steps, workers, batch)."""
+        order = data.order(len(self.samples), seed=self.recipe.seed, epoch=epoch)
+        return data.shares(order, workers=self.workers, batch=self.batch, tail=self.tail)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one worker is."""
+
+    rank: int = 0
+    device: str = "cpu"  # or cuda
+    is_stopped: Callable[[], bool] = lambda: False  # asked at each step on the first worker; all follow
+    report: Callable[[dict], None] = lambda figures: None  # called on all workers behind each checkpoint
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes what is written once."""
+        return self.rank == 0
+
+
+class Outcome(NamedTuple):
+    """What came of a step, alike on all workers."""
+
+    terms: dict[str, float]  # means over the whole batch
+    is_finite: bool
+    is_stopped: bool
+
+
+@dataclass
+class Run:
+    """A training under way on one worker."""
+
+    work: Work
+    place: Place
+    student: Student
+    model: Callable  # the student, or what averages its gradients over the workers
+    optimizer: object
+    state: State
+    networks: Mapping[str, str]  # checksums of the files that the student was made of
+    log: record.Log | None  # of the first worker
+    rates: list[float] = field(default_factory=list)  # of the optimiser's groups of parameters, at rate 1
+    flushed: float = 0.0
+
+
+def run(work: Work, place: Place) -> bool:
+    """Train to the end and export. Returns whether it came there: False where it was stopped, behind a checkpoint.
+
+    Raises ValueError for a checkpoint that does not fit, Diverged after MOST_IN_A_ROW steps without a finite loss, and
+    storage.Locked when another attempt has taken the folder.
+    """
+    it = begun(work, place)
+    if work.recipe.epochs and it.state.step == 0:
+        keep_pictures(it)
+    for epoch in range(it.state.epoch, work.recipe.epochs):
+        if epoch > it.state.epoch:
+            it.state.epoch, it.state.step_in_epoch = epoch, 0
+        if not train_epoch(it):
+            return False
+        keep_masks(it)
+    finish(it)
+    return True
+
+
+def begun(work: Work, place: Place) -> Run:
+    """The student with the weights of the newest checkpoint, or its first ones."""
+    if work.workers > 1 and work.synchronised:
+        from raypipe.training.batchnorm import across_workers
+    student = work.recipe.student(place.device)
+    if work.workers > 1 and work.synchronised:
+        across_workers(student)
+    optimizer, state = student.optimizer(work.lr), State()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    sums = networks.checksums_of_each(networks.locate_each(work.recipe))
+    if found := checkpoints.newest(work.folder):
+        state, content = found
+        _restore(content, work, place, student, optimizer, sums)
+    if place.is_first:
+        fence(work.folder, work.attempt)
+    log = record.Log(work.folder, after=state.step) if place.is_first else None
+    return Run(work, place, student, _averaging(student, work), optimizer, state, sums, log, rates)
+
+
+def _restore(content: dict, work: Work, place: Place, student: Student, optimizer, sums: Mapping[str, str]) -> None:
+    """Load a checkpoint. Raises OtherConfiguration where it is of another training, ValueError where it does not fit"""
+    step = content["state"]["step"]
+    where = f"checkpoint {checkpoints.name_of(step)} in {work.folder}"
+    there = content["settings"] | {"images": content["images"]} | content["networks"]
+    refuse_other(f"{where} is of another training", there, work.settings | {"images": work.samples.digest} | sums)
+    try:
+        student.load_state_dict(content["student"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{where} does not fit the network: {' '.join(str(error).split())[:200]}") from error
+    if len(content["random"]) == work.workers:  # all that decides a step follows from (seed, epoch, image) instead
+        checkpoints.set_random_state(content["random"][place.rank])
+
+
+def _averaging(student: Student, work: Work) -> Callable:
+    """The student as a step calls it: on several workers its gradients are averaged while they are computed."""
+    if work.workers == 1:
+        return student
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(
+        student, broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True
+    )
+
+
+def train_epoch(it: Run) -> bool:
+    """The steps of the epoch that are left, and a checkpoint. Returns False where it was stopped."""
+    work, state = it.work, it.state
+    last, steps = math.nan, work.steps
+    for chosen, drawn in map_ahead(lambda ready: ready(), _batches(it), depth=AHEAD):
+        rate = work.recipe.rate(state.step, steps)
+        for group, lr in zip(it.optimizer.param_groups, it.rates, strict=True):
+            group["lr"] = lr * rate
+        outcome = step(it, it.student.views(chosen, drawn))
+        state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
+        state.samples += work.batch * work.workers
+        state.skipped += not outcome.is_finite
+        state.in_a_row = 0 if outcome.is_finite else state.in_a_row + 1
+        now = time.monotonic()
+        _log(it, outcome, lr=work.lr * rate, seconds=now - last)
+        last = now
+        if state.in_a_row == MOST_IN_A_ROW:
+            raise Diverged(_diverged(it))
+        if outcome.is_stopped or state.step % work.checkpoint_steps == 0 or state.step_in_epoch == work.per_epoch:
+            save(it)
+        if outcome.is_stopped:
+            return False
+    return True
+
+
+def _batches(it: Run) -> Iterator[Callable]:
+    """Of each step of the epoch that is left, what gives this worker's samples with their random choices."""
+    recipe, samples, epoch = it.work.recipe, it.work.samples, it.state.epoch
+
+    def ready(indices: np.ndarray) -> tuple[list, list]:
+        chosen = [samples[index] for index in indices.tolist()]
+        drawn = [
+            recipe.draw(data.generator(recipe.seed, epoch, index), sample)
+            for index, sample in zip(indices.tolist(), chosen, strict=True)
+        ]
+        return chosen, drawn
+
+    for indices in it.work.shares(epoch)[it.state.step_in_epoch :, it.place.rank]:
+        yield lambda indices=indices: ready(indices)
+
+
+def step(it: Run, views: tuple) -> Outcome:
+    """One forward pass, one backward pass, and a step of the optimiser unless loss or gradient are not finite.
+
+    The gradients are those of the whole batch by then, so all workers decide alike. Then the buffers, which the
+    forward pass may have spoilt, are what they were before. The terms of the loss travel in one small sum over the
+    workers, and with them whether to stop.
+    """
+    import torch
+
+    before = [buffer.clone() for buffer in it.student.buffers()]
+    terms = it.model(*views)
+    it.optimizer.zero_grad(set_to_none=True)
+    terms["total"].backward()
+    norm = torch.nn.utils.get_total_norm([each.grad for each in it.student.parameters() if each.grad is not None])
+    is_stopped = it.place.is_first and it.place.is_stopped()
+    values = torch.stack([*(terms[name].detach().float() for name in sorted(terms))])
+    values = torch.cat([values / it.work.workers, values.new_tensor([is_stopped])])
+    if it.work.workers > 1:
+        torch.distributed.all_reduce(values)
+    *means, stopped, norm = torch.cat([values, norm.float()[None]]).tolist()
+    means = dict(zip(sorted(terms), means, strict=True))
+    is_finite = math.isfinite(norm) and math.isfinite(means["total"])
+    if is_finite:
+        it.optimizer.step()
+    else:
+        with torch.no_grad():
+            for buffer, old in zip(it.student.buffers(), before, strict=True):
+                buffer.copy_(old)
+    return Outcome(means, is_finite, stopped > 0)
+
+
+def _log(it: Run, outcome: Outcome, *, lr: float, seconds: float) -> None:
+    """Add a step to the log, and write it where a line is due, but not more often than somebody could read."""
+    if it.log is None:
+        return
+    state, is_skipped = it.state, not outcome.is_finite
+    it.log.add(step=state.step, epoch=state.epoch + 1, lr=lr, seconds=seconds, terms=outcome.terms, skipped=is_skipped)
+    is_due = state.step % it.work.log_steps == 0 and time.monotonic() - it.flushed > LOOK_SECONDS
+    if is_due or state.in_a_row == MOST_IN_A_ROW:
+        fence(it.work.folder, it.work.attempt)
+        it.log.flush()
+        it.flushed = time.monotonic()
+
+
+def _diverged(it: Run) -> str:
+    kept = "; what the last checkpoint holds is still good" if checkpoints.newest(it.work.folder) else ""
+    text = f"the loss or its gradient was not finite in {MOST_IN_A_ROW} steps in a row, up to step {it.state.step:,}"
+    return f"{it.work.recipe.name}: {text}; train with a smaller --lr into another --output{kept}"
+
+
+def save(it: Run) -> None:
+    """A checkpoint of all workers. Raises Locked on the first one when another attempt holds the folder by now."""
+    work, state = it.work, it.state
+    states = _of_all(checkpoints.random_state(), work)
+    if it.place.is_first:
+        fence(work.folder, work.attempt)
+        it.log.flush()
+        content = {
+            "student": it.student.state_dict(),
+            "optimizer": it.optimizer.state_dict(),
+            "random": states,
+            "settings": work.settings,
+            "images": work.samples.digest,
+            "networks": dict(it.networks),
+            "rate": work.recipe.rate(state.step, work.steps),
+        }
+        checkpoints.save(work.folder, state, content)
+    it.place.report({"step": state.step, "epoch": state.epoch})
+
+
+def keep_pictures(it: Run) -> None:
+    """Keep the fixed sample, and what an untrained network makes of it."""
+    if it.place.is_first:
+        samples, indices = it.work.samples, _fixed(it.work)
+        record.keep_pictures(it.work.folder, {samples.keys[i]: samples[i]["image"] for i in indices})
+        _keep_masks(it, 0)
+
+
+def keep_masks(it: Run) -> None:
+    """Keep what the network makes of the fixed sample after an epoch."""
+    if it.place.is_first:
+        _keep_masks(it, it.state.epoch + 1)
+
+
+def _keep_masks(it: Run, epoch: int) -> None:
+    samples, indices = it.work.samples, _fixed(it.work)
+    masks = it.student.predict([samples[i]["image"] for i in indices])
+    record.keep_masks(it.work.folder, epoch, dict(zip([samples.keys[i] for i in indices], masks, strict=True)))
+
+
+def _fixed(work: Work) -> list[int]:
+    """The samples that are shown over the epochs, spread evenly over the keys."""
+    return sorted({*np.linspace(0, len(work.samples) - 1, PICTURES).astype(int).tolist()})
+
+
+def finish(it: Run) -> None:
+    """What comes after the last step, on the first worker: the student's own end, and the folder for `--weights`."""
+    work = it.work
+    if it.place.is_first:
+        if work.samples:
+            it.student.finish([work.samples[i] for i in range(min(FINISH_SAMPLES, len(work.samples)))])
+        fence(work.folder, work.attempt)
+        it.student.export(work.folder)
+
+
+def _of_all(value: object, work: Work) -> list:
+    """A value of each worker, by rank."""
+    if work.workers == 1:
+        return [value]
+    from torch import distributed
+
+    values = [None] * work.workers
+    distributed.all_gather_object(values, value)
+    return values
+
+
+class StopFile:
+    """Whether a stop was asked for by the file STOP in the folder, which a thread looks for once a second."""
+
+    def __init__(self, folder: Folder):
+        self._folder, self._found = folder, threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def __call__(self) -> bool:
+        return self._found.is_set()
+
+    def _look(self) -> None:
+        while self._folder.read(*STOP) is None:
+            time.sleep(LOOK_SECONDS)
+        self._found.set()
