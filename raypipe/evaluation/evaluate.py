@@ -17,7 +17,7 @@ import tyro
 
 from raypipe.evaluation import datasets, tasks
 from raypipe.evaluation.datasets import DataSet
-from raypipe.evaluation.labels import WHY, Labels, match, nothing, place_of
+from raypipe.evaluation.labels import WHY, Labels, empty, match, nothing, place_of
 from raypipe.evaluation.summary import beside, cell, lines_of, of_run, published
 from raypipe.evaluation.summary import table as summary_table
 from raypipe.evaluation.sums import Sums
@@ -214,8 +214,7 @@ def recorded(
     if not found["counts"]["ok"]:
         raise nothing(str(folder), source, found["counts"], found["examples"])
     if labels.dataset and found["empty_labels"] == found["counts"]["ok"]:
-        text = f"no pixel is set in any label in {place_of(source)}, where 128 of 255 and lighter is"
-        raise ValueError(f"{text}; for labels of 0 and 1 use --labels {place_of(source)} --label-kind nonzero")
+        raise empty(source)
     target = (f"task={task.name}", _file_name(source, task))
     folder.write(content, "metrics", *target)
     table = str(folder.location("metrics", *target))

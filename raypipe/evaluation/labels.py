@@ -104,3 +104,9 @@ def nothing(
     reasons = "; ".join(f"{counts[status]:,} {WHY[status]}, such as {keys[0]!r}" for status, keys in examples.items())
     advice = "; each label needs the size of its image" if "other_size" in examples else ""
     return ValueError(f"{of} cannot be measured against {place_of(labels)}: {reasons}{advice}")
+
+
+def empty(labels: str | DataSet) -> ValueError:
+    """The error for labels of which none has a pixel that is set."""
+    text = f"no pixel is set in any label in {place_of(labels)}, where 128 of 255 and lighter is"
+    return ValueError(f"{text}; for labels of 0 and 1 use --labels {place_of(labels)} --label-kind nonzero")

@@ -65,7 +65,7 @@ def shortened(image: np.ndarray, side: int) -> np.ndarray:
 def middle(image: np.ndarray, size: int) -> np.ndarray:
     """The central size x size pixels of an image (H, W, ...) with no fewer, as torchvision's CenterCrop takes them."""
     top, left = (round((each - size) / 2) for each in image.shape[:2])
-    return image[top : top + size, left : left + size]
+    return image[top : top + size, left : left + size].copy()  # a view would keep the whole image
 
 
 def oriented(masks: np.ndarray, polarity: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from raypipe import images, storage
 from raypipe.evaluation import datasets
 from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.evaluate import Comparison, Tally, recorded
-from raypipe.evaluation.labels import match, nothing, place_of
+from raypipe.evaluation.labels import empty, match, nothing, place_of
 from raypipe.evaluation.summary import published
 from raypipe.evaluation.task import KNOWN, STATUS
 from raypipe.evaluation.tasks.saliency import scaled
@@ -225,12 +225,13 @@ class Validator:
     def _check(self) -> None:
         """Raise ValueError unless some photograph can be measured: who trains for a day is told before."""
         tally = Tally(self._labels.task)
-        for row in self._rows:
-            square = self._square(row)
-            if square.image is not None:
+        for square in map_ahead(self._square, self._rows):
+            if square.image is not None and not (self._labels.dataset and square.facts["is_empty"]):
                 return
             tally.counted(dict(square.facts))
         found = tally.summary(self._labels)
+        if found["counts"]["ok"]:
+            raise empty(self._source)
         raise nothing(f"--validate {self._options.validate}", self._source, found["counts"], found["examples"])
 
     def _batch(self, number: int) -> list[Square]:
@@ -313,7 +314,7 @@ class Validator:
             its = its.filter(pc.field("is_inverted") == is_inverted)
         others = [self._facts(row) | {"status": "no_label"} for row in self._others]
         its = pa.concat_tables([its, pa.Table.from_pylist(others, its.schema)]).sort_by("key")
-        its = its.select([*(name for name, _ in KNOWN), *(name for name, _ in Cropped.COLUMNS), "status", "is_empty"])
+        its = its.select([*(column for column, _ in (*KNOWN, *Cropped.COLUMNS, STATUS)), "is_empty"])
         for batch in its.to_batches(max_chunksize=BATCH):
             for row in batch.to_pylist():
                 yield row | {"is_empty": bool(row["is_empty"])}

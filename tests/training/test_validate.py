@@ -409,6 +409,7 @@ def test_statistics_that_lie_apart_are_said(tmp_path):
         ({"select": "empty.txt", "validate_every": 1}, "it is empty"),
         ({"select": "none.txt", "validate_every": 1}, "none.txt"),
         ({"root": "broken"}, "cannot be measured against .*: 2 images failed, such as '00.jpg'"),
+        ({"root": "dark"}, "no pixel is set in any label in .*; for labels of 0 and 1 use --labels"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_training_starts(tmp_path, monkeypatch, wrong, text):
@@ -417,6 +418,9 @@ def test_what_is_wrong_is_said_before_a_training_starts(tmp_path, monkeypatch, w
     photos, _ = made(tmp_path / "broken", sizes=SIZES[:2])
     for each in photos.iterdir():
         each.write_bytes(b"broken")
+    _, masks = made(tmp_path / "dark", sizes=SIZES[:2])
+    for each in masks.iterdir():
+        Image.fromarray(np.asarray(Image.open(each)) // 128).save(each)
     (tmp_path / "list.txt").write_text("00.jpg\nnowhere")
     (tmp_path / "empty.txt").write_text("\n")
     monkeypatch.chdir(tmp_path)
