@@ -19,6 +19,7 @@ from raypipe.report.axes import levels
 from raypipe.run import attempts, provenance
 from raypipe.storage import Folder, open_table
 from raypipe.training import record
+from raypipe.training.crops import Cropped
 
 PLOT = (520, 220)  # width and height of a curve's plane
 POINTS = 240  # of a curve; thousands of steps would make the page large
@@ -60,7 +61,7 @@ def write_page(folder: Folder, *, method: str, settings: Mapping[str, object], s
         last=log.slice(len(log) - 1).to_pylist()[0] if len(log) else None,
         curves=loss_curves(log),
         validation=validation_curves(validation) if validation else [],
-        measured=_newest(validation) if validation else [],
+        measured=newest(validation) if validation else [],
         columns=columns,
         sample=sample(folder, columns),
         settings=settings,
@@ -104,9 +105,9 @@ def loss_curves(log: pa.Table) -> list[Curve]:
 
 
 def validation_curves(table: pa.Table) -> list[Curve]:
-    """Every measure over the epochs, a line for each variant; [] where one epoch was measured only.
+    """Every value over the epochs, a line for each variant; [] where one epoch was measured only.
 
-    table: columns `epoch`, `variant`, then numbers.
+    table: of `validate.Validator.keep`.
     """
     if len(table["epoch"].unique()) < 2:
         return []
@@ -117,8 +118,20 @@ def validation_curves(table: pa.Table) -> list[Curve]:
             rows = table.filter((pc.field("variant") == variant) & pc.field(name).is_valid())
             if len(rows):
                 lines[variant] = rows["epoch"].to_numpy(), rows[name].to_numpy()
-        found += [_plane(name.replace("_", " "), lines)] if lines else []
+        found += [_plane(title(name), lines)] if lines else []
     return found
+
+
+def newest(table: pa.Table) -> list[dict]:
+    """What was measured last, a row for each variant: `epoch`, `variant`, `images`, and the values by their titles."""
+    rows = table.filter(pc.field("epoch") == pc.max(table["epoch"])).to_pylist()
+    known, names = ("epoch", "variant", "images"), _measures(table)
+    return [{name: row[name] for name in known} | {title(name): row[name] for name in names} for row in rows]
+
+
+def title(name: str) -> str:
+    """What a value of a validation is called."""
+    return Cropped.SHOWN[name].title if name in Cropped.SHOWN else name.replace("_", " ")
 
 
 def sample(folder: Folder, epochs: list[int]) -> list[dict]:
@@ -178,13 +191,10 @@ def _plane(
     )
 
 
-def _newest(table: pa.Table) -> list[dict]:
-    """What was measured last, a row for each variant."""
-    return table.filter(pc.field("epoch") == pc.max(table["epoch"])).to_pylist()
-
-
 def _measures(table: pa.Table) -> list[str]:
-    return [field.name for field in table.schema if field.name != "epoch" and pa.types.is_floating(field.type)]
+    """The values that any row has."""
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    return [name for name in floats if table[name].null_count < len(table)]
 
 
 def _packages(start: attempts.Attempt) -> dict[str, str]:

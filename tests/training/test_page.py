@@ -12,6 +12,8 @@ from raypipe.storage import Folder
 from raypipe.training import page, record
 from raypipe.training.record import Log
 
+SCHEMA = [("epoch", pa.int32()), ("variant", pa.string()), ("images", pa.int64())]
+SCHEMA += [("iou", pa.float64()), ("selected_iou", pa.float64())]
 EVIL = "<script>alert(1)</script>.jpg"
 
 
@@ -29,11 +31,11 @@ def logged(folder: Folder, steps: int) -> None:
 
 def validated(epochs: range) -> pa.Table:
     rows = [
-        {"epoch": epoch, "variant": variant, "iou": 0.1 * epoch, "mae": None}
+        {"epoch": epoch, "variant": variant, "images": 9, "iou": 0.1 * epoch, "selected_iou": None}
         for epoch in epochs
         for variant in ("none", "guided")
     ]
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(rows).cast(pa.schema(SCHEMA))
 
 
 def points(text: str) -> np.ndarray:
@@ -76,8 +78,10 @@ def test_a_constant_rate_and_a_term_that_is_never_finite_are_no_curves(tmp_path)
 
 def test_validation_is_curves_from_the_second_epoch_on():
     assert page.validation_curves(validated(range(2, 3))) == []
+    rows = [{"epoch": 2, "variant": variant, "images": 9, "IoU": 0.2} for variant in ("none", "guided")]
+    assert page.newest(validated(range(1, 3))) == rows
     (curve,) = page.validation_curves(validated(range(1, 4)))
-    assert curve.name == "iou" and [*curve.lines] == ["none", "guided"]
+    assert curve.name == "IoU" and [*curve.lines] == ["none", "guided"]
     assert values(curve, curve.lines["guided"]) == pytest.approx([0.1, 0.2, 0.3], abs=0.01)
 
 
