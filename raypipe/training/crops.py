@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
+from raypipe.evaluation.task import Value
 from raypipe.evaluation.tasks.saliency import Saliency, read_grey
 from raypipe.inputs import maskfiles
 from raypipe.inputs.maskkinds import Kind
@@ -37,6 +39,13 @@ class Cropped(Saliency):
     polarity: str = "batch"
 
     name: ClassVar[str] = "saliency"
+    SHOWN = {
+        "acc": Value("Accuracy", "of pixels"),
+        "iou": Value("IoU", "above 0.5"),
+        "max_f": Value("Max F", "beta² 0.3, best of the mean over images"),
+        "f_half": Value("F", "beta² 0.3, above 0.5"),
+        "mae": Value("MAE", better="low"),
+    }
 
     def read(self, location: str, *, max_bytes: int, max_pixels: int, kind: Kind | None = None) -> np.ndarray:
         """A label before it is thresholded: uint8 (H, W), grey, or 0 and 255 where it is one's own."""
@@ -47,6 +56,13 @@ class Cropped(Saliency):
     def measure(self, row: dict, label: np.ndarray) -> dict:
         """COLUMNS of a square. row: with `soft`, float32 (S, S) in [0, 1]. label: bool (S, S)."""
         return self.of_masks(row["soft"] > 0.5, label, row["soft"])
+
+    def tables(self, images: pa.Table) -> dict[str, pa.Table]:
+        """IoU by the object's size, with what tells the variants apart."""
+        bins = super().tables(images)["size_bins"]
+        for name in ("filter", "statistics"):
+            bins = bins.append_column(name, pa.repeat(getattr(self, name), len(bins)))
+        return {"size_bins": bins}
 
 
 def shortened(image: np.ndarray, side: int) -> np.ndarray:

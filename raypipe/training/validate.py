@@ -149,10 +149,10 @@ class Validator:
         self._options, self._method = options, recipe.name
         self._size, self._resize = recipe.image_size, recipe.resize
         self._limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-        pairs = ((each, statistics) for statistics in options.statistics for each in options.filters)
+        pairs = ((each, which) for which in options.statistics for each in options.filters)
         self.variants = {  # by name, the first one first
-            f"{each}, {statistics} statistics": Cropped(filter=each, statistics=statistics, polarity=options.polarity)
-            for each, statistics in pairs
+            _variant(each, which): Cropped(filter=each, statistics=which, polarity=options.polarity)
+            for each, which in pairs
         }
         self._source = _source(options)
         photos = list_inputs(options.validate if options.labels else self._source.images).sort_by("key").to_pylist()
@@ -197,7 +197,7 @@ class Validator:
             its = self._of_variant(rows, name)
             labels = replace(self._labels, task=task)
             found[name] = recorded(folder, its, labels, self._source, method=self._method, printed=printed)
-        return Validated(found, tuple(self._apart({name: each.means["iou"] for name, each in found.items()})))
+        return Validated(found, notes=tuple(self._apart({name: each.means["iou"] for name, each in found.items()})))
 
     def keep(self, folder: Folder, rows: pa.Table, *, epoch: int) -> float | None:
         """Add an epoch to `metrics/epochs.parquet`, a row per variant, and return by what the best one is chosen.
@@ -320,13 +320,16 @@ class Validator:
                 yield row | {"is_empty": bool(row["is_empty"])}
 
     def _apart(self, ious: dict[str, float | None]) -> Iterator[str]:
-        """What to do where running and batch statistics differ, by the IoU of the variants."""
-        for each in self._options.filters:
-            found = [ious.get(f"{each}, {statistics} statistics") for statistics in STATISTICS]
-            if None not in found and abs(found[0] - found[1]) > APART:
-                text = "train with --precise-bn, which takes the running ones anew from crops of the training images"
-                with_each = f"IoU is {found[0]:.3f} with running statistics and {found[1]:.3f} with the batch's"
-                yield f"filter {each}: {with_each}, and `label` has running ones; {text}"
+        """What to do where running and batch statistics differ. ious: by variant."""
+        pairs = [[ious.get(_variant(each, which)) for which in STATISTICS] for each in self._options.filters]
+        apart = max((abs(one - other) for one, other in pairs if None not in (one, other)), default=0.0)
+        if apart > APART:
+            text = "`label` has the running ones, and training with --precise-bn takes these anew from training crops"
+            yield f"running statistics and those of batches differ by {apart:.3f} of IoU: {text}"
+
+
+def _variant(filter: str, statistics: str) -> str:
+    return f"{filter}, {statistics} statistics"
 
 
 def _source(options: Validation) -> str | DataSet:

@@ -153,6 +153,9 @@ def test_every_variant_of_table_3_is_what_a_plain_loop_gives(tmp_path):
                 assert row[name] == shown[name] == pytest.approx(expected[name], abs=1e-6), (filter, statistics, name)
             np.testing.assert_allclose(row["f_curve"], expected["curve"], atol=1e-6)
             assert row["max_f_threshold"] == expected["best"] and row["ok"] == 11
+        bins = pq.read_table(output / "metrics/size_bins").to_pylist()
+        assert sum(row["images"] for row in bins) == 4 * 11
+        assert {(row["filter"], row["statistics"]) for row in bins} == stored.keys()
 
 
 def checked(image: np.ndarray) -> np.ndarray:
