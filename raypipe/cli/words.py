@@ -68,6 +68,8 @@ def example(verb: str, method: type | None) -> str:
     text = EXAMPLES[verb].replace("METHOD", name_of(method) if method else usual)
     if verb == "label" and method and not issubclass(method, PatternSegmenter):
         text = text.replace(" --foreground grabcut", "")
+    if verb == "train" and method and "masks" in method.__dataclass_fields__:
+        text = text.replace("--input photos/", "--masks runs/tokencut")
     return text
 
 

@@ -144,11 +144,14 @@ def _prepared(rows: Sequence[dict], recipe: Recipe, *, max_bytes: int, max_pixel
 
 
 def _digest(row: dict, content: bytes) -> str:
-    """sha256 of an image's file and of the columns that a recipe added to its row, such as a mask."""
-    added = {name: value for name, value in row.items() if name not in schema.MANIFEST.names}
-    return hashlib.sha256(
-        hashlib.sha256(content).digest() + json.dumps(added, sort_keys=True, default=str).encode()
-    ).hexdigest()
+    """sha256 of an image's file and of the columns that a recipe added to its row, such as a mask.
+
+    Raises BadImage where these say, as `sha256`, that the file was another one.
+    """
+    file, added = hashlib.sha256(content), {name: row[name] for name in row if name not in schema.MANIFEST.names}
+    if added.get("sha256", file.hexdigest()) != file.hexdigest():
+        raise BadImage("fetch", "changed", f"{row['uri']} is not the file that it was: its sha256 differs")
+    return hashlib.sha256(file.digest() + json.dumps(added, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _fixed(array: np.ndarray) -> np.ndarray:

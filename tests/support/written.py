@@ -40,11 +40,15 @@ def masks_row(key: str, found: np.ndarray, *, uri: str = "", sha256: str = "", e
     }
 
 
-def write_run(place: str, table: list[dict], *, method: str = "kmeans", per_part: int = 4) -> Run:
+def write_run(
+    place: str, table: list[dict], *, method: str = "kmeans", per_part: int = 4, settings: dict | None = None
+) -> Run:
     """A run of these rows, made as the pipeline makes it."""
     run, attempt = Run(place, method), new_attempt()
     with hold(run.folder, attempt):
-        run.freeze({"k": 2}, {"weights": {}, "time": "2026-01-01T00:00:00+00:00", "packages": {"raypipe": "0.1.0"}})
+        run.freeze(
+            settings or {"k": 2}, {"weights": {}, "time": "2026-01-01T00:00:00+00:00", "packages": {"raypipe": "0.1.0"}}
+        )
         for task, start in enumerate(range(0, len(table), per_part)):
             run.commit(attempt, task, pa.Table.from_pylist(table[start : start + per_part], schema=schema.MASKS))
         run.finish(attempt)

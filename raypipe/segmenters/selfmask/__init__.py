@@ -22,6 +22,8 @@ from raypipe.types import BadImage, Segments
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from raypipe.segmenters.selfmask.network import MaskFormer
+
 PUBLISHED = "https://github.com/NoelShin/selfmask/releases/download/v1.0.0/selfmask_nq20.pt"  # the authors' README
 
 
@@ -50,9 +52,13 @@ class SelfMask(Discovery):
     def network(self, path: Path, device: str) -> Dino:
         from raypipe.segmenters.selfmask import network
 
-        self._network = network.read(path, method=self.name).to(device)
+        self.use(network.read(path, method=self.name).to(device), device)
+        return self._dino
+
+    def use(self, network: MaskFormer, device: str) -> None:
+        """Label with a network on a device that is no file, such as one under training, in the place of `load`."""
         options = {"method": self.name, "device": device, "dtype": self.dtype, "positions": self.POSITIONS}
-        return Dino(self._network.encoder, **options)
+        self._network, self._device, self._dino = network, device, Dino(network.encoder, **options)
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         import torch

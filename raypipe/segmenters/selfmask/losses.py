@@ -19,11 +19,12 @@ def losses(masks: Tensor, objectness: Tensor, targets: Tensor, *, order: Order =
     """`dice` and `ranking`, summed over blocks and queries, means over the batch. Nothing weighs them.
 
     masks: probabilities (B, L, Q, h, w) after each of L blocks. objectness: (B, L, Q, 1) in [0, 1]. targets: (B, H, W),
-    bool or float in [0, 1]: one mask per image, which all queries are to give. order: see `ranking`.
+    bool or float in [0, 1]: one mask per image, which all queries are to give; an empty one, as of an object that an
+    augmentation lost, costs nothing. order: see `ranking`.
     """
-    costs = dice(masks, targets)
+    costs, is_there = dice(masks, targets), targets.flatten(1).any(1)
     terms = {"dice": costs, "ranking": ranking(costs.detach(), objectness[..., 0], order=order)}
-    return {name: values.sum() / len(masks) for name, values in terms.items()}
+    return {name: (values.flatten(1).sum(1) * is_there).sum() / len(masks) for name, values in terms.items()}
 
 
 def dice(masks: Tensor, targets: Tensor) -> Tensor:
