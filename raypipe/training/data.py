@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -58,15 +57,14 @@ def gather(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels: int) -
 
     rows: of `recipe.rows`. max_bytes, max_pixels: limits per image, checked before it is read and decoded.
     """
-    facts, samples, errors = [], [], Counter()
-    with Progress(len(rows), lambda: Counts(len(facts), errors.total())):
+    facts, samples = [], []
+    with Progress(len(rows), lambda: Counts(len(facts), len(facts) - len(samples))):
         ordered = rows.sort_by("key").to_pylist()
         for row in _prepared(ordered, recipe, max_bytes=max_bytes, max_pixels=max_pixels):
-            if row["error"]:
-                errors[row["error"]] += 1
-            else:
-                samples.append(row.pop("sample"))
+            sample = row.pop("sample")
             facts.append(row)
+            if sample is not None:
+                samples.append(sample)
     return Samples(facts, samples)
 
 
@@ -74,8 +72,9 @@ def gather_on_ray(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels:
     """The same samples, decoded by tasks on all of the cluster's cores and kept in Ray's object store.
 
     They pickle as references: in `train_loop_config` they reach every worker, also one that is started anew, and each
-    reads them without a copy where its node has them. What a lost node held is decoded again. They live as long as the
-    process that called this. An image that kills its process, or takes longer than `timeout` seconds, is left out.
+    reads them without a copy, once its machine has them. They live as long as the process that called this. What a lost
+    machine held is decoded again, for which a core must be free beside the workers' ones. An image that kills its
+    process, or takes longer than `timeout` seconds, is left out.
     """
     import ray
 
@@ -90,34 +89,36 @@ def gather_on_ray(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels:
             if len(blocks) >= ahead:
                 ray.get(blocks[-ahead][1])  # an exception of a task ends it here
             blocks.append(task.remote(ordered.slice(start, BLOCK).to_pylist(), prepare, ledger, timeout))
-        facts = [ray.get(said) for _, said in blocks]
-    sizes = [sum(not row["error"] for row in said) for said in facts]
-    return Samples(list(chain.from_iterable(facts)), _Blocks([samples for samples, _ in blocks], sizes, ledger))
+        facts = list(chain.from_iterable(ray.get(said) for _, said in blocks))
+    return Samples(facts, _Blocks([samples for samples, _ in blocks], facts, ledger))
 
 
-def _block(rows: list[dict], prepare: Callable, ledger, timeout: float) -> tuple[list[Sample], list[dict]]:
+def _block(rows: list[dict], prepare: Callable, ledger, timeout: float) -> tuple[list[Sample | None], list[dict]]:
     """The samples of some images, and what there is to say of each; guarded against what kills or hangs a process."""
     from raypipe.pipeline import workers
 
     done = workers.Guard({"decode": prepare}, ledger, timeout=timeout)(rows)
-    errors = Counter(row["error"] for row in done if row["error"])
-    ledger.committed.remote(len(done), errors)
-    samples = [row.pop("sample") for row in done]
-    return [sample for sample in samples if sample is not None], done
+    ledger.committed.remote(len(done), Counter(row["error"] for row in done if row["error"]))
+    return [row.pop("sample") for row in done], done
 
 
 class _Blocks:
     """Samples that lie in Ray's object store as lists, by index. Any process of the cluster reads them."""
 
-    def __init__(self, references: list, sizes: list[int], ledger):
-        """sizes: how many samples each list has. ledger: is needed when a lost list is made again."""
-        self._references, self._ends, self._ledger = references, list(accumulate(sizes)), ledger
+    def __init__(self, references: list, facts: Sequence[dict], ledger):
+        """facts: of all images, BLOCK for each list. ledger: is needed where a lost list is made again."""
+        self._references, self._ledger = references, ledger
+        self._places = [place for place, row in enumerate(facts) if not row["error"]]
 
     def __getitem__(self, index: int) -> Sample:
         import ray
 
-        block = bisect_right(self._ends, index)
-        return ray.get(self._references[block])[index - self._ends[block]]  # negative: counted from the block's end
+        block, place = divmod(self._places[index], BLOCK)
+        sample = ray.get(self._references[block])[place]
+        if sample is None:
+            text = "its machine was lost, and since then it cannot be read any more"
+            raise RuntimeError(f"training: sample {index}: {text}; see that its file is there and start again")
+        return sample
 
 
 def _prepared(rows: Sequence[dict], recipe: Recipe, *, max_bytes: int, max_pixels: int) -> Iterator[dict]:

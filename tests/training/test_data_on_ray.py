@@ -59,4 +59,8 @@ def test_any_process_reads_them_also_after_a_machine_was_lost(machines, tmp_path
     assert ray.get(read.remote(samples)) == contents(expected)
     cluster.remove_node(worker, allow_graceful=False)
     cluster.add_node(num_cpus=3)
-    assert ray.get(read.remote(samples)) == contents(expected)
+    (tmp_path / "photos" / "0001.png").unlink()
+    for index in (39, 20, 2, 0):
+        assert samples[index]["image"].tobytes() == expected[index]["image"].tobytes()
+    with pytest.raises(RuntimeError, match="sample 1: its machine was lost"):
+        samples[1]
