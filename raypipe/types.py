@@ -45,8 +45,8 @@ class Segments:
 class Segmenter(ABC):
     """One method. The fields are its parameters: shown by --help, checked on the driver, recorded, swept.
 
-    Whatever the pipeline reads of a method is here and in PatternSegmenter. `gpus`, `timeout` and `soft` may be
-    properties, for they may follow from the options. A class that needs a foreground derives from PatternSegmenter.
+    Whatever the pipeline reads of a method is here and in PatternSegmenter. `gpus`, `timeout`, `soft` and `refines` may
+    be properties, for they may follow from the options. A class that needs a foreground derives from PatternSegmenter.
     """
 
     threshold: float | None = None  # a soft mask is foreground where probability > threshold; None means 0.5
@@ -60,6 +60,7 @@ class Segmenter(ABC):
     model_types: ClassVar[Mapping[str, str]] = {}  # of these, what `model_type` in their config.json must say, if known
     licences: ClassVar[Mapping[str, str]] = {}  # of the default of each of these fields, from its model card
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
+    refines: ClassVar[str] = ""  # the option by which it filters its masks itself, before any refiner
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16
     parts: ClassVar[Sequence[str]] = ()  # what segments 0, 1, ... without label are called; () = the index says nothing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
 import sys
@@ -20,6 +22,7 @@ from raypipe.runtime import address, cores
 from raypipe.storage import Location, local_path, normalise
 from raypipe.types import PatternSegmenter, Segmenter
 
+log = logging.getLogger("raypipe")
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -62,6 +65,14 @@ def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Non
         if job.actors + 1 > cpus:
             raise ValueError(f"--actors {job.actors} leaves no CPU for reading and writing: at most {cpus - 1} here")
     check_folders(job.input, job.output)
+    if refiner and segmenter.refines:
+        _say_twice(segmenter.name, segmenter.refines, job.refine)
+
+
+@functools.cache
+def _say_twice(method: str, own: str, refine: str) -> None:
+    """Say in the log, once, that masks are filtered by the method and by a refiner, which gives another result."""
+    log.info("%s: masks are filtered twice: at the network's size (%s), then by --refine %s", method, own, refine)
 
 
 def _check_ranges(job: Label, segmenter: Segmenter) -> None:

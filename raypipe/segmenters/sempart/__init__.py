@@ -18,6 +18,7 @@ import numpy as np
 from raypipe import networks
 from raypipe.features import originals
 from raypipe.features.checkpoints import S8, check_checkpoint
+from raypipe.features.dino import FACETS
 from raypipe.features.grid import Features, say_reduced
 from raypipe.lookup import suggest
 from raypipe.segmenters._discovery import Discovery, by_grid
@@ -82,31 +83,33 @@ class Sempart(Discovery):
         for name in ("filter_radius", "filter_eps"):
             if self.filter != "guided" and (value := getattr(self, name)) != getattr(type(self), name):
                 raise ValueError(f"sempart: {name} {value!r} has no effect: the filter is {self.filter!r}")
-        self._take_backbone()
+        if (path := Path(self.weights)).exists():
+            self._take_backbone(path)
 
-    def _take_backbone(self) -> dict:
-        """Take the backbone that the head was trained on where none was chosen. Returns the head's config.json."""
-        path, told = Path(self.weights), {}
-        if path.is_dir() or path.suffix == ".safetensors":
-            told = originals.settings(path if path.is_dir() else path.parent, method=self.name)
-        if self.backbone == type(self).backbone:
-            self.backbone = told.get("backbone") or self.backbone
+    def _take_backbone(self, path: Path) -> dict:
+        """Take the backbone that the head at a path was trained on where none was chosen. Returns its config.json."""
+        told = originals.settings(path.parent if path.is_file() else path, method=self.name)
+        if self.backbone == type(self).backbone and isinstance(named := told.get("backbone"), str) and named:
+            self.backbone = named
         return told
 
+    @property
+    def refines(self) -> str:
+        return "" if self.filter == "none" else f"--filter {self.filter}"
+
     def fetch(self) -> None:
-        """Raise FileNotFoundError, with where to get one, where there is no head, or not the network it needs."""
+        """Raise FileNotFoundError, with the way out, where there is no head, or not the network it was trained on."""
         if self.weights == UNSET:
             text = "no head was given; pass --weights DIR, the output of `raypipe train sempart`, or a published .pth"
             raise FileNotFoundError(f"sempart: {text}")
-        if not Path(self.weights).exists():
-            self.weights = str(networks.locate(self.weights, method=self.name))
-        told = self._take_backbone()
+        path = Path(self.weights)
+        if (path / "training.json").is_file() and not (path / "head.safetensors").is_file():
+            raise FileNotFoundError(f"sempart: the training in {path} has not ended; the same command goes on with it")
+        told = self._take_backbone(networks.locate(self.weights, method=self.name))
         is_known = networks.is_hub_id(self.backbone) or networks.is_address(self.backbone)
         if self.backbone == told.get("backbone") and not is_known and not Path(self.backbone).exists():
-            text = (
-                f"{self.backbone!r}, on which {self.weights} was trained, is not here: pass --backbone and where it is"
-            )
-            raise FileNotFoundError(f"sempart: {text}")
+            text = f"which {self.weights} was trained on, is not here; pass where it is as --backbone"
+            raise FileNotFoundError(f"sempart: {self.backbone}, {text}")
 
     def load(self, device: str) -> None:
         import torch
@@ -118,13 +121,13 @@ class Sempart(Discovery):
         head, told = network.read(self._paths["weights"], method=self.name)
         self._check(head, told)
         self._head = head.requires_grad_(False).to(device, memory_format=torch.channels_last)
-        self._sign = told.get("polarity")
+        self._sign, self._facet = told.get("polarity"), told.get("feature", "key")
+        if self._facet not in FACETS:
+            raise ValueError(f"sempart: {self.weights} was trained on the feature {self._facet!r}, which is none")
         if self.polarity == "global" and self._sign not in (1, -1):
-            text = "does not say whether its masks are foreground (polarity in config.json): label some images with"
-            text += (
-                " --polarity none and, where background is marked, all with --polarity invert; image decides by each"
-            )
-            raise ValueError(f"sempart: {self.weights} {text}")
+            text = "does not say whether it marks foreground (polarity in config.json): label a few images"
+            way_out = "with --polarity none, then all with none or invert; `raypipe train sempart` can find it too"
+            raise ValueError(f"sempart: {self.weights} {text} {way_out}")
 
     def _check(self, head, told: dict) -> None:
         """Raise ValueError where a head was trained on another network than the backbone; warn where nobody knows."""
@@ -145,8 +148,8 @@ class Sempart(Discovery):
 
     def checksums(self) -> dict[str, str]:
         """Of the weights, and of what the head's config.json says: the sign of its masks is there."""
-        folder, found = self._paths["weights"], super().checksums()
-        if (file := folder / "config.json").is_file():
+        path, found = self._paths["weights"], super().checksums()
+        if (file := (path.parent if path.is_file() else path) / "config.json").is_file():
             found["weights/config.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
         return found
 
@@ -183,7 +186,7 @@ class Sempart(Discovery):
         patch = self._dino.patch
         grid = size[0] // patch, size[1] // patch
         pixels = torch.cat([self._dino.pixels(reduced(image, size), size, "resize") for image in images])
-        given = keys(self._dino, pixels)
+        given = keys(self._dino, pixels, facet=self._facet)
         with torch.inference_mode(), networks.autocast(self._device, self.dtype):
             logits = self._head.fine_of(self._head.encode(given), pixels)
         planes = pixel_unshuffle(torch.cat([logits.sigmoid(), pixels], dim=1), patch).flatten(2).transpose(1, 2)
@@ -199,21 +202,23 @@ class Sempart(Discovery):
                 masks = self._masks(torch.stack([features[i].patches for i in group]), features[group[0]])
             answers |= zip(group, masks, strict=True)
         for i, image in enumerate(images):
-            mask = answers.pop(i)
-            if not mask.isfinite().all():
-                text = "the network gives values that are no finite numbers; try --dtype float32, or other weights"
-                raise BadImage("segment", "non_finite", text)
-            large = interpolate(mask[None], size=image.shape[:2], mode="bilinear")
+            large = interpolate(answers.pop(i)[None], size=image.shape[:2], mode="bilinear")
             yield Segments(large[0].clamp(0, 1).cpu().numpy())
 
     def _masks(self, patches: Tensor, like: Features) -> Tensor:
-        """Masks (B, 1, H', W') of what `features` gives of images of one size: turned over and filtered."""
+        """Masks (B, 1, H', W') of what `features` gives of images of one size: turned over and filtered.
+
+        Raises BadImage where one of them is not finite.
+        """
         from torch.nn.functional import pixel_shuffle
 
         from raypipe.segmenters.sempart import losses
 
         planes = pixel_shuffle(patches.transpose(1, 2).unflatten(2, like.grid), like.patch)
         masks, pixels = planes[:, :1], planes[:, 1:]
+        if not masks.isfinite().all():
+            text = "the network gives values that are no finite numbers; try --dtype float32, or other weights"
+            raise BadImage("segment", "non_finite", text)
         masks = turned(masks, self.polarity, self._sign)
         if self.filter == "guided":
             return losses.guided(masks, pixels, radius=self.filter_radius, eps=self.filter_eps)

@@ -157,13 +157,18 @@ def guided(masks: Tensor, images: Tensor, *, radius: int = RADIUS, eps: float = 
     clipped: an overshoot of some hundredths is normal.
     """
     masks, guides = masks.float(), grey(images)
-    if masks.device.type == "cpu":  # OpenCV's windows are twenty times as fast as torch's
-        pairs = zip(masks.numpy(), guides.numpy(), strict=True)
-        planes = [next(filter_by_guide(mask, guide, radius=radius, eps=eps)) for mask, guide in pairs]
-        return torch.stack([torch.from_numpy(plane) for plane in planes])[:, None]
+    if masks.device.type != "cpu":
+        return filtered_together(masks, guides, radius=radius, eps=eps)
+    pairs = zip(masks.numpy(), guides.numpy(), strict=True)  # OpenCV's windows are twenty times as fast as torch's
+    planes = [next(filter_by_guide(mask, guide, radius=radius, eps=eps)) for mask, guide in pairs]
+    return torch.stack([torch.from_numpy(plane) for plane in planes])[:, None]
+
+
+def filtered_together(masks: Tensor, guides: Tensor, *, radius: int, eps: float) -> Tensor:
+    """The guided filter by few operations on all images at once, as a GPU wants it. All are float32 (B, 1, H, W)."""
     guides = guides - guides.mean((2, 3), keepdim=True)  # the filter stays the same, variances lose fewer digits
-    window = torch.cat([guides, masks, guides * masks, guides * guides], dim=1)
-    mean, mask, product, square = _box(window, radius).split(1, dim=1)
+    planes = torch.cat([guides, masks, guides * masks, guides * guides], dim=1)
+    mean, mask, product, square = _box(planes, radius).split(1, dim=1)
     slope = (product - mean * mask) / (square - mean * mean + eps)
     slope, offset = _box(torch.cat([slope, mask - slope * mean], dim=1), radius).split(1, dim=1)
     return slope * guides + offset

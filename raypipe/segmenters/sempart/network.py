@@ -23,6 +23,7 @@ from raypipe.lookup import one_line
 
 HEADS, LAYERS = 2, 2  # of the encoder; a head is as wide as the whole of its tokens (reference)
 FIRST = 192  # channels of the first block of the decoder, whatever the others have (reference)
+MAX_STEPS = 6  # of a head that is read: patches of 64 px; published ones have 8 or 16
 SLOPE = 0.01  # of the leaky ReLUs
 FILES = ("head.safetensors", "model.safetensors")  # in a folder, the first that is there
 KINDS = ("sempart", "sempart_head")  # what its config.json says
@@ -152,24 +153,25 @@ def with_image(x: Tensor, image: Tensor) -> Tensor:
     return torch.cat([x, image.to(x.dtype)], dim=1)
 
 
-def keys(dino: Dino, pixels: Tensor) -> Tensor:
+def keys(dino: Dino, pixels: Tensor, *, facet: str = "key") -> Tensor:
     """Keys of the last block without the class token's: float32 (B, D, h, w) on the grid, without gradient.
 
-    pixels: float32 (B, 3, H, W) as of `Head.forward`, of whole patches.
+    pixels: float32 (B, 3, H, W) as of `Head.forward`, of whole patches. facet: see `Dino.tokens`; what else a head may
+    be trained on.
     """
-    patches, _ = dino.forward(pixels, facet="key", block=-1)
+    patches, _ = dino.forward(pixels, facet=facet)
     return patches.transpose(1, 2).unflatten(2, dino.grid(tuple(pixels.shape[2:])))
 
 
 def read(path: Path, *, method: str) -> tuple[Head, dict]:
-    """A head on the CPU in eval mode, and its config.json; {} for a published checkpoint, which has none.
+    """A head on the CPU in eval mode, and what the config.json beside it says; {} without one.
 
-    path: a folder that a training exported, with head.safetensors and config.json, either of its files' place, or a
-    published `.pth`. Raises ValueError for anything else.
+    path: a folder that a training exported, with head.safetensors and config.json; the former alone; or a published
+    `.pth`. Raises ValueError for anything else.
     """
     file = originals.checkpoint(path, method=method)
     folder = path if file is None else file.parent
-    config = originals.settings(folder, method=method) if file is None or file.suffix == ".safetensors" else {}
+    config = originals.settings(folder, method=method)
     if config.get("model_type") not in (None, *KINDS):
         found = config["model_type"]
         raise ValueError(f"{method}: {folder} holds a network of type {found!r}, expected {KINDS[0]!r}")
@@ -203,6 +205,8 @@ def _filled(tensors: dict[str, Tensor]) -> Head:
     """A head of the sizes that tensors have, with them in it, in eval mode."""
     hidden, width = tensors["project.weight"].shape[:2]
     steps = 1 + max(int(found[1]) for name in tensors if (found := re.match(r"up\.(\d+)\.", name)))
+    if steps > MAX_STEPS:
+        raise ValueError(f"its decoder enlarges {steps:,} times")
     with torch.device("meta"):  # no memory and no time for random numbers
         head = Head(width, hidden=hidden, patch=2**steps)
     counts = {name: torch.tensor(0) for name in head.state_dict() if name.endswith(COUNT)}

@@ -34,7 +34,26 @@ def write_head(folder: Path, **config) -> Path:
     return folder
 
 
+def published(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A head's tensors under the names of the published checkpoints."""
+    parts = {"norm1": "0.norm", "attn.qkv": "0.fn.to_qkv", "attn.out": "0.fn.to_out.0"}
+    parts |= {"norm2": "1.norm", "mlp.fc1": "1.fn.net.0", "mlp.fc2": "1.fn.net.3"}
+    parts |= {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4"}
+    first = {"project": "conv_input", "coarse": "conv_coarse", "fine": "conv_final"}
+    first |= {"encoder": "inp_transformer.layers", "up": "layers"}
+    named = {}
+    for name, tensor in tensors.items():
+        where, _, rest = name.partition(".")
+        inner, _, kind = rest.rpartition(".")
+        number, _, part = inner.partition(".")
+        named[".".join(filter(None, (first[where], number, parts.get(part), kind)))] = tensor
+    return named
+
+
 def options(folder: Path) -> dict:
+    from raypipe.features.dino import Dino
+
     backbone = dino.write_model(folder / "backbone")
-    weights = write_head(folder / "head", polarity=1, backbone=str(backbone))
+    digest = Dino(backbone, method="sempart", device="cpu").digest()
+    weights = write_head(folder / "head", polarity=1, backbone=str(backbone), backbone_digest=digest)
     return {"weights": str(weights), "image_size": 64}
