@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raypipe.networks import IMAGENET_MEAN, IMAGENET_STD
+from raypipe.networks import IMAGENET_MEAN, IMAGENET_STD, autocast
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision rounds it
 LEAST_CHROMA = 1e-12  # in place of 0 in a division, of greys whose hue is of no effect
@@ -197,7 +197,8 @@ def kernel_size(side: int) -> int:
 def blur(images: Sequence[Tensor], sigmas: Sequence[float | None], size: int) -> list[Tensor]:
     """Images (C, H, W) after Gaussian filters of `size` x `size` px, mirrored at their edges; None: as they are."""
     pairs = zip(images, sigmas, strict=True)
-    return [image if sigma is None else _blurred(image, sigma, size // 2) for image, sigma in pairs]
+    with autocast(images[0].device.type, "float32"):  # as matrices are multiplied
+        return [image if sigma is None else _blurred(image, sigma, size // 2) for image, sigma in pairs]
 
 
 def _blurred(image: Tensor, sigma: float, radius: int) -> Tensor:
