@@ -43,8 +43,8 @@ def test_losses_and_gradients_are_those_of_a_plain_loop(predictions, order):
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-def test_losses_and_gradients_are_those_of_the_authors_code(shared):
-    stored = golden.arrays(shared / "golden/selfmask/loss_dice_ranking.npz")
+def test_losses_and_gradients_are_those_of_the_authors_code():
+    stored = golden.arrays(Path(__file__).parents[1] / "golden/selfmask_loss_dice_ranking.npz")
     masks, objectness = (torch.tensor(stored[name], requires_grad=True) for name in ("mask_pred", "objectness"))
     targets = torch.tensor(stored["pseudo_mask"])
     terms = {order: losses(masks, objectness, targets, order=order) for order in ORDERS}
