@@ -96,6 +96,22 @@ def test_the_solver_is_measured_on_photographs_and_a_made_up_graph(monkeypatch):
         assert max(rows[f"share of nodes unlike plain, 144 nodes, {kind}"].values) == 0
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_training_is_measured_at_equal_losses(monkeypatch):
+    twin = twins_of.find("train_sempart")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    monkeypatch.setattr(twin, "BACKBONE", small)
+    monkeypatch.setattr(twin, "CPU", (64, 2))
+    monkeypatch.setattr(twin, "GPU", (64, 2))
+    rows = {row.figure: row for row in methods.measure("train_sempart", dataclasses.replace(TINY, repeats=1), False)}
+    case = ", 64 px, 2 images, cpu"
+    assert len(rows[f"times faster than plain{case}"].values) == TINY.photographs
+    assert max(rows[f"largest relative difference of a loss to plain{case}"].values) < 1e-3
+    (ours,), (other,) = (rows[f"kept for the way back{each}{case}"].values for each in ("", ", plain"))
+    assert 0 < ours < 0.7 * other  # the teacher's decoder is most of the rest
+    assert min(rows[f"losses alone{case}"].values) > 0 and min(rows[f"head alone{case}"].values) > 0
+
+
 def test_every_plain_twin_is_that_of_a_method_a_refiner_or_a_solver():
     twins = lookup.modules(twins_of.__path__)
     assert twins and set(twins) <= {*segmenters.names(), *refiners.names(), *methods.SOLVERS}
