@@ -14,6 +14,7 @@ from raypipe.run import provenance
 from raypipe.storage import Folder
 
 ROOM = "checkpoints"
+FINISHED = "finished.pt"  # the student's state alone, as it was exported
 OURS = re.compile(r"step-(\d{8})\.pt")
 FORMAT = 1
 KEPT = 2  # the newest ones, besides the best
@@ -39,12 +40,8 @@ def save(folder: Folder, state: State, content: dict) -> None:
     content: `student` and `optimizer` (their states), `random` (of each worker, see `random_state`), `settings`,
     `images` (what was trained on, by digest), `networks` (checksums by file) and `rate` (the factor of the next step).
     """
-    import torch
-
-    file = io.BytesIO()
     versions = provenance.environment()["packages"]
-    torch.save(content | {"format": FORMAT, "state": asdict(state), "versions": versions}, file)
-    folder.write(file.getvalue(), ROOM, name_of(state.step))
+    _write(folder, name_of(state.step), content | {"format": FORMAT, "state": asdict(state), "versions": versions})
     kept = {*_steps(folder)[-KEPT:], state.best and state.best["step"]}
     for step in set(_steps(folder)) - kept:
         folder.delete(ROOM, name_of(step))
@@ -58,18 +55,42 @@ def newest(folder: Folder) -> tuple[State, dict] | None:
 
 def read(folder: Folder, step: int) -> tuple[State, dict]:
     """The checkpoint of a step. Raises ValueError that names a file that is cut short or foreign, and what to do."""
+    content = _read(folder, name_of(step), HOLDS)
+    return State(**content["state"]), content
+
+
+def save_finished(folder: Folder, student: dict) -> None:
+    """Write the state of the student that is exported."""
+    _write(folder, FINISHED, {"format": FORMAT, "student": student})
+
+
+def read_finished(folder: Folder) -> dict:
+    """What `save_finished` wrote. Raises what `read` raises."""
+    return _read(folder, FINISHED, {"format", "student"})["student"]
+
+
+def _write(folder: Folder, name: str, content: dict) -> None:
     import torch
 
-    where = f"checkpoint {folder.location(ROOM, name_of(step))}"
+    file = io.BytesIO()
+    torch.save(content, file)
+    folder.write(file.getvalue(), ROOM, name)
+
+
+def _read(folder: Folder, name: str, holds: set[str]) -> dict:
+    import torch
+
+    where = f"checkpoint {folder.location(ROOM, name)}"
     way_out = "delete it, and the same command goes on from the one before, or from the start"
     try:
-        content = torch.load(io.BytesIO(folder.read(ROOM, name_of(step)) or b""), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(folder.read(ROOM, name) or b""), map_location="cpu", weights_only=True)
     except Exception as error:  # many kinds: cut short, no zip file, objects that are no tensors
-        reason = one_line(error, limit=120)
+        reason = str(error).split(". ")[0]  # torch adds how to trust the file, which nobody should
+        reason = one_line(ValueError(reason), limit=120)
         raise ValueError(f"{where} cannot be read, as after a copy that broke off ({reason}); {way_out}") from error
-    if not isinstance(content, dict) or not HOLDS <= content.keys() or content["format"] != FORMAT:
+    if not isinstance(content, dict) or not holds <= content.keys() or content["format"] != FORMAT:
         raise ValueError(f"{where} is none of this version of raypipe; {way_out}")
-    return State(**content["state"]), content
+    return content
 
 
 def name_of(step: int) -> str:

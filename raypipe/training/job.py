@@ -12,13 +12,16 @@ import pyarrow as pa
 from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline.job import check_folders
 from raypipe.runtime import address, cores
+from raypipe.storage import Location
 from raypipe.training.recipe import Recipe
+from raypipe.training.validate import Validation
 
+PLACES = ("input", "output", "root", "labels", "select")  # options that are paths or URIs
 POSITIVE = ("workers", "checkpoint_steps", "log_steps", "max_pixels", "max_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(Validation):
     """What to train on and how the training runs."""
 
     output: str  # folder, made or continued: a path or a URI; in the end `label METHOD --weights` takes it
@@ -89,7 +92,17 @@ def frozen_settings(job: Train, recipe: Recipe) -> dict:
     settings = {"method": recipe.name} | asdict(recipe) | {"batch_mode": job.batch_mode, "tail": job.tail}
     if not job.is_exact:
         settings |= {"workers": job.workers, "sync_statistics": job.sync_statistics}
+    if job.select:  # then the validation says which epoch is exported
+        settings |= validation_settings(job)
     return settings
+
+
+def validation_settings(job: Train) -> dict | None:
+    """The options of the validation, places without credentials; None where there is none."""
+    if not job.validate:
+        return None
+    values = {each.name: getattr(job, each.name) for each in fields(Validation)}
+    return {name: value and Location(value) if name in PLACES else value for name, value in values.items()}
 
 
 def default_settings(recipe: Recipe) -> dict:

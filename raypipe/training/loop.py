@@ -6,79 +6,35 @@ Without Ray: on one worker it needs nothing but torch, on several a process grou
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from raypipe import networks
 from raypipe.run import refuse_other
-from raypipe.storage import Folder, fence, map_ahead
-from raypipe.training import checkpoints, data, record
+from raypipe.storage import fence, map_ahead
+from raypipe.training import checkpoints, data, page, record
 from raypipe.training.checkpoints import State
-from raypipe.training.recipe import Recipe, Student
+from raypipe.training.recipe import Student
+from raypipe.training.work import LOOK_SECONDS, Place, Work, of_all
 
 PICTURES = 8  # of the fixed sample
 FINISH_SAMPLES = 512  # that `Student.finish` sees
 AHEAD = 2  # batches that a thread draws numbers for while the network works
 MOST_IN_A_ROW = 10  # steps without a finite gradient; one alone is harmless
-LOOK_SECONDS = 1.0  # between looks for a request to stop, and between writes of the log
-STOP = ("_runs", "STOP")
+MEASURED = ("_runs", "measured.parquet")  # the rows of `Validator.measure` of all workers, for the driver
+
+
+class Stopped(Exception):
+    """A stop was asked for where nothing is left to save."""
 
 
 class Diverged(RuntimeError):
     """The loss is no number any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What all workers of a training are told. Cheap to pickle, but for images that are not in Ray's store."""
-
-    recipe: Recipe
-    samples: data.Samples | None  # None where nothing is trained
-    folder: Folder
-    attempt: str
-    settings: dict  # frozen ones, kept in each checkpoint
-    workers: int
-    batch: int  # per worker
-    lr: float  # at rate 1
-    tail: str
-    synchronised: bool  # the statistics of batch normalisation are those of all workers
-    checkpoint_steps: int
-    log_steps: int
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps of an epoch. Raises ValueError for fewer images than a batch."""
-        return len(self.shares(0)) if self.recipe.epochs else 0
-
-    @property
-    def steps(self) -> int:
-        """All steps of the training."""
-        return self.recipe.epochs * self.per_epoch
-
-    def shares(self, epoch: int) -> np.ndarray:
-        """The samples of each step and worker in an epoch: (steps, workers, batch)."""
-        order = data.order(len(self.samples), seed=self.recipe.seed, epoch=epoch)
-        return data.shares(order, workers=self.workers, batch=self.batch, tail=self.tail)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one worker is."""
-
-    rank: int = 0
-    device: str = "cpu"  # or cuda
-    is_stopped: Callable[[], bool] = lambda: False  # asked at each step on the first worker; all follow
-    report: Callable[[dict], None] = lambda figures: None  # called on all workers behind each checkpoint
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this worker writes what is written once."""
-        return self.rank == 0
 
 
 class Outcome(NamedTuple):
@@ -111,7 +67,17 @@ def run(work: Work, place: Place) -> bool:
     Raises ValueError for a checkpoint that does not fit, Diverged after MOST_IN_A_ROW steps without a finite loss, and
     storage.Locked when another attempt has taken the folder.
     """
-    it = begun(work, place)
+    try:
+        if work.is_trained:
+            validate(work, place, work.recipe.student(place.device))
+            return True
+        return _train(begun(work, place))
+    except Stopped:
+        return False
+
+
+def _train(it: Run) -> bool:
+    work = it.work
     if work.recipe.epochs and it.state.step == 0:
         keep_pictures(it)
     for epoch in range(it.state.epoch, work.recipe.epochs):
@@ -119,7 +85,7 @@ def run(work: Work, place: Place) -> bool:
             it.state.epoch, it.state.step_in_epoch = epoch, 0
         if not train_epoch(it):
             return False
-        keep_masks(it)
+        end_epoch(it)
     finish(it)
     return True
 
@@ -263,7 +229,7 @@ def _diverged(it: Run) -> str:
 def save(it: Run) -> None:
     """A checkpoint of all workers. Raises Locked on the first one when another attempt holds the folder by now."""
     work, state = it.work, it.state
-    states = _of_all(checkpoints.random_state(), work)
+    states = of_all(checkpoints.random_state(), work)
     if it.place.is_first:
         fence(work.folder, work.attempt)
         it.log.flush()
@@ -288,10 +254,21 @@ def keep_pictures(it: Run) -> None:
         _keep_masks(it, 0)
 
 
-def keep_masks(it: Run) -> None:
-    """Keep what the network makes of the fixed sample after an epoch."""
-    if it.place.is_first:
-        _keep_masks(it, it.state.epoch + 1)
+def end_epoch(it: Run) -> None:
+    """What shows how an epoch went: masks of the fixed sample, the measures where they are due, the page.
+
+    Done again where a training goes on from the end of an epoch.
+    """
+    work, state, epoch = it.work, it.state, it.state.epoch + 1
+    rows = _measured(work, it.place, it.student) if work.is_validated(epoch) else None
+    if not it.place.is_first:
+        return
+    _keep_masks(it, epoch)
+    if rows is not None:
+        score = work.validator.keep(work.folder, rows, epoch=epoch)
+        if score is not None and (state.best is None or score > state.best["value"]):
+            state.best = {"value": score, "epoch": epoch, "step": state.step}
+    page.write_page(work.folder, method=work.recipe.name, settings=work.settings, steps=work.steps)
 
 
 def _keep_masks(it: Run, epoch: int) -> None:
@@ -306,37 +283,41 @@ def _fixed(work: Work) -> list[int]:
 
 
 def finish(it: Run) -> None:
-    """What comes after the last step, on the first worker: the student's own end, and the folder for `--weights`."""
-    work = it.work
+    """What comes after the last step: the student's own end and the export, on the first worker; then the validation.
+
+    Exported is the best epoch, where there is a measure for that, else the last.
+    """
+    work, student, best = it.work, it.student, it.state.best
     if it.place.is_first:
+        if best:
+            student.load_state_dict(checkpoints.read(work.folder, best["step"])[1]["student"])
         if work.samples:
-            it.student.finish([work.samples[i] for i in range(min(FINISH_SAMPLES, len(work.samples)))])
+            student.finish([work.samples[i] for i in range(min(FINISH_SAMPLES, len(work.samples)))])
         fence(work.folder, work.attempt)
-        it.student.export(work.folder)
+        student.export(work.folder)
+        checkpoints.save_finished(work.folder, student.state_dict())
+    of_all(None, work)  # wait for it
+    if work.validator:
+        validate(work, it.place, student)
 
 
-def _of_all(value: object, work: Work) -> list:
-    """A value of each worker, by rank."""
-    if work.workers == 1:
-        return [value]
-    from torch import distributed
+def validate(work: Work, place: Place, student: Student) -> None:
+    """Measure what was exported. The first worker leaves the rows in a file, and a point for the curves."""
+    student.load_state_dict(checkpoints.read_finished(work.folder))
+    rows = _measured(work, place, student)
+    if place.is_first:
+        if work.recipe.epochs and not work.selects:
+            work.validator.keep(work.folder, rows, epoch=work.recipe.epochs)
+        work.folder.write_table(rows, *MEASURED)
 
-    values = [None] * work.workers
-    distributed.all_gather_object(values, value)
-    return values
 
+def _measured(work: Work, place: Place, student: Student) -> pa.Table:
+    """The rows of all workers, each of which measures its batches."""
 
-class StopFile:
-    """Whether a stop was asked for by the file STOP in the folder, which a thread looks for once a second."""
+    def probabilities(pixels, *, batch_statistics: bool):
+        if place.is_first and place.is_stopped():
+            raise Stopped
+        return student.probabilities(pixels, batch_statistics=batch_statistics)
 
-    def __init__(self, folder: Folder):
-        self._folder, self._found = folder, threading.Event()
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def __call__(self) -> bool:
-        return self._found.is_set()
-
-    def _look(self) -> None:
-        while self._folder.read(*STOP) is None:
-            time.sleep(LOOK_SECONDS)
-        self._found.set()
+    found = work.validator.measure(probabilities, device=place.device, rank=place.rank, workers=work.workers)
+    return pa.concat_tables(of_all(found, work))

@@ -13,26 +13,27 @@ A training may be killed at any moment: the same command goes on from the newest
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from raypipe import networks
-from raypipe.lookup import one_line
 from raypipe.run import OtherConfiguration, new_attempt, provenance, refuse_other
 from raypipe.runtime import address, cores
 from raypipe.runtime.interruption import Interrupted, held, postponed
 from raypipe.runtime.progress import count_of, count_of_images, duration
-from raypipe.storage import Folder, Location, Locked
-from raypipe.training import data, loop, record
+from raypipe.storage import Folder, Location, open_table
+from raypipe.training import data, loop, page, record
 from raypipe.training.job import (
+    PLACES,
     Train,
     check_enough,
     check_train,
@@ -40,20 +41,20 @@ from raypipe.training.job import (
     frozen_settings,
     list_images,
     per_worker,
+    validation_settings,
 )
-from raypipe.training.loop import Diverged
 from raypipe.training.recipe import Recipe
+from raypipe.training.validate import Validator
+from raypipe.training.work import LOOK_SECONDS, STOP, Place, Work
 
 log = logging.getLogger("raypipe")
 FINISHED = ("_runs", "finished.json")
-PLACES = ("input", "output")  # options that are paths or URIs
 FROZEN = "training.json"
 SKIPPED = pa.schema([("key", pa.string()), ("uri", pa.string()), ("error", pa.string())])
-OWN_ERRORS = {each.__name__: each for each in (ValueError, FileNotFoundError, Locked, OtherConfiguration, Diverged)}
 QUIET = {"RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # the default is two seconds
+STALL_SECONDS = 1800.0  # as of labelling; Ray Data has no part in a training
 NAMED = 10  # skipped images that the terminal names
 LAST = 50  # steps whose mean loss is told
-SAVING_SECONDS = 7.0  # for the workers' checkpoint after a signal; `interruption` ends the process after ten
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,16 @@ class Trained:
     loss: float | None  # mean of the last steps
     seconds: float  # of this call
     is_new: bool = True  # False: it had been trained before, and nothing was done
-    exit_code: int = field(default=0)
+    validation: dict | None = None  # its options
+    measures: dict[str, dict] = field(default_factory=dict)  # means by variant
+    measured: str = ""  # the same as a table
+    page: str = ""
+    exit_code: int = 0
 
     def text(self) -> str:
         """What was trained, what was left out, and how to use it."""
         if not self.is_new:
-            lines = [f"nothing to do: {self.output} holds this training, finished"]
+            lines = [f"nothing to train: {self.output} holds this training, finished"]
         else:
             lines = [f"{self.method}: {count_of(self.epochs, 'epoch')}, {count_of(self.steps, 'step')} on"]
             lines[0] += f" {count_of_images(self.images)} in {duration(self.seconds)}"
@@ -86,34 +91,52 @@ class Trained:
         if self.skipped:
             lines.append(f"{count_of_images(len(self.skipped))} could not be used, see {self.output}/skipped.parquet")
             lines += [f"  {key}: {why}" for key, why in list(self.skipped.items())[:NAMED]]
-        return "\n".join([*lines, f"to use it: raypipe label {self.method} --weights {self.output}"])
+        lines += [self.measured] if self.measured else []
+        use = f"raypipe label {self.method} --weights {shlex.quote(self.output)}"
+        return "\n".join([*lines, f"page: {self.page}", f"to use it: {use}"])
+
+
+class Plan(NamedTuple):
+    """What one call of `train` is to do."""
+
+    job: Train
+    recipe: Recipe
+    folder: Folder
+    attempt: str
+    settings: dict  # frozen
+    rows: pa.Table | None  # images to train on; None where nothing is trained
+    validator: Validator | None
+    known: Trained | None  # the training that is finished; then only the validation is left to do
 
 
 def train(job: Train, recipe: Recipe) -> Trained:
-    """Train from the newest checkpoint in the output, or from the start, to the end. One that is finished stays.
+    """Train from the newest checkpoint in the output, or from the start, to the end; then validate where asked for.
 
-    Raises ValueError or FileNotFoundError for wrong options, missing input and checkpoints that do not fit,
-    run.OtherConfiguration and storage.Locked when the output belongs to another training, interruption.Interrupted
-    after a signal and RuntimeError when the training failed; after the last two the same call goes on.
+    A training that is finished stays as it is, and is only measured where that is new. Raises ValueError or
+    FileNotFoundError for wrong options, missing input and checkpoints that do not fit, run.OtherConfiguration and
+    storage.Locked when the output belongs to another training, interruption.Interrupted after a signal and RuntimeError
+    when the training failed; after the last two the same call goes on.
     """
     start, folder = time.monotonic(), Folder(job.output)
     check_train(job, recipe)
     settings = frozen_settings(job, recipe)
     check_frozen(folder, settings, defaults=default_settings(recipe))
-    if known := folder.read_json(*FINISHED):
-        return Trained(**known | {"output": str(folder), "is_new": False, "seconds": time.monotonic() - start})
-    rows = list_images(job, recipe)
+    known = _finished(folder, start)
+    if known and validation_settings(job) in (None, known.validation):
+        return known
+    limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
+    validator = Validator(job, recipe, **limits) if job.validate else None
+    rows = None if known else list_images(job, recipe)
     if job.local or not address.is_elsewhere():
         networks.look_for_each(recipe)
-    attempt = new_attempt()
-    with held(folder, attempt):
+    plan = Plan(job, recipe, folder, new_attempt(), settings, rows, validator, known)
+    with held(folder, plan.attempt):
         clean(folder)
         options = {name: value and Location(value) if name in PLACES else value for name, value in asdict(job).items()}
         facts = {"options": options, "settings": settings, "images": len(rows) if rows else 0}
-        with provenance.recorded(folder, attempt, facts) as facts:
-            work = (train_here if job.local else train_on_ray)(job, recipe, rows, folder, attempt, settings)
-            trained = _trained(work, start)
-            folder.write_json(asdict(trained), *FINISHED)
+        with provenance.recorded(folder, plan.attempt, facts) as facts:
+            work = (train_here if job.local else train_on_ray)(plan)
+            trained = _ended(plan, work, start)
             facts |= asdict(trained)
     return trained
 
@@ -137,7 +160,7 @@ def check_frozen(folder: Folder, settings: dict, *, defaults: dict) -> None:
 
 def clean(folder: Folder) -> None:
     """Delete what a killed attempt left."""
-    folder.delete(*loop.STOP)
+    folder.delete(*STOP)
     for name in folder.folders("_runs"):
         folder.delete_folder("_runs", name)  # of Ray
     for room in ("", "checkpoints", "log", "samples", "_runs"):
@@ -146,12 +169,10 @@ def clean(folder: Folder) -> None:
             folder.delete(*names, name)
 
 
-def train_here(job: Train, recipe: Recipe, rows: pa.Table | None, folder: Folder, attempt: str, settings: dict):
+def train_here(plan: Plan) -> Work:
     """Train in this process. Returns the work that was done."""
-    limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
-    samples = None if rows is None else data.gather(recipe, rows, **limits)
-    work = begin(job, recipe, samples, folder, attempt, settings)
-    came = []
+    job, came = plan.job, []
+    work = begin(plan, _samples(plan, data.gather))
 
     def is_stopped() -> bool:
         try:
@@ -161,34 +182,39 @@ def train_here(job: Train, recipe: Recipe, rows: pa.Table | None, folder: Folder
         return bool(came)
 
     with told(work), postponed() as handle:
-        loop.run(work, loop.Place(device=cores.device_here(job.device, gpus=1.0), is_stopped=is_stopped))
+        loop.run(work, Place(device=cores.device_here(job.device, gpus=1.0), is_stopped=is_stopped))
     if came:
         raise came[0]
     return work
 
 
-def begin(job: Train, recipe: Recipe, samples: data.Samples | None, folder: Folder, attempt: str, settings: dict):
+def _samples(plan: Plan, gather: Callable) -> data.Samples | None:
+    limits = {"max_bytes": plan.job.max_bytes, "max_pixels": plan.job.max_pixels}
+    return None if plan.rows is None else gather(plan.recipe, plan.rows, **limits)
+
+
+def begin(plan: Plan, samples: data.Samples | None) -> Work:
     """The work of all workers, after the settings and what is trained on are frozen and skipped images are named.
 
     Raises OtherConfiguration where the images are not those that the folder's training has seen.
     """
+    job, recipe, folder = plan.job, plan.recipe, plan.folder
     if samples is not None:
         folder.write_table(pa.Table.from_pylist(samples.skipped, SKIPPED), "skipped.parquet")
         _warn_of_skipped(samples, folder)
         check_enough(len(samples), job, recipe, skipped=len(samples.skipped))
     images = {"images": len(samples) if samples else 0, "digest": samples.digest if samples else None}
     if (there := folder.read_json(FROZEN)) is None:
-        folder.write_json({"settings": settings} | images | {"provenance": provenance.environment()}, FROZEN)
-    else:
-        known = {name: there[name] for name in images}
-        refuse_other(f"{folder} holds a training on other images", known, images)
+        folder.write_json({"settings": plan.settings} | images | {"provenance": provenance.environment()}, FROZEN)
+    elif not plan.known:
+        refuse_other(f"{folder} holds a training on other images", {name: there[name] for name in images}, images)
     batch, lr = per_worker(job, recipe)
-    return loop.Work(
+    return Work(
         recipe=recipe,
         samples=samples,
         folder=folder,
-        attempt=attempt,
-        settings=settings,
+        attempt=plan.attempt,
+        settings=plan.settings,
         workers=job.workers,
         batch=batch,
         lr=lr,
@@ -196,10 +222,14 @@ def begin(job: Train, recipe: Recipe, samples: data.Samples | None, folder: Fold
         synchronised=job.sync_statistics,
         checkpoint_steps=job.checkpoint_steps,
         log_steps=job.log_steps,
+        is_trained=plan.known is not None,
+        validator=plan.validator,
+        validate_every=job.validate_every,
+        selects=job.select is not None,
     )
 
 
-def train_on_ray(job: Train, recipe: Recipe, rows: pa.Table | None, folder: Folder, attempt: str, settings: dict):
+def train_on_ray(plan: Plan) -> Work:
     """Train on Ray Train's workers. Returns the work that was done."""
     if "ray" not in sys.modules:
         address = os.environ.get("RAY_ADDRESS")
@@ -207,121 +237,20 @@ def train_on_ray(job: Train, recipe: Recipe, rows: pa.Table | None, folder: Fold
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from raypipe.runtime import cluster
+    from raypipe.training import workers
 
-    with cluster.connected(stall=1800.0):
+    job = plan.job
+    with cluster.connected(stall=STALL_SECONDS):
         places = {"input": job.input} if job.input else {}
         cluster.warn_of_local_paths(**places, output=job.output)
         found = cluster.resources(gpus=1.0, device=job.device, actors=job.workers, option="--workers")
-        limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
         with cluster.plain_errors():
-            samples = None if rows is None else data.gather(recipe, rows, **limits)
-        work = begin(job, recipe, samples, folder, attempt, settings)
+            samples = _samples(plan, data.gather_on_ray)
+        work = begin(plan, samples)
         log.info("%s on %s", count_of(job.workers, "worker"), found.device)
         with told(work):
-            _fit(work, found.device, job)
+            workers.fit(work, device=found.device, max_failures=job.max_failures)
     return work
-
-
-def _fit(work: loop.Work, device: str, job: Train) -> None:
-    """Run the workers to their end. After a signal they are asked to save first.
-
-    In a thread: Ray would set a handler of its own for Ctrl-C, and the main thread can be interrupted while it waits.
-    Raises what a worker said is wrong, and RuntimeError when workers died too often.
-    """
-    folder, errors = work.folder, []
-    trainer = _trainer(work, device, job)
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:
-            errors.append(error)
-
-    fitted = threading.Thread(target=fit, daemon=True)
-    fitted.start()
-    try:
-        fitted.join()
-    except Interrupted:
-        folder.write(b"", *loop.STOP)
-        fitted.join(SAVING_SECONDS)
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            folder.delete_folder(*_scratch(work))
-    if said := folder.read(*_failure(work)):
-        kind, text = json.loads(said)
-        raise OWN_ERRORS[kind](text)
-    if errors:
-        raise RuntimeError(_why(errors[0], job)) from errors[0]
-
-
-def _trainer(work: loop.Work, device: str, job: Train):
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    on_gpu = device == "cuda"
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores.count() // job.workers))
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"work": work, "threads": threads},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1} | ({"GPU": 1} if on_gpu else {})
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=work.folder.path(*_scratch(work)),  # Ray keeps notes there; all machines must see it
-            storage_filesystem=work.folder.fs,
-            failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
-        ),
-    )
-
-
-def _worker(config: dict) -> None:
-    """What runs in each worker of Ray Train.
-
-    An error that says what is wrong would come again after a restart: it is left in a file, and a restarted worker ends
-    at once where there is one.
-    """
-    import ray.train
-    import ray.train.torch
-    import torch
-
-    work, context = config["work"], ray.train.get_context()
-    if work.folder.read(*_failure(work)):
-        return
-    torch.set_num_threads(config["threads"])
-    rank, device = context.get_world_rank(), ray.train.torch.get_device().type
-    more = {"is_stopped": loop.StopFile(work.folder)} if rank == 0 else {}
-    try:
-        loop.run(work, loop.Place(rank=rank, device=device, report=ray.train.report, **more))
-    except tuple(OWN_ERRORS.values()) as error:
-        kind = next(name for name, each in OWN_ERRORS.items() if isinstance(error, each))
-        work.folder.write_json([kind, str(error)], *_failure(work))
-        raise
-
-
-def _scratch(work: loop.Work) -> tuple[str, str]:
-    return "_runs", f"ray-{work.attempt}"
-
-
-def _failure(work: loop.Work) -> tuple[str, str]:
-    return "_runs", f"failed-{work.attempt}.json"
-
-
-def _why(error: Exception, job: Train) -> str:
-    """Why the training failed, in one line: what the first worker with an error of its own said, or that it died."""
-    from ray.exceptions import RayActorError
-
-    from raypipe.runtime.cluster import cause
-
-    failures = getattr(error, "worker_failures", {}) or {0: error}
-    causes = sorted(map(cause, failures.values()), key=lambda each: isinstance(each, RayActorError))
-    text = one_line(causes[0], limit=500)
-    if isinstance(causes[0], RayActorError):
-        text = f"a worker's process died ({text})"
-    again = f" {job.max_failures + 1} times, last" if job.max_failures else ""
-    return f"the training stopped{again}: {text}"
 
 
 def _warn_of_skipped(samples: data.Samples, folder: Folder) -> None:
@@ -331,7 +260,7 @@ def _warn_of_skipped(samples: data.Samples, folder: Folder) -> None:
 
 
 @contextlib.contextmanager
-def told(work: loop.Work) -> Iterator[None]:
+def told(work: Work) -> Iterator[None]:
     """Log a line for every `log_steps` steps while the block runs, as far as the log of the training has come."""
     news, over, rows = record.follow(work.folder), threading.Event(), []
 
@@ -342,7 +271,7 @@ def told(work: loop.Work) -> Iterator[None]:
             rows.clear()
 
     def watch() -> None:
-        while not over.wait(loop.LOOK_SECONDS):
+        while not over.wait(LOOK_SECONDS):
             tell()
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -355,18 +284,39 @@ def told(work: loop.Work) -> Iterator[None]:
         tell()
 
 
-def _trained(work: loop.Work, start: float) -> Trained:
-    table = record.read(work.folder, after=max(0, work.steps - LAST))
-    rows = [row["total"] for row in table.to_pylist() if not row["skipped"]] if len(table) else []
-    skipped = record.read(work.folder)["skipped"].to_pylist() if work.steps else []
+def _finished(folder: Folder, start: float) -> Trained | None:
+    """How the training in the folder ended, if it has, for a call that began at `start` and finds nothing to train."""
+    if (known := folder.read_json(*FINISHED)) is None:
+        return None
+    seconds = round(time.monotonic() - start, 3)
+    return replace(Trained(**known), output=str(folder), is_new=False, seconds=seconds)
+
+
+def _ended(plan: Plan, work: Work, start: float) -> Trained:
+    """Write the tables of the validation, the page and, last, that the training is finished. Tells how it ended."""
+    folder, found = plan.folder, plan.known or _trained(work)
+    if plan.validator:
+        validated = plan.validator.write(folder, open_table(folder.read(*loop.MEASURED)).read())
+        folder.delete(*loop.MEASURED)
+        measures = {name: each.means for name, each in validated.runs.items()}
+        found = replace(found, validation=validation_settings(plan.job), measures=measures, measured=validated.text())
+    shown = page.write_page(folder, method=plan.recipe.name, settings=plan.settings, steps=found.steps)
+    found = replace(found, page=shown, seconds=round(time.monotonic() - start, 3))
+    folder.write_json(asdict(found), *FINISHED)
+    return found
+
+
+def _trained(work: Work) -> Trained:
+    table, samples = record.read(work.folder), work.samples
+    last = [row["total"] for row in table.slice(max(0, len(table) - LAST)).to_pylist() if not row["skipped"]]
     return Trained(
         output=str(work.folder),
         method=work.recipe.name,
-        images=len(work.samples) if work.samples else 0,
-        skipped={each["key"]: each["error"] for each in work.samples.skipped} if work.samples else {},
+        images=len(samples) if samples else 0,
+        skipped={each["key"]: each["error"] for each in samples.skipped} if samples else {},
         steps=work.steps,
-        skipped_steps=sum(skipped),
+        skipped_steps=sum(table["skipped"].to_pylist()),
         epochs=work.recipe.epochs,
-        loss=sum(rows) / len(rows) if rows else None,
-        seconds=round(time.monotonic() - start, 3),
+        loss=sum(last) / len(last) if last else None,
+        seconds=0.0,
     )

@@ -13,7 +13,9 @@ class ToyStudent(nn.Module, Student):
     def __init__(self, recipe):
         super().__init__()
         self.recipe = recipe
-        self.first, self.norm, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1)
+        # no bias before the normalisation: its gradient is rounding noise, which AdamW makes steps of
+        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 1, 1)
         self.register_buffer("sign", torch.zeros(()))
 
     def views(self, samples, draws):
