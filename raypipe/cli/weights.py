@@ -97,6 +97,8 @@ def _chosen(options: Weights, kind: type[Segmenter]) -> dict[str, str]:
     for field, name in chosen.items():
         if not (networks.is_hub_id(name or "") or networks.is_address(name or "")):
             whose = f"{options.method}'s {field}" if len(chosen) > 1 else options.method
+            if name == kind.__dataclass_fields__[field].default:
+                raise ValueError(f"weights: no address of {whose} is known; it needs {kind.needs}")
             expected = "a Hugging Face id such as org/name or the address of a file"
             raise ValueError(f"weights: expected {expected} for {whose}, got {name!r}")
     return chosen
