@@ -279,6 +279,13 @@ def test_a_network_is_named_by_its_field_once(given, message, tmp_path, monkeypa
         weights(Weights("two_networks", str(tmp_path / "to"), **given))
 
 
+def test_weights_at_no_known_address_are_said_to_be_so_with_what_the_method_needs(tmp_path):
+    for method, needs in (("move", "a checkpoint from https://github"), ("sempart", "a head as --weights")):
+        with pytest.raises(ValueError, match=f"no address of {method}'s weights is known; it needs {needs}"):
+            weights(Weights(method, str(tmp_path / "to"), networks=("backbone=org/name",)))
+    assert not (tmp_path / "to").exists()
+
+
 def test_folders_of_networks_lie_beside_nothing_else(both, tmp_path):
     (tmp_path / "thesis.txt").touch()
     with hub({"org/head": Repository(both / "weights"), "org/backbone": Repository(both / "backbone")}) as served:
