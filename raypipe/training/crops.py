@@ -21,9 +21,7 @@ from raypipe.inputs.maskkinds import Kind
 from raypipe.refiners.bilateral import Bilateral
 from raypipe.refiners.guided import guided_filter
 
-LONGEST = (
-    4  # of a longer image only the middle of so many times its shorter side is resized: the rest is cut off anyway
-)
+LONGEST = 4  # times the shorter side: of what is longer, the middle is kept
 FILTERS = ("none", "guided", "bilateral")
 STATISTICS = ("running", "batch")
 POLARITIES = ("batch", "image", "global", "none")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from raypipe.training.sempart.student import SempartStudent
 
 JITTER = (0.4, 0.4, 0.2, 0.1)  # of brightness, contrast, saturation and hue (reference)
-LONGEST = 4  # times the shorter side: of what is longer, the middle is kept
 CHOICES = {
     "feature": ("key", "query", "value", "token"),
     "gtv_coarse": ("threshold", "kernel"),
@@ -151,15 +150,9 @@ class Sempart(Recipe):
 
     def prepare(self, row: dict, image: np.ndarray) -> Sample:
         """The image with its shorter side at `resize`, bilinear over all that a pixel covers."""
-        from PIL import Image
+        from raypipe.training.crops import shortened
 
-        height, width = image.shape[:2]
-        rows, columns = min(height, LONGEST * width), min(width, LONGEST * height)
-        top, left = (height - rows) // 2, (width - columns) // 2
-        scale = self.resize / min(rows, columns)
-        size = (max(self.resize, int(columns * scale)), max(self.resize, int(rows * scale)))  # cut off, as torchvision
-        middle = np.ascontiguousarray(image[top : top + rows, left : left + columns])
-        return {"image": np.asarray(Image.fromarray(middle).resize(size, Image.Resampling.BILINEAR))}
+        return {"image": shortened(image, self.resize)}
 
     def draw(self, random: np.random.Generator, sample: Sample) -> Draw:
         """In a fixed order, so that what one option asks for does not change what others get."""
