@@ -5,6 +5,7 @@ Without Ray: on one worker it needs nothing but torch, on several a process grou
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -237,7 +238,7 @@ def save(it: Run) -> None:
             "student": it.student.state_dict(),
             "optimizer": it.optimizer.state_dict(),
             "random": states,
-            "settings": work.settings,
+            "settings": json.loads(json.dumps(work.settings)),  # plain values: no class is read back
             "images": work.samples.digest,
             "networks": dict(it.networks),
             "rate": work.recipe.rate(state.step, work.steps),

@@ -255,6 +255,10 @@ def test_what_one_method_found_teaches_another_which_then_labels_alone(recipe, t
     assert list(done.skipped) == ["1.png"] and done.skipped["1.png"].startswith("fetch: changed: ")
     total = record.read(Folder(weights))["total"].to_numpy()
     assert total[-10:].mean() < 0.85 * total[:10].mean()
+    exported = (tmp_path / "weights/model.safetensors").read_bytes()
+    (tmp_path / "weights/_runs/finished.json").unlink()  # as if it had been killed behind its last checkpoint
+    assert train(job, recipe(masks=run, epochs=20, **options)).is_new
+    assert (tmp_path / "weights/model.safetensors").read_bytes() == exported
     raypipe.label("selfmask", photos, taught, weights=weights, local=True)
     overlaps = []
     for row in raypipe.load(taught).to_pylist():
