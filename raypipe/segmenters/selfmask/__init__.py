@@ -1,7 +1,8 @@
 """SelfMask, a detector of the salient object that was trained on masks which nobody drew.
 
 Shin, Albanie, Xie, "Unsupervised Salient Object Detection with Spectral Cluster Voting", CVPR Workshops 2022, section
-3.3. Here is the method; `network` is its network. `spectral_voting` makes masks to train it on.
+3.3. Here is the method; `network` is its network, `losses` is what that learns from in `training.selfmask`: masks that
+another method found, such as `spectral_voting`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class SelfMaskStudent(nn.Module, Student):
         """pixels: float32 (B, 3, H, W), normalised. targets: (B, H, W) in [0, 1]. Terms: see `losses`."""
         with networks.autocast(self._device, self.recipe.dtype):
             masks, objectness = self.network(pixels)
-        terms = losses(masks, objectness, targets, order=self.recipe.ranking_order)
+        with networks.autocast(self._device, "float32"):  # sums over thousands of pixels
+            terms = losses(masks, objectness, targets, order=self.recipe.ranking_order)
         total = self.recipe.w_dice * terms["dice"] + self.recipe.w_ranking * terms["ranking"]
         return terms | {"total": total}
 
