@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 UNSET = "none"  # no address of a published head is known
 POLARITIES = ("global", "image", "none", "invert")
+IMAGE_SIZE = 320  # px (supplement)
 AT_ONCE = 16 * 320 * 320  # px that go through the head together on a GPU
 
 
@@ -43,7 +44,9 @@ class Sempart(Discovery):
     weights: str = UNSET  # a head: what `raypipe train sempart` leaves in its output, or a published .pth
     backbone: str = S8  # what it was trained on. At this default, what the head's own config.json names
     resize: Literal["squash", "keep_ratio"] = "squash"  # to a square, or the shorter side; the whole image either way
-    image_size: int = 320  # px of the square, or of the shorter side, to whole patches (supplement); sweep 224..448
+    # px of the square or of the shorter side, in whole patches; None = as in the head's training, 320 where its
+    # config.json does not tell (supplement); sweep 224..448
+    image_size: int | None = None
     max_side: int = 1280  # px that the longer side has at most with keep_ratio; panoramas are squeezed to it
     # whether masks are turned over: global: by the sign that the head's training found; image: each whose mean is above
     # 0.5, wrong for large objects; none: never; invert: all
@@ -71,26 +74,33 @@ class Sempart(Discovery):
         if self.polarity not in POLARITIES:
             raise ValueError(f"sempart: unknown polarity {self.polarity!r}; {suggest(self.polarity, POLARITIES)}")
         for name, least in (("image_size", 8), ("filter_radius", 1)):
-            if (value := getattr(self, name)) < least:
+            if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"sempart: {name} must be at least {least}, got {value!r}")
         if not self.filter_eps > 0:
             raise ValueError(f"sempart: filter_eps must be above 0, got {self.filter_eps!r}")
         if self.resize == "squash" and self.max_side != type(self).max_side:
             raise ValueError(f"sempart: max_side {self.max_side!r} has no effect: resize 'squash' makes squares")
-        if self.resize == "keep_ratio" and self.max_side < self.image_size:
-            text = f"at least image_size {self.image_size}, got {self.max_side!r}"
-            raise ValueError(f"sempart: max_side must be {text}")
         for name in ("filter_radius", "filter_eps"):
             if self.filter != "guided" and (value := getattr(self, name)) != getattr(type(self), name):
                 raise ValueError(f"sempart: {name} {value!r} has no effect: the filter is {self.filter!r}")
         if (path := Path(self.weights)).exists():
-            self._take_backbone(path)
+            self._take_over(path)
 
-    def _take_backbone(self, path: Path) -> dict:
-        """Take the backbone that the head at a path was trained on where none was chosen. Returns its config.json."""
+    def _take_over(self, path: Path) -> dict:
+        """Take backbone and size from the training of the head at a path, unless chosen. Returns its config.json.
+
+        Raises ValueError where the longer side could not be as long as the shorter one.
+        """
         told = originals.settings(path.parent if path.is_file() else path, method=self.name)
         if self.backbone == type(self).backbone and isinstance(named := told.get("backbone"), str) and named:
             self.backbone = named
+        if self.image_size is None:
+            training = told.get("training")
+            size = training.get("image_size") if isinstance(training, dict) else None
+            self.image_size = size if isinstance(size, int) and size >= 8 else IMAGE_SIZE
+        if self.resize == "keep_ratio" and self.max_side < self.image_size:
+            text = f"at least image_size {self.image_size}, got {self.max_side!r}"
+            raise ValueError(f"sempart: max_side must be {text}")
         return told
 
     @property
@@ -105,7 +115,7 @@ class Sempart(Discovery):
         path = Path(self.weights)
         if (path / "training.json").is_file() and not (path / "head.safetensors").is_file():
             raise FileNotFoundError(f"sempart: the training in {path} has not ended; the same command goes on with it")
-        told = self._take_backbone(networks.locate(self.weights, method=self.name))
+        told = self._take_over(networks.locate(self.weights, method=self.name))
         is_known = networks.is_hub_id(self.backbone) or networks.is_address(self.backbone)
         if self.backbone == told.get("backbone") and not is_known and not Path(self.backbone).exists():
             text = f"which {self.weights} was trained on, is not here; pass where it is as --backbone"
