@@ -119,7 +119,7 @@ def test_the_page_tells_all_and_names_are_text(full):
         *(f"epoch {n}" for n in (4, 8, 12, 17, 21, 25, 29)),
     ]
     assert text.count("data:image/jpeg") == 2 and text.count("data:image/png") == 8  # b.jpg has no masks
-    assert "<bdi>none, guided</bdi>" in text and "running or killed" in text and "interrupted" in text
+    assert "<bdi>none, guided</bdi>" in text and "under way when" in text and "interrupted" in text
     assert len(text) < 200_000
 
 
