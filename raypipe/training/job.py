@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -21,7 +22,7 @@ POSITIVE = ("workers", "checkpoint_steps", "log_steps", "max_pixels", "max_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Validation):
+class Course:
     """What to train on and how the training runs."""
 
     output: str  # folder, made or continued: a path or a URI; in the end `label METHOD --weights` takes it
@@ -45,6 +46,11 @@ class Train(Validation):
     def is_exact(self) -> bool:
         """Whether the weights do not depend on the number of workers."""
         return self.batch_mode == "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Validation, Course):  # the fields of Course come first
+    """What to train on, how the training runs, and on what it is measured."""
 
 
 def check_train(job: Train, recipe: Recipe) -> None:
@@ -102,7 +108,8 @@ def validation_settings(job: Train) -> dict | None:
     if not job.validate:
         return None
     values = {each.name: getattr(job, each.name) for each in fields(Validation)}
-    return {name: value and Location(value) if name in PLACES else value for name, value in values.items()}
+    values = {name: value and str(Location(value)) if name in PLACES else value for name, value in values.items()}
+    return json.loads(json.dumps(values))  # as it comes back from a file
 
 
 def default_settings(recipe: Recipe) -> dict:

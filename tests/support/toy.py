@@ -28,6 +28,8 @@ class Toy(Recipe):
     nan_to: int = -1  # the one behind the last
     dies_at: int = -1  # the step at which the first worker's process dies, once
     raises_at: int = -1  # the step at which it raises an error
+    image_size: int = 16  # of the squares of a validation
+    resize: int = 18
     marks: str = ""  # folder where a worker leaves a file for each image that it prepares, and when it dies
 
     def rows(self, manifest):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from support.toy import Toy
@@ -14,7 +15,7 @@ from support.toy import Toy
 from raypipe.run import OtherConfiguration
 from raypipe.runtime.interruption import Interrupted
 from raypipe.storage import Folder, Locked, hold
-from raypipe.training import checkpoints, loop, record
+from raypipe.training import checkpoints, loop, record, validate
 from raypipe.training.job import Train
 from raypipe.training.train import train
 
@@ -307,6 +308,77 @@ def test_a_signal_saves_first(photos, straight, tmp_path, monkeypatch):
     assert [file.name for file in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000002.pt"]
     trained(photos, tmp_path / "out")
     assert weights(tmp_path / "out") == weights(straight)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Options of a validation on ten photographs whose right half is bright."""
+    folder, random = tmp_path_factory.mktemp("labelled"), np.random.default_rng(1)
+    for name in ("photos", "masks"):
+        (folder / name).mkdir()
+    for i in range(10):
+        image = random.integers(0, 100, (24, 24, 3), np.uint8)
+        image[:, 12:] += 150
+        Image.fromarray(image).save(folder / f"photos/{i}.png")
+        Image.fromarray(np.uint8(255) * (np.arange(24) >= 12) * np.ones((24, 1), np.uint8)).save(
+            folder / f"masks/{i}.png"
+        )
+    return {"validate": str(folder / "photos"), "labels": str(folder / "masks"), "filters": ("none",)}
+
+
+def test_a_validation_measures_what_was_exported(photos, straight, labelled, tmp_path, capsys):
+    found = trained(photos, tmp_path / "out", **labelled)
+    assert weights(tmp_path / "out") == weights(straight)  # looking changes nothing
+    (measures,) = found.measures.values()
+    assert 0 <= measures["iou"] <= 1 and "iou" in found.text()
+    table = pq.read_table(tmp_path / "out/metrics/epochs.parquet")
+    assert table["epoch"].to_pylist() == [2] and table["iou"].to_pylist() == [pytest.approx(measures["iou"])]
+    assert "iou" in (tmp_path / "out/training.html").read_text().lower()
+    assert not (tmp_path / "out/_runs/measured.parquet").exists()
+
+
+def test_a_finished_training_is_measured_on_something_new_without_any_step(photos, labelled, tmp_path, monkeypatch):
+    first = trained(photos, tmp_path / "out")
+    assert not first.measures
+    before = weights(tmp_path / "out")
+    stopped_after(monkeypatch, 0)
+    found = trained(tmp_path / "gone", tmp_path / "out", **labelled)  # the images to train on are not looked for
+    assert not found.is_new and found.measures and "nothing to train" in found.text()
+    assert weights(tmp_path / "out") == before and found.loss == first.loss
+    again = trained(photos, tmp_path / "out", **labelled)
+    assert again.measures == found.measures and len(list((tmp_path / "out/_runs").glob("2*.json"))) == 2
+
+
+def test_each_epoch_is_measured_on_request(photos, labelled, tmp_path):
+    trained(photos, tmp_path / "out", Toy(epochs=4), **labelled, validate_every=2)
+    table = pq.read_table(tmp_path / "out/metrics/epochs.parquet")
+    assert table["epoch"].to_pylist() == [2, 4]
+
+
+def test_the_best_epoch_by_the_named_images_is_exported_and_kept(photos, labelled, tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("0\n3\n")
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    keep = validate.Validator.keep
+    monkeypatch.setattr(validate.Validator, "keep", lambda *given, **more: keep(*given, **more) and 0 or next(scores))
+    options = labelled | {"validate_every": 1, "select": str(tmp_path / "names.txt")}
+    trained(photos, tmp_path / "out", Toy(epochs=4), **options)
+    trained(photos, tmp_path / "two", Toy(epochs=4, lr=0.01), checkpoint_steps=1)
+    assert weights(tmp_path / "out") != weights(tmp_path / "two")
+    kept = sorted(file.name for file in (tmp_path / "out/checkpoints").iterdir())
+    assert kept == ["finished.pt", "step-00000006.pt", "step-00000009.pt", "step-00000012.pt"]
+    state, best = checkpoints.read(Folder(str(tmp_path / "out")), 6)
+    exported = safetensors.torch.load(weights(tmp_path / "out"))
+    assert all(torch.equal(exported[name], value) for name, value in best["student"].items() if name != "sign")
+    state, _ = checkpoints.newest(Folder(str(tmp_path / "out")))
+    assert state.best == {"value": 0.9, "epoch": 2, "step": 6}
+    with pytest.raises(OtherConfiguration, match="select: .*names.txt' there, None now"):
+        trained(photos, tmp_path / "out", Toy(epochs=4), **labelled)
+
+
+def test_labels_that_are_not_there_are_an_error_before_anything_starts(photos, labelled, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        trained(photos, tmp_path / "out", validate=labelled["validate"], labels=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
 
 
 WRONG = {
