@@ -126,16 +126,14 @@ def per_worker(job: Train, recipe: Recipe) -> tuple[int, float]:
 
 
 def list_images(job: Train, recipe: Recipe) -> pa.Table | None:
-    """The images to train on; None where nothing is trained and no input is named.
+    """The images to train on; None where there are none and nothing is trained.
 
     Raises ValueError or FileNotFoundError for a missing or empty input, and for fewer images than a batch.
     """
-    if not recipe.epochs and not job.input:
-        return None
     listed = list_inputs(job.input, column=job.column, allow_private=job.allow_private) if job.input else None
     rows = recipe.rows(listed)
     check_enough(len(rows), job, recipe)
-    return rows
+    return rows if len(rows) else None
 
 
 def check_enough(images: int, job: Train, recipe: Recipe, *, skipped: int = 0) -> None:

@@ -93,10 +93,10 @@ def _train(it: Run) -> bool:
 
 def begun(work: Work, place: Place) -> Run:
     """The student with the weights of the newest checkpoint, or its first ones."""
-    if work.workers > 1 and work.synchronised:
-        from raypipe.training.batchnorm import across_workers
     student = work.recipe.student(place.device)
     if work.workers > 1 and work.synchronised:
+        from raypipe.training.batchnorm import across_workers
+
         across_workers(student)
     optimizer, state = student.optimizer(work.lr), State()
     rates = [group["lr"] for group in optimizer.param_groups]

@@ -14,7 +14,6 @@ import threading
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayActorError
 
 from raypipe.lookup import one_line
 from raypipe.run import OtherConfiguration
@@ -26,6 +25,7 @@ from raypipe.training import loop
 from raypipe.training.work import STOP, Place, StopFile, Work
 
 OWN_ERRORS = (ValueError, FileNotFoundError, Locked, OtherConfiguration, loop.Diverged)  # would come again
+DIED = "a worker's process died; was it killed, or is there too little memory (fewer --workers, smaller --batch-size)?"
 SAVING_SECONDS = 7.0  # for a checkpoint after a signal; `interruption` ends the process after ten
 
 
@@ -53,6 +53,7 @@ def fit(work: Work, *, device: str, max_failures: int) -> None:
         over.wait(SAVING_SECONDS)
         raise
     finally:
+        folder.delete(*STOP)
         with contextlib.suppress(OSError):
             folder.delete_folder(*_scratch(work))
     if said := folder.read(*_failure(work)):
@@ -110,11 +111,11 @@ def _failure(work: Work) -> tuple[str, str]:
 
 
 def _why(error: Exception, max_failures: int) -> str:
-    """Why the training failed, in one line: what the first worker with an error of its own said, or that it died."""
-    failures = getattr(error, "worker_failures", {}) or {0: error}
-    causes = sorted(map(cause, failures.values()), key=lambda each: isinstance(each, RayActorError))
-    text = one_line(causes[0], limit=500)
-    if isinstance(causes[0], RayActorError):
-        text = f"a worker's process died ({text})"
+    """Why the training failed, in one line: what the first worker with an error of its own said, or that one died."""
+    causes = list(map(cause, getattr(error, "worker_failures", {}).values())) or [cause(error)]
+    own = [each for each in causes if not type(each).__module__.startswith("ray.")]
+    text = one_line(own[0], limit=500) if own else DIED
+    if isinstance(error, ray.train.ControllerError):
+        text = one_line(causes[0], limit=500)
     again = f" {max_failures + 1} times, last" if max_failures else ""
     return f"the training stopped{again}: {text}"

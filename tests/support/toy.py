@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raypipe import schema
 from raypipe.training.recipe import Recipe, Student
 from raypipe.types import BadImage
 
@@ -33,9 +34,9 @@ class Toy(Recipe):
     marks: str = ""  # folder where a worker leaves a file for each image that it prepares, and when it dies
 
     def rows(self, manifest):
-        if manifest is None:
+        if manifest is None and self.epochs:
             raise ValueError("toy: --input is missing")
-        return manifest
+        return schema.MANIFEST.empty_table() if manifest is None else manifest
 
     def prepare(self, row, image):
         if image.shape[0] < 4:

@@ -113,9 +113,22 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_can_tell(photos, straigh
     assert losses(tmp_path / "out") == losses(straight)
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_too_often_ends_the_training_and_the_same_call_goes_on(
+    photos, straight, tmp_path, local_ray, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    recipe = Toy(epochs=4, dies_at=7, marks=str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"^the training stopped: a worker's process died; was it killed"):
+        trained(photos, tmp_path / "out", recipe, max_failures=0, checkpoint_steps=1)
+    assert len(losses(tmp_path / "out")) == 7
+    trained(photos, tmp_path / "out", recipe)
+    assert_equal(tmp_path / "out", straight)
+
+
 def test_an_error_of_the_training_ends_it_at_once_with_its_own_words(photos, tmp_path, local_ray):
     with pytest.raises(ValueError, match=r"^toy: this step is not liked$"):
-        trained(photos, tmp_path / "out", Toy(raises_at=2), workers=2)
+        trained(photos, tmp_path / "out", Toy(raises_at=2))
     assert not list((tmp_path / "out/_runs").glob("ray-*"))
 
 
