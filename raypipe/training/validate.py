@@ -53,7 +53,7 @@ ROWS = pa.schema(  # of `measure`
         ("is_empty", pa.bool_()),  # no pixel of the label is set
         ("variant", pa.string()),
         ("is_inverted", pa.bool_()),  # with polarity global each square has two rows, of which one counts
-        ("mean", pa.float64()),  # of the mask as the network gave it
+        ("mean", pa.float64()),  # of the mask as the network gave it; NaN where it is not finite, null without one
     ]
 )
 
@@ -191,13 +191,19 @@ class Validator:
 
         rows: of `measure` of all workers, in any order. Raises ValueError when nothing could be measured.
         """
-        found = {}
+        found, notes = {}, []
+        if strange := set(rows.filter(pc.is_nan(pc.field("mean")))["key"].to_pylist()):
+            text = f"the network gives values that are no finite numbers for {len(strange):,} images, such as"
+            notes.append(f"{text} {min(strange)!r}; try --dtype float32, or other weights")
+            if "ok" not in rows["status"].to_pylist():
+                raise ValueError(f"{self._method}: {notes[0]}")
         for name, task in self.variants.items():
             printed = published(self._labels.dataset, task.SHOWN, method=self._method)
             its = self._of_variant(rows, name)
             labels = replace(self._labels, task=task)
             found[name] = recorded(folder, its, labels, self._source, method=self._method, printed=printed)
-        return Validated(found, notes=tuple(self._apart({name: each.means["iou"] for name, each in found.items()})))
+        notes += self._apart({name: each.means["iou"] for name, each in found.items()})
+        return Validated(found, notes=tuple(notes))
 
     def keep(self, folder: Folder, rows: pa.Table, *, epoch: int) -> float | None:
         """Add an epoch to `metrics/epochs.parquet`, a row per variant, and return by what the best one is chosen.
@@ -302,7 +308,11 @@ class Validator:
                 found = masks[task.statistics]
                 upright = 1 - found if is_inverted else oriented(found, task.polarity)
                 for square, mask, raw in zip(good, upright, found, strict=True):
-                    rows.append(of_variant | {"mean": raw.mean(dtype=float)} | _cells(square, mask, task))
+                    rows.append(
+                        of_variant
+                        | {"mean": raw.mean(dtype=float) if np.isfinite(raw).all() else math.nan}
+                        | _cells(square, mask, task)
+                    )
         return rows
 
     def _of_variant(self, rows: pa.Table, name: str) -> Iterator[dict]:

@@ -223,6 +223,7 @@ def test_what_cannot_be_measured_is_counted_and_named(tmp_path):
     validator = Validator(options(tmp_path, filters=("guided",)), SMALL, **LIMITS)
     found = validator.write(Folder(str(tmp_path / "out")), validator.measure(probabilities))
     assert calls == [2]
+    assert "no finite numbers for 1 images, such as '04.jpg'; try --dtype float32" in found.text()
     (run,) = found.runs.values()
     assert run.counts == {"ok": 1, "failed": 2, "no_label": 1, "other_size": 1, "bad_label": 1}
     lines = found.text().splitlines()
@@ -234,6 +235,14 @@ def test_what_cannot_be_measured_is_counted_and_named(tmp_path):
         "1 labels belong to no image: alone.png",
     ):
         assert f"all runs: {line}" in lines
+
+
+def test_a_network_that_gives_no_numbers_is_named_as_the_reason(tmp_path):
+    made(tmp_path, sizes=SIZES[:2])
+    validator = Validator(options(tmp_path), SMALL, **LIMITS)
+    rows = validator.measure(lambda pixels, batch_statistics: torch.full((len(pixels), 96, 96), float("inf")))
+    with pytest.raises(ValueError, match="sempart: the network gives values that are no finite numbers for 2 images"):
+        validator.write(Folder(str(tmp_path / "out")), rows)
 
 
 def test_labels_are_turned_as_the_photograph_is(tmp_path):
