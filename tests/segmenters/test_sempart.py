@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from raypipe.features.dino import Dino
 from raypipe.pipeline.job import Label, check_job, fetch_weights, plan_work
 from raypipe.refiners.bilateral import Bilateral
 from raypipe.refiners.guided import Guided, guided_filter
-from raypipe.segmenters.sempart import Sempart, network, reduced
+from raypipe.segmenters.sempart import Sempart, network, reduced, turned
 from raypipe.sweep.together import share_features
 from raypipe.types import BadImage
 
@@ -152,15 +153,21 @@ def test_the_sign_of_the_head_turns_masks_over(method, tmp_path):
         np.testing.assert_allclose(np.concatenate(found, axis=None), np.concatenate(expected, axis=None), atol=1e-5)
 
 
-def test_each_image_can_have_a_sign_of_its_own(method):
-    image = coffee(64, 64)
-    (mask,) = masks(loaded(method, polarity="none", filter="none"), image)
-    (turned,) = masks(loaded(method, polarity="image", filter="none"), image)
-    assert mask.mean() < 0.5 and np.array_equal(turned, mask)
-    inverted = loaded(method, polarity="image", filter="none")
-    with torch.no_grad():  # a head that marks what this one leaves
-        inverted._head.fine.weight.neg_(), inverted._head.fine.bias.neg_()
-    np.testing.assert_allclose(masks(inverted, image)[0], mask, atol=1e-6)
+def test_each_image_can_have_a_sign_of_its_own():
+    soft = torch.tensor([0.2, 0.5, 0.55, 0.9])[:, None, None, None] + torch.tensor([[-0.05, 0.05]])
+    expected = torch.stack([soft[0], soft[1], 1 - soft[2], 1 - soft[3]])
+    assert torch.equal(turned(soft, "image", -1), expected)
+
+
+@pytest.mark.parametrize("polarity", ["none", "invert"])
+def test_what_the_filter_gives_beyond_0_and_1_is_cut_off(method, polarity):
+    sure = loaded(method, polarity=polarity)
+    sure._head.fine.weight.mul_(1000), sure._head.fine.bias.mul_(1000)
+    (features,) = sure.features([coffee(64, 64)])
+    beyond = sure._masks(features.patches[None], features)
+    (found,) = masks(sure, coffee(64, 64))
+    assert beyond.min() < -0.01 or beyond.max() > 1.01
+    np.testing.assert_array_equal(found, beyond[0, 0].clamp(0, 1))
 
 
 def test_masks_are_filtered_at_the_size_that_the_network_sees(method):
@@ -325,7 +332,7 @@ class Canary:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("save", [torch.save, pickle.dump])
+@pytest.mark.parametrize("save", [torch.save, partial(pickle.dump, protocol=2)])
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, save):
     with (tmp_path / "head.pth").open("wb") as file:
         save({"segmenter_state_dict": {"project.weight": Canary(tmp_path / "canary")}}, file)

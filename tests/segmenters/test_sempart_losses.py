@@ -86,6 +86,8 @@ def test_patches_are_alike_above_tau_and_each_is_like_itself(features):
                 product = one.norm() * other.norm()
                 assert found[i][j] == (i == j or bool(product > 0 and one @ other / product > 0.4))
     assert 0.2 < alike.float().mean() < 0.6
+    orthogonal = torch.eye(4).reshape(1, 4, 2, 2)
+    assert torch.equal(losses.edges(orthogonal, tau=0.0)[0], torch.eye(4, dtype=torch.bool))  # 0 is not above 0
 
 
 def test_the_cut_is_that_of_a_whole_matrix_of_weights(masks, features):
@@ -184,6 +186,8 @@ def test_the_target_is_the_filtered_mask_of_the_teacher_without_a_gradient(masks
         expected = cumulative_guided_filter(mask.detach().numpy(), picture.numpy(), radius=3, eps=1e-2)
         np.testing.assert_allclose(found, expected.clip(1e-6, 1 - 1e-6), atol=1e-5)
     assert not target.requires_grad
+    sure = losses.teacher_target(torch.ones_like(fine), image)
+    torch.testing.assert_close(sure, torch.full_like(sure, 1 - 1e-6), atol=1e-8, rtol=0)
     student = torch.rand(2, 1, 40, 56).requires_grad_()
     same_with_gradients(losses.crop_zoom(student, target), (student - target).square().mean(), student)
 

@@ -141,7 +141,7 @@ def zoom(values: Tensor, top: Sequence[int], left: Sequence[int]) -> Tensor:
 
 def teacher_target(mask: Tensor, image: Tensor, *, radius: int = RADIUS, eps: float = GUIDED_EPS) -> Tensor:
     """What the zoomed mask of a student should be: the mask of the zoomed image, filtered along its edges, detached."""
-    return guided(mask.detach(), image, radius=radius, eps=eps).clamp(EPS, 1 - EPS)
+    return guided(mask, image, radius=radius, eps=eps).clamp(EPS, 1 - EPS)
 
 
 def crop_zoom(student: Tensor, target: Tensor) -> Tensor:
