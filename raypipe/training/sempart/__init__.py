@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from raypipe import networks
+from raypipe import networks, schema
 from raypipe.features.checkpoints import S8
 from raypipe.lookup import suggest
 from raypipe.training.recipe import Recipe, Sample
@@ -141,12 +141,12 @@ class Sempart(Recipe):
             raise ValueError(f"{self.name}: {text}")
 
     def rows(self, manifest: pa.Table | None) -> pa.Table:
-        """All images of the input. Before anything starts, it sees whether backbone, head and sizes fit."""
-        if manifest is None:
+        """All images of the input, which `epochs` 0 can do without. It sees whether backbone, head and sizes fit."""
+        if manifest is None and self.epochs:
             raise ValueError(f"{self.name}: --input is needed: the images to train on")
         with contextlib.suppress(FileNotFoundError):  # here; workers elsewhere may have the networks
             self.student("cpu")
-        return manifest
+        return schema.MANIFEST.empty_table() if manifest is None else manifest
 
     def prepare(self, row: dict, image: np.ndarray) -> Sample:
         """The image with its shorter side at `resize`, bilinear over all that a pixel covers."""
