@@ -6,6 +6,7 @@ the recipe; `pseudo_masks` reads what is to be learned, `student` is the network
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -111,7 +112,8 @@ class SelfMask(Recipe):
         from raypipe.run import Run
         from raypipe.training.selfmask import pseudo_masks
 
-        self.student("cpu")
+        with contextlib.suppress(FileNotFoundError):  # here; workers elsewhere may have it
+            self.student("cpu")
         return pseudo_masks.read(Run(self.masks), manifest, size=self.image_size)
 
     def prepare(self, row: dict, image: np.ndarray) -> Sample:
