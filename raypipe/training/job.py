@@ -126,14 +126,16 @@ def per_worker(job: Train, recipe: Recipe) -> tuple[int, float]:
 
 
 def list_images(job: Train, recipe: Recipe) -> pa.Table | None:
-    """The images to train on; None where there are none and nothing is trained.
+    """The images to train on; None where nothing is trained and no input is named.
 
     Raises ValueError or FileNotFoundError for a missing or empty input, and for fewer images than a batch.
     """
+    if not recipe.epochs and not job.input:
+        return None
     listed = list_inputs(job.input, column=job.column, allow_private=job.allow_private) if job.input else None
     rows = recipe.rows(listed)
     check_enough(len(rows), job, recipe)
-    return rows if len(rows) else None
+    return rows
 
 
 def check_enough(images: int, job: Train, recipe: Recipe, *, skipped: int = 0) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import threading
 
@@ -24,6 +25,7 @@ from raypipe.storage import Locked
 from raypipe.training import loop
 from raypipe.training.work import STOP, Place, StopFile, Work
 
+log = logging.getLogger("raypipe")
 OWN_ERRORS = (ValueError, FileNotFoundError, Locked, OtherConfiguration, loop.Diverged)  # would come again
 DIED = "a worker's process died; was it killed, or is there too little memory (fewer --workers, smaller --batch-size)?"
 SAVING_SECONDS = 7.0  # for a checkpoint after a signal; `interruption` ends the process after ten
@@ -49,6 +51,7 @@ def fit(work: Work, *, device: str, max_failures: int) -> None:
     try:
         over.wait()  # not `join`: Python takes a thread for ended whose join a signal has interrupted
     except Interrupted:
+        log.info("stopping; the workers save first")
         folder.write(b"", *STOP)
         over.wait(SAVING_SECONDS)
         raise

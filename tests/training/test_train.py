@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from support.toy import Toy
 
+from raypipe import training
+from raypipe.cli.verbs import main
 from raypipe.run import OtherConfiguration
 from raypipe.runtime.interruption import Interrupted
 from raypipe.storage import Folder, Locked, hold
 from raypipe.training import checkpoints, loop, record, validate
-from raypipe.training.job import Train
+from raypipe.training.job import Train, frozen_settings, per_worker
 from raypipe.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -433,6 +435,53 @@ def test_an_output_inside_the_input_is_refused(photos):
 def test_no_epochs_export_what_there_is_without_an_input(tmp_path):
     found = train(Train(output=str(tmp_path), local=True), Toy(epochs=0))
     assert found.steps == found.images == 0 and (tmp_path / "head.safetensors").exists()
+
+
+def test_throughput_gives_each_worker_a_whole_batch_and_a_larger_step():
+    job, recipe = Train(output="out", workers=4, batch_mode="throughput"), Toy(batch_size=8, lr=0.1)
+    assert per_worker(job, recipe) == (8, 0.2)
+    assert per_worker(dataclasses.replace(job, batch_mode="exact"), recipe) == (2, 0.1)
+    assert frozen_settings(job, recipe).items() >= {"workers": 4, "sync_statistics": True}.items()
+    exact = frozen_settings(dataclasses.replace(job, batch_mode="exact"), recipe)
+    assert exact == frozen_settings(dataclasses.replace(job, batch_mode="exact", workers=2), recipe)
+
+
+def test_an_output_in_a_bucket(photos, straight, bucket):
+    filesystem, location = bucket
+    trained(photos, location("runs/one"))
+    with filesystem.open_input_file("photos/runs/one/head.safetensors") as file:
+        assert file.read() == weights(straight)
+    assert not trained(photos, location("runs/one")).is_new
+
+
+def test_the_command_line(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "names", lambda: ["toy"])
+    monkeypatch.setattr(training, "find", lambda name: Toy)
+    assert main(["train"]) == 2 and "usage: raypipe train METHOD --output" in capsys.readouterr().out
+    words = ["--input", str(photos), "--output", str(tmp_path / "out"), "--local"]
+    assert (
+        main(["train", *words, "toy"]) == 2 and "the method comes first: raypipe train toy" in capsys.readouterr().err
+    )
+    assert main(["train", "toy", *words, "--lr", "0.5", "--print-config"]) == 0
+    (tmp_path / "config.yaml").write_text(printed := capsys.readouterr().out)
+    assert "lr: 0.5" in printed and "checkpoint_steps: 500" in printed
+    assert main(["train", "toy", "--config", str(tmp_path / "config.yaml"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["steps"] == 6 and found["is_new"] and found["output"] == str(tmp_path / "out")
+    assert main(["train", "toy", *words, "--lr", "0.25"]) == 4
+    assert "lr: 0.5 there, 0.25 now" in capsys.readouterr().err
+    assert main(["train", "toy", *words[2:], "--epochs", "-1"]) == 2
+    with pytest.raises(SystemExit):
+        main(["train", "toy", "--help"])
+    assert "--nan-from" in (text := capsys.readouterr().out) and text.index("--output") < text.index("--validate")
+
+
+def test_a_command_that_failed_says_how_to_go_on(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "find", lambda name: Toy)
+    words = ["train", "toy", "--input", str(photos), "--output", str(tmp_path / "out"), "--local", "--epochs", "9"]
+    assert main([*words, "--nan-from", "2", "--nan-to", "99"]) == 1
+    text = capsys.readouterr().err
+    assert "not finite in 10 steps in a row" in text and "this command goes on:\n  raypipe train toy --input" in text
 
 
 def test_every_option_that_decides_the_weights_is_frozen(straight):
