@@ -55,8 +55,9 @@ def settle_options(method: Segmenter) -> None:
 
 
 def locate_each(method: Segmenter) -> dict[str, Path]:
-    """The folder or file of each network of a method, by field; see `locate`."""
-    return {field: locate(getattr(method, field), method=method.name) for field in method.networks}
+    """The folder or file of each network of a method, or of the recipe of one, by field; see `locate`."""
+    options = {field: "weights" if isinstance(method, Segmenter) else field for field in method.networks}
+    return {name: locate(getattr(method, name), method=method.name, option=each) for name, each in options.items()}
 
 
 def look_for_each(method: Segmenter) -> None:
@@ -90,11 +91,11 @@ def check_begins(file: Path, beginnings: Sequence[bytes], *, method: str, expect
         raise ValueError(f"{method}: {file} is not {expected}: it begins with {head[:12]!r}; fetch it again")
 
 
-def locate(weights: str, *, method: str) -> Path:
+def locate(weights: str, *, method: str, option: str = "weights") -> Path:
     """The folder or file of weights: a local path as it is; of a Hugging Face id or an address, fetched once.
 
-    weights: also `org/name[@revision]`, or where a checkpoint file is on the web. Raises FileNotFoundError that names
-    the method, the weights and the ways out.
+    weights: also `org/name[@revision]`, or where a checkpoint file is on the web. option: that names them, of `label`
+    or else of `train`. Raises FileNotFoundError that names the method, the weights and the ways out.
     """
     path = Path(weights).expanduser()
     if path.exists():
@@ -108,7 +109,9 @@ def locate(weights: str, *, method: str) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     name, _, revision = weights.partition("@")
-    way_out = f"run `raypipe weights {method} --to DIR` where there is internet and pass --weights DIR"
+    named = "" if option == "weights" else f" --weights {weights}"  # not the method's own
+    way_out = f"run `raypipe weights {method}{named} --to DIR` where there is internet"
+    way_out = f"{way_out} and pass --{option.replace('_', '-')} DIR"
     try:
         if is_address(weights):
             cache = Path(constants.HF_HOME) / "raypipe" / hashlib.sha256(weights.encode()).hexdigest()[:16]

@@ -76,9 +76,9 @@ class SelfMaskStudent(nn.Module, Student):
 
 def first_network(recipe: SelfMask) -> network.MaskFormer:
     """On the CPU: the network to go on from, or the backbone with a decoder that nothing was taught yet."""
-    if recipe.start_from is not None:
-        return network.read(networks.locate(recipe.start_from, method=recipe.name), method=recipe.name)
-    path = networks.locate(recipe.backbone, method=recipe.name)
+    ((option, path),) = networks.locate_each(recipe).items()
+    if option == "start_from":
+        return network.read(path, method=recipe.name)
     encoder = Dino(path, method=recipe.name, device="cpu").network
     config = encoder.config
     if config.model_type != "vit":

@@ -22,8 +22,8 @@ from raypipe.training.sempart import Draw, Sempart
 
 def build(recipe: Sempart, device: str) -> SempartStudent:
     """A recipe's head, new or that of `start_from`, on its backbone. Raises ValueError where they do not fit."""
-    name = recipe.name
-    dino = Dino(networks.locate(recipe.backbone, method=name), method=name, device=device, dtype=recipe.dtype)
+    name, paths = recipe.name, networks.locate_each(recipe)
+    dino = Dino(paths["backbone"], method=name, device=device, dtype=recipe.dtype)
     side, patch = recipe.image_size, dino.patch
     if side % patch or side < 2 * patch:
         text = f"a multiple of the {patch} px of a patch of the backbone, at least two of them"
@@ -33,7 +33,7 @@ def build(recipe: Sempart, device: str) -> SempartStudent:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             return SempartStudent(recipe, network.Head(dino.width, hidden=recipe.hidden, patch=patch), dino, device)
-    head, config = network.read(networks.locate(recipe.start_from, method=name), method=name)
+    head, config = network.read(paths["start_from"], method=name)
     _check_fit(recipe, head, config, dino)
     return SempartStudent(recipe, head, dino, device, sign=config.get("polarity"))
 
