@@ -13,15 +13,17 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
+from types import ModuleType
 from typing import NamedTuple
 
 from raypipe import lookup
 
 log = logging.getLogger("raypipe")
 GOES_ON = "this command goes on:"  # begins the note that an error of a run carries
+OF_TRAININGS = "sweep --train"  # with this flag anywhere, `sweep` is another verb
 
 
 class Verb(NamedTuple):
@@ -34,6 +36,13 @@ class Verb(NamedTuple):
     room: str
     help: str
     parts: tuple[str, ...] = ()  # what has options of its own: method or recipe (the first word), refine, task (flags)
+    file: str = ""  # the file's name where it is not the verb's own
+
+    def load(self, verb: str) -> tuple[ModuleType, type, Callable]:
+        """The file of the verb, the dataclass of its options and its function."""
+        name = self.file or verb
+        module = import_module(f"raypipe.{self.room}.{name}")
+        return module, getattr(module, name.capitalize()), getattr(module, name)
 
 
 VERBS = {
@@ -50,6 +59,12 @@ VERBS = {
         "sweep",
         "a method's parameters against labels -> a table of trials and the best setting",
         ("method", "refine", "task"),
+    ),
+    OF_TRAININGS: Verb(
+        "sweep",
+        "a training's options against labels -> a table of trials and the best setting",
+        ("recipe",),
+        "training",
     ),
     "train": Verb("training", "images without labels -> weights of a method; resumable", ("recipe",)),
     "agree": Verb("evaluation", "runs of several methods against each other: which masks to trust, without labels"),
@@ -85,6 +100,8 @@ def _main(argv: list[str]) -> int:
         return 0
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     verb, rest = argv[0], argv[1:]
+    if verb == "sweep" and "--train" in rest:
+        verb, rest = OF_TRAININGS, [word for word in rest if word != "--train"]
     log.setLevel("DEBUG" if "--debug" in rest else "INFO")
     if verb not in VERBS:
         return _said(f"unknown command {verb!r}; {_instead(verb, rest)}", 2)
@@ -109,15 +126,13 @@ def _run(verb: str, argv: list[str]) -> int:
     """Any verb: parse, call its function, print the result."""
     from raypipe.cli import config
 
-    module = import_module(f"raypipe.{VERBS[verb].room}.{verb}")
-    options = getattr(module, verb.capitalize())
+    module, options, function = VERBS[verb].load(verb)
     if (first := config.first_word(VERBS[verb].parts)) and (not argv or argv[0].startswith("-")):
         return _choose_method(verb, options, config.ROOMS[first].names(), argv)
     command = config.parse(verb, options, VERBS[verb].parts, argv)
     if command.terminal.print_config:
         print(config.as_yaml(command), end="")
         return 0
-    function = getattr(module, verb)
     more = {name: getattr(command, name) for name in ("given", "flags") if name in signature(function).parameters}
     try:
         result = function(command.options, *command.parts, **more)
@@ -160,7 +175,7 @@ def _typed(verb: str, argv: list[str]) -> str:
 
     shown = [without_secrets(word) for word in argv]
     is_script = os.path.basename(sys.argv[0]) == f"{verb}.py"
-    program = ["python", f"jobs/{verb}.py"] if is_script else ["raypipe", verb]
+    program = ["python", f"jobs/{verb}.py"] if is_script else ["raypipe", *verb.split()]
     left_out = "" if shown == argv else "  # with the credentials, which are left out here"
     return shlex.join([*program, *shown]) + left_out
 
@@ -196,7 +211,7 @@ def _said(message: object, code: int) -> int:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {name:<10}{verb.help}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<15}{verb.help}" for name, verb in VERBS.items())
     return (
         "usage: raypipe COMMAND [OPTIONS]\n\nSegmentation masks for large image collections without labels.\n\n"
         f"{verbs}\n\nOptions of a command: raypipe COMMAND --help        Start here: raypipe demo"

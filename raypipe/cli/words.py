@@ -32,6 +32,8 @@ EXAMPLES = {  # of each verb, for its help; METHOD stands for the one that was n
     "demo": "raypipe demo",
     "evaluate": "raypipe evaluate runs/kmeans --labels labels/",
     "sweep": "raypipe sweep kmeans --input photos/ --labels labels/ --output sweep --foreground grabcut --over k=2,3",
+    "sweep --train": "raypipe sweep METHOD --train --input photos/ --validate ecssd --root data/ --output sweep "
+    "--over tau=0.2,0.4",
     "train": "raypipe train METHOD --input photos/ --output weights/METHOD --workers 2",
     "agree": "raypipe agree runs/kmeans runs/watershed",
     "benchmark": "raypipe benchmark --quick --only kmeans guided",
@@ -64,7 +66,7 @@ def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 def example(verb: str, method: type | None) -> str:
     """A command line to copy. method: of the method or recipe that was named, if any."""
-    usual = "sempart" if verb == "train" else "kmeans"
+    usual = "sempart" if verb.endswith("train") else "kmeans"
     text = EXAMPLES[verb].replace("METHOD", name_of(method) if method else usual)
     if verb == "label" and method and not issubclass(method, PatternSegmenter):
         text = text.replace(" --foreground grabcut", "")

@@ -6,7 +6,7 @@ import itertools
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -57,10 +57,9 @@ class Curve(NamedTuple):
 def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: list[str]) -> str:
     """Write sweep.html into the sweep's folder. every: all settings, best first. Returns where the page is."""
     metric, goal, task, method = common.sweep.metric, common.sweep.goal, common.task, common.segmenter.name
-    folder, tie, stored = Folder(common.sweep.output), task.SHOWN[metric].tie, {}
-    chosen = best(every, metric, goal, tie)
+    folder, stored = Folder(common.sweep.output), {}
+    chosen = best(every, metric, goal, task.SHOWN[metric].tie)
     lines = {name: along(name, chosen, every, swept) for name in swept}
-    found = [curves(name, line, every, metric) for name, line in lines.items()]
 
     def sample(setting: Setting) -> dict[str, dict]:
         trial = trial_of(common, setting)
@@ -68,29 +67,47 @@ def write_page(common: Trial, every: list[Setting], per_image: pa.Table, swept: 
             stored[setting.trial] = sampled_rows(trial)
         return draw_sample(trial, stored[setting.trial], metric)
 
-    page = render(
-        title=f"{method}: {', '.join(swept)}",
+    content = of_settings(every, chosen, swept, task.SHOWN, metric, goal)
+    return write(
+        folder,
+        content,
         method=method,
-        folder=str(folder),
         images=len(common.images),
-        best=chosen,
-        swept=swept,
-        metric=metric,
-        tie=tie,
-        first=first_values(chosen.means, metric),
-        titles={name: title(value) for name, value in task.SHOWN.items()},
+        verb="label",
         caution=caution(chosen, every, swept, task, metric),
-        settings=every,
-        table=every[:TABLE_ROWS],
-        curves=[first for first, *_ in found],
-        more=[each for _, *rest in found for each in rest],
-        planes=planes(every, swept, metric, goal),
         groups=groups(per_image, swept, task, metric, goal),
         strips=[strip(name, lines[name], chosen, sample) for name in swept],
-        made=provenance.now(),
-        version=version("raypipe"),
     )
-    folder.write(page.encode("utf-8", "replace"), "sweep.html")
+
+
+def of_settings(
+    every: list[Setting], chosen: Setting, swept: list[str], values: Mapping[str, Value], metric: str, goal: str
+) -> dict:
+    """What the page shows of the settings: curves, planes and tables. values: all that are measured, by name."""
+    found = [curves(name, along(name, chosen, every, swept), every, metric) for name in swept]
+    return {
+        "best": chosen,
+        "swept": swept,
+        "metric": metric,
+        "tie": values[metric].tie,
+        "first": first_values(chosen.means, metric),
+        "titles": {name: title(value) for name, value in values.items()},
+        "settings": every,
+        "table": every[:TABLE_ROWS],
+        "curves": [first for first, *_ in found],
+        "more": [each for _, *rest in found for each in rest],
+        "planes": planes(every, swept, metric, goal),
+    }
+
+
+def write(folder: Folder, content: dict, *, method: str, **more) -> str:
+    """Write sweep.html. content: of `of_settings`. more: `images`, how many, and `verb`, which uses the best setting.
+
+    And, where there are any, `caution`, `groups` and `strips`. Returns where the page is.
+    """
+    facts = {"title": f"{method}: {', '.join(content['swept'])}", "folder": str(folder), "method": method}
+    facts |= {"made": provenance.now(), "version": version("raypipe"), "caution": "", "groups": [], "strips": []}
+    folder.write(render(**facts | content | more).encode("utf-8", "replace"), "sweep.html")
     return str(folder.location("sweep.html"))
 
 
@@ -185,7 +202,7 @@ def planes(every: list[Setting], swept: list[str], metric: str, goal: str) -> li
     for pair in itertools.combinations(swept, 2):
         worst_first = ((tuple(_key(each.values.get(name)) for name in pair), each) for each in reversed(measured))
         cells = {cell: each.means[metric] for cell, each in worst_first}
-        rows_, columns = (_ordered(every, name) for name in pair)
+        rows_, columns = (_ordered(measured, name) for name in pair)
         if len(cells) < 4 or len(rows_) * len(columns) > GRID_CELLS:
             continue
         values = [[cells.get((_key(row), _key(column))) for column in columns] for row in rows_]

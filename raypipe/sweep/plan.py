@@ -94,9 +94,9 @@ def plan(common: Trial, drawn: list[dict], given: Iterable[str] = ()) -> list[Tr
         model, post = search.canonical(inside), search.canonical(after)
         is_new = model not in trials or post not in posts
         if model not in trials:
-            trials[model] = _trial(common, _anew(segmenter, inside | {"threshold": None}, given, preset="preset"))
+            trials[model] = _trial(common, anew(segmenter, inside | {"threshold": None}, given, preset="preset"))
         if post not in posts:
-            filter_ = refiner and _anew(refiner, after, given, preset="refine_preset")
+            filter_ = refiner and anew(refiner, after, given, preset="refine_preset")
             threshold = after.get("threshold", segmenter.threshold)
             posts[post] = {"threshold": threshold, **(asdict(filter_) if filter_ else {})}
         if is_new:  # each part is checked once, not each of their pairs
@@ -114,8 +114,8 @@ def trial_of(common: Trial, setting: ranking.Setting) -> Trial:
     return replace(trial, output=output, posts=(ranking.post_of(setting.values),))
 
 
-def _anew(part: Segmenter | Callable, setting: dict, given: set[str], *, preset: str) -> Segmenter | Callable:
-    """The method or refiner with a setting's fields.
+def anew(part, setting: dict, given: set[str], *, preset: str):
+    """The dataclass `part`, a method, a refiner or a recipe, with a setting's fields.
 
     What its preset filled in, which the field `preset` names, is filled in anew, by the setting's preset. Fields that
     are named in `given` or that differ from the present preset were chosen, and stay.

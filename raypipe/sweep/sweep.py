@@ -60,7 +60,7 @@ class Swept:
             lines.append(f"and {self.settings - len(self.rows):,} more")
         lines += [f"failed: {error}" for error in self.errors]
         if not self.config:
-            lines.append(f"no setting has a value; errors.parquet in the runs of {self.output}/trials says why")
+            lines.append(f"no setting has a value; errors.parquet or trial.json in {self.output}/trials says why")
             return "\n".join(lines)
         chosen = ", ".join(f"{name} {value}" for name, value in self.best.items())
         values = {self.metric: self.value} | self.tie

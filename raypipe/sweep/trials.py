@@ -39,7 +39,7 @@ STORED_POST = "later"  # what scores.parquet and trial.json call post-processing
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What to try, and on which labelled images."""
+    """What to try, and on which labelled images. Options of a training are tried by `raypipe sweep METHOD --train`."""
 
     # folder, glob, list, table or tar of images, as of `label`; those that have a label are used. None = the data set's
     input: str | None = None
@@ -121,8 +121,9 @@ def trial_name(segmenter: Segmenter) -> str:
 
 
 def has_labelled(folder: Folder) -> bool:
-    """Whether any trial of a sweep's folder has a committed row."""
-    return any(folder.files("trials", name, "_commits") for name in folder.folders("trials"))
+    """Whether any trial of a sweep's folder has a committed row or, where it is a training, a checkpoint."""
+    rooms = [(name, room) for name in folder.folders("trials") for room in ("_commits", "checkpoints")]
+    return any(folder.files("trials", *each) for each in rooms)
 
 
 def labelled(common: Trial) -> Trial:

@@ -108,7 +108,7 @@ def run_groups(todo: list[list[Trial]], resources) -> list[list[Trial]]:
     """
     ended_early = []
     with tempfile.TemporaryDirectory() as scratch, postponed() as handle_signal:
-        results = tuner(todo, resources, scratch, at_step=handle_signal).fit()
+        results = tuner_of_groups(todo, resources, scratch, at_step=handle_signal).fit()
     for result in results:
         group = todo[result.config["index"]]
         if len(group) > 1:
@@ -157,16 +157,44 @@ def count_commits(todo: list[Trial]) -> Callable[[], Counts]:
     return committed
 
 
-def tuner(todo: list[list[Trial]], resources, scratch: str, *, at_step: Callable[[], None]):
-    """The Tuner of some groups of trials. scratch: a folder for its own files, which nobody needs afterwards.
+def tuner_of_groups(todo: list[list[Trial]], resources, scratch: str, *, at_step: Callable[[], None]):
+    """The Tuner of some groups of trials. scratch, at_step: as of `tuner`."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
 
-    at_step: called many times while trials run; what it raises ends them, if it is no Exception, without any wait.
+    first, scheduler = todo[0][0], None
+    counts = [len(first.images)]
+    if first.sweep.search == "asha" and len(rungs(*counts)) > 1:
+        counts = rungs(*counts)
+        milestones = {"max_t": counts[-1], "grace_period": counts[0], "reduction_factor": KEEP}
+        scheduler = ASHAScheduler("images", "score", "max", **milestones)
+    share = max(1, (resources.max_actors or 1) // len(todo))  # few groups leave cores free, which their networks use
+    threads = share if any(len(group) > 1 for group in todo) else 1
+    run = tune.with_parameters(run_group, todo=todo, counts=counts, threads=threads)
+    each, at_once = {"cpu": threads, "gpu": resources.gpus}, resources.max_actors
+    return tuner(run, len(todo), each, at_once=at_once, scratch=scratch, at_step=at_step, scheduler=scheduler)
+
+
+def tuner(
+    run: Callable[[dict], None],
+    count: int,
+    resources: dict[str, float],
+    *,
+    at_once: int | None,
+    scratch: str,
+    at_step: Callable[[], None],
+    scheduler=None,
+):
+    """The Tuner of `count` calls of `run`, each with {"index": its number} in a process of its own.
+
+    resources: `cpu` and `gpu` of one. at_once: how many at a time; None = as many as there is room for. scratch: a
+    folder for the Tuner's own files, which nobody needs afterwards. at_step: called many times meanwhile; what it
+    raises ends them, if it is no Exception, without any wait.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even when told to be quiet
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # its tables are not read, and TensorBoard's refuse -inf
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours ends the sweep so that it can be resumed
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     class AtStep(tune.Callback):
         def on_step_begin(self, iteration, trials, **rest) -> None:
@@ -176,19 +204,10 @@ def tuner(todo: list[list[Trial]], resources, scratch: str, *, at_step: Callable
             return tune.Callback, ()  # in Tune's own record of the sweep
 
     logging.getLogger("ray.tune").setLevel("CRITICAL")  # failed trials are told at the end
-    first, scheduler = todo[0][0], FIFOScheduler()
-    counts = [len(first.images)]
-    if first.sweep.search == "asha" and len(rungs(*counts)) > 1:
-        counts = rungs(*counts)
-        milestones = {"max_t": counts[-1], "grace_period": counts[0], "reduction_factor": KEEP}
-        scheduler = ASHAScheduler("images", "score", "max", **milestones)
-    share = max(1, (resources.max_actors or 1) // len(todo))  # few groups leave cores free, which their networks use
-    threads = share if any(len(group) > 1 for group in todo) else 1
-    train = tune.with_parameters(run_group, todo=todo, counts=counts, threads=threads)
     return tune.Tuner(
-        tune.with_resources(train, {"cpu": threads, "gpu": resources.gpus}),
-        param_space={"index": tune.grid_search(list(range(len(todo))))},
-        tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=resources.max_actors, reuse_actors=True),
+        tune.with_resources(run, resources),
+        param_space={"index": tune.grid_search(list(range(count)))},
+        tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=at_once, reuse_actors=True),
         run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0, callbacks=[AtStep()]),
     )
 

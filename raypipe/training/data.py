@@ -82,7 +82,8 @@ def gather_on_ray(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels:
 
     ledger, ordered = workers.Ledger.remote(), rows.sort_by("key")
     prepare = partial(_prepared, recipe=recipe, max_bytes=max_bytes, max_pixels=max_pixels)
-    task = ray.remote(num_cpus=1, num_returns=2, max_retries=-1)(_block)  # retried when its process or node dies
+    options = {"num_cpus": 1, "num_returns": 2, "max_retries": -1}  # retried when its process or node dies
+    task = ray.remote(**options, scheduling_strategy="DEFAULT")(_block)  # beside the resources of a trial of Ray Tune
     ahead, blocks = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0))), []
     with Progress(len(rows), workers.asker(ledger, before=0)):
         for start in range(0, len(rows), BLOCK):

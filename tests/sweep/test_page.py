@@ -58,6 +58,7 @@ def page(tmp_path):
     text = render(
         title="kmeans: k",
         method="kmeans",
+        verb="label",
         folder="/sweep",
         images=2,
         best=SETTINGS[0],

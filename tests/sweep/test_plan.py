@@ -384,7 +384,16 @@ def test_pictures_are_drawn_of_the_sampled_images_only_and_failed_ones_are_empty
 def test_a_point_without_a_value_does_not_move_the_others(folder):
     means = [{"dice": 0.5, "other": 0.5}, {"dice": 0.6, "other": None}, {"dice": 0.7, "other": 0.7}]
     found = [Setting("t", {"k": k}, "done", mean, 4, 0, 1.0, "") for k, mean in zip((2, 3, 4), means, strict=True)]
-    shown = {"title": "a", "method": "a", "images": 4, "best": found[2], "swept": ["k"], "metric": "dice", "tie": None}
+    shown = {
+        "title": "a",
+        "verb": "label",
+        "method": "a",
+        "images": 4,
+        "best": found[2],
+        "swept": ["k"],
+        "metric": "dice",
+        "tie": None,
+    }
     shown |= {
         "settings": found,
         "table": found,
