@@ -98,6 +98,8 @@ def others(method: Segmenter) -> list[Segmenter]:
         value = getattr(method, name)
         if typing.get_origin(kinds[name]) is typing.Literal:
             values = [each for each in typing.get_args(kinds[name]) if each != value]
+        elif name == "polarity":
+            values = [each for each in ("global", "image", "none", "invert") if each != value]
         elif isinstance(value, bool):
             values = [not value]
         elif isinstance(value, tuple):
