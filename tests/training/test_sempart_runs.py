@@ -109,6 +109,7 @@ def test_a_training_on_photographs_lowers_the_loss_and_finds_masks(shared, tmp_p
     assert totals[-50:].mean() < 0.9 * totals[:50].mean()
     method = segmenters.find("sempart")(weights=done.output, image_size=80)
     method.load("cpu")
-    images = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(photos.iterdir())[::4]]
+    images = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(photos.iterdir())]
     areas = np.array([(segments.masks[0] > 0.5).mean() for segments in method.segment(images)])
-    assert ((areas > 0.02) & (areas < 0.98)).mean() > 0.6 and areas.mean() < 0.6
+    is_parted = (areas > 0.02) & (areas < 0.98)  # three in four; a network of random weights sees one thing in others
+    assert is_parted.mean() > 0.6 and 0.2 < areas[is_parted].mean() < 0.6, areas
