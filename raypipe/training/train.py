@@ -264,13 +264,15 @@ def _warn_of_skipped(samples: data.Samples, folder: Folder) -> None:
 @contextlib.contextmanager
 def told(work: Work) -> Iterator[None]:
     """Log a line for every `log_steps` steps while the block runs, as far as the log of the training has come."""
-    news, over, rows = record.follow(work.folder), threading.Event(), []
+    news, over, last = record.follow(work.folder), threading.Event(), 0
 
     def tell() -> None:
-        rows.extend(news())
-        if rows:
+        nonlocal last
+        if rows := news():
+            if rows[0]["step"] <= last:
+                log.warning("a worker died: all went on from the checkpoint of step %s", f"{rows[0]['step'] - 1:,}")
+            last = rows[-1]["step"]
             log.info(record.line(rows, steps=work.steps, per_epoch=work.per_epoch, epochs=work.recipe.epochs))
-            rows.clear()
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):

@@ -60,6 +60,7 @@ def fit(work: Work, *, device: str, max_failures: int) -> None:
         with contextlib.suppress(OSError):
             folder.delete_folder(*_scratch(work))
     if said := folder.read(*_failure(work)):
+        folder.delete(*_failure(work))
         kind, text = json.loads(said)
         raise {each.__name__: each for each in OWN_ERRORS}[kind](text)
     if errors:

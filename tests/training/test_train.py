@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from support.jobs import wait_until
 from support.toy import Toy
 
 from raypipe import training
@@ -19,7 +20,8 @@ from raypipe.runtime.interruption import Interrupted
 from raypipe.storage import Folder, Locked, hold
 from raypipe.training import checkpoints, loop, record, validate
 from raypipe.training.job import Train, frozen_settings, per_worker
-from raypipe.training.train import train
+from raypipe.training.train import told, train
+from raypipe.training.work import Work
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -312,22 +314,6 @@ def test_a_signal_saves_first(photos, straight, tmp_path, monkeypatch):
     assert weights(tmp_path / "out") == weights(straight)
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """Options of a validation on ten photographs whose right half is bright."""
-    folder, random = tmp_path_factory.mktemp("labelled"), np.random.default_rng(1)
-    for name in ("photos", "masks"):
-        (folder / name).mkdir()
-    for i in range(10):
-        image = random.integers(0, 100, (24, 24, 3), np.uint8)
-        image[:, 12:] += 150
-        Image.fromarray(image).save(folder / f"photos/{i}.png")
-        Image.fromarray(np.uint8(255) * (np.arange(24) >= 12) * np.ones((24, 1), np.uint8)).save(
-            folder / f"masks/{i}.png"
-        )
-    return {"validate": str(folder / "photos"), "labels": str(folder / "masks"), "filters": ("none",)}
-
-
 def test_a_validation_measures_what_was_exported(photos, straight, labelled, tmp_path, capsys):
     found = trained(photos, tmp_path / "out", **labelled)
     assert weights(tmp_path / "out") == weights(straight)  # looking changes nothing
@@ -474,6 +460,34 @@ def test_the_command_line(photos, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["train", "toy", "--help"])
     assert "--nan-from" in (text := capsys.readouterr().out) and text.index("--output") < text.index("--validate")
+
+
+def test_the_terminal_is_told_of_steps_that_are_done_again(tmp_path, caplog, monkeypatch):
+    looks, follow = [], record.follow
+
+    def followed(folder):
+        news = follow(folder)
+        return lambda: looks.append(1) or news()
+
+    monkeypatch.setattr(record, "follow", followed)
+    caplog.set_level("INFO", "raypipe")
+    facts = {"attempt": "a", "settings": {}, "workers": 1, "batch": 4, "lr": 1.0, "tail": "pad", "synchronised": True}
+    facts |= {"checkpoint_steps": 2, "log_steps": 1, "samples": range(12)}
+    work = Work(recipe=Toy(), folder=Folder(str(tmp_path)), **facts)
+
+    def logged(after, until):
+        log, before = record.Log(work.folder, after=after), len(looks)
+        wait_until(lambda: len(looks) >= before + 2, "look")
+        for step in range(after + 1, until + 1):
+            log.add(step=step, epoch=1, lr=1.0, seconds=0.5, terms={"total": 0.25})
+        log.flush()
+
+    with told(work):
+        logged(0, 3)
+        wait_until(lambda: "step 3 of 6: total 0.25" in caplog.text, "line")
+        logged(2, 4)  # a worker that has started anew
+    assert "a worker died: all went on from the checkpoint of step 2" in caplog.text
+    assert "step 4 of 6" in caplog.text
 
 
 def test_a_command_that_failed_says_how_to_go_on(photos, tmp_path, capsys, monkeypatch):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 import safetensors.numpy
@@ -91,23 +92,31 @@ def assert_equal(output, other, tolerance=0.0):
         np.testing.assert_allclose(value, weights(other)[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_two_workers_are_one_with_the_same_batch(photos, straight, tmp_path, local_ray, monkeypatch, caplog):
+def test_two_workers_are_one_with_the_same_batch(photos, straight, labelled, tmp_path, local_ray, monkeypatch, caplog):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     caplog.set_level("INFO", "raypipe")
-    found = trained(photos, tmp_path / "out", workers=2, log_steps=1)
+    found = trained(photos, tmp_path / "out", workers=2, log_steps=1, validate_every=3, **labelled)
     np.testing.assert_allclose(losses(tmp_path / "out")[:10], losses(straight)[:10], rtol=0, atol=1e-5)
     assert_equal(tmp_path / "out", straight, 1e-4)
+    (measures,) = found.measures.values()
+    (alone,) = trained(photos, straight, local=True, **labelled).measures.values()
+    assert measures == pytest.approx(alone, abs=1e-4)  # each has measured its batch
+    table = pq.read_table(tmp_path / "out/metrics/epochs.parquet")
+    assert table["epoch"].to_pylist() == [3, 4] and table["images"].to_pylist() == [10, 10]
     assert found.images == 12 and list(found.skipped) == ["text.jpg"]
     assert {file.name[:2] for file in (tmp_path / "out/_runs").iterdir()} == {"20", "fi"}  # nothing of Ray's
     assert "epoch 4 of 4, step 12 of 12: total" in caplog.text and "2 workers on cpu" in caplog.text
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nobody_can_tell(photos, straight, tmp_path, local_ray, monkeypatch):
+def test_a_worker_that_is_killed_is_replaced_and_only_the_driver_tells(
+    photos, straight, tmp_path, local_ray, monkeypatch, caplog
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     marks = tmp_path / "marks"
     marks.mkdir()
     recipe = Toy(epochs=4, dies_at=7, marks=str(marks))
-    trained(photos, tmp_path / "out", recipe, checkpoint_steps=2)
+    caplog.set_level("INFO", "raypipe")
+    trained(photos, tmp_path / "out", recipe, checkpoint_steps=2, log_steps=1)
     assert (marks / "died").exists()
     assert_equal(tmp_path / "out", straight)  # one worker: to the last bit
     assert losses(tmp_path / "out") == losses(straight)

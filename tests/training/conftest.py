@@ -1,0 +1,20 @@
+"""What a training is measured on."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """Options of a validation on ten photographs whose right half is bright."""
+    folder, random = tmp_path_factory.mktemp("labelled"), np.random.default_rng(1)
+    mask = np.tile(np.arange(24) >= 12, (24, 1))
+    for name in ("photos", "masks"):
+        (folder / name).mkdir()
+    for i in range(10):
+        image = random.integers(0, 100, (24, 24, 3), np.uint8)
+        image[mask] += 150
+        Image.fromarray(image).save(folder / f"photos/{i}.png")
+        Image.fromarray(np.uint8(255) * mask).save(folder / f"masks/{i}.png")
+    return {"validate": str(folder / "photos"), "labels": str(folder / "masks"), "filters": ("none",)}
