@@ -74,7 +74,8 @@ class Student(ABC):
     """A network under training. Beside this class it derives from torch.nn.Module, first.
 
     All its parameters are trained, and its parameters and buffers are what a checkpoint holds. Frozen networks are kept
-    out of its modules (in a tuple), so that no data-parallel wrapper and no checkpoint sees them.
+    out of its modules (in a tuple), so that no data-parallel wrapper and no checkpoint sees them. One that can be
+    validated also has `probabilities`, as `validate.Validator.measure` takes it.
     """
 
     recipe: Recipe
