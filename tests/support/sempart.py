@@ -66,4 +66,5 @@ def work_beside(rank: int, recipe: Sempart, folder: str, workers: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}.meet", rank=rank, world_size=workers)
     loop.run(work_of(recipe, folder, workers=workers), loop.Place(rank=rank))
+    distributed.barrier()  # nobody closes connections that others still have
     distributed.destroy_process_group()
