@@ -31,7 +31,7 @@ from raypipe.runtime import address, cores
 from raypipe.runtime.interruption import Interrupted, held, postponed
 from raypipe.runtime.progress import count_of, count_of_images, duration
 from raypipe.storage import Folder, Location, open_table
-from raypipe.training import data, loop, page, record
+from raypipe.training import checkpoints, data, loop, page, record
 from raypipe.training.job import (
     PLACES,
     Train,
@@ -299,6 +299,8 @@ def _finished(folder: Folder, start: float) -> Trained | None:
 def _ended(plan: Plan, work: Work, start: float) -> Trained:
     """Write the tables of the validation, the page and, last, that the training is finished. Tells how it ended."""
     folder, found = plan.folder, plan.known or _trained(work)
+    if checkpoints.FINISHED not in folder.files(checkpoints.ROOM):  # somebody else has written the file
+        raise RuntimeError(f"{folder}: stopped by the file {'/'.join(STOP)}; the same command goes on")
     if plan.validator:
         validated = plan.validator.write(folder, open_table(folder.read(*loop.MEASURED)).read())
         folder.delete(*loop.MEASURED)

@@ -369,6 +369,14 @@ def test_labels_that_are_not_there_are_an_error_before_anything_starts(photos, l
     assert not (tmp_path / "out").exists()
 
 
+def test_a_training_that_was_stopped_by_a_file_is_not_finished(photos, straight, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run", lambda work, place: False)
+        with pytest.raises(RuntimeError, match="stopped by the file _runs/STOP"):
+            trained(photos, tmp_path / "out")
+    assert trained(photos, tmp_path / "out").is_new and weights(tmp_path / "out") == weights(straight)
+
+
 WRONG = {
     "workers": (dict(workers=2, local=True), {}, "--workers 2 has no effect with --local"),
     "share": (dict(workers=3, local=False), {}, "--batch-size 4 cannot be shared out evenly to --workers 3"),
