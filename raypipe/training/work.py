@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -101,6 +102,8 @@ class StopFile:
         return self._found.is_set()
 
     def _look(self) -> None:
-        while self._folder.read(*STOP) is None:
+        while not self._found.is_set():
+            with contextlib.suppress(OSError):  # a network that fails for a while
+                if self._folder.read(*STOP) is not None:
+                    self._found.set()
             time.sleep(LOOK_SECONDS)
-        self._found.set()

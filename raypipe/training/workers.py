@@ -37,7 +37,7 @@ def fit(work: Work, *, device: str, max_failures: int) -> None:
     In a thread: Ray would set a handler of its own for Ctrl-C, and the main thread can be interrupted while it waits.
     Raises what a worker said is wrong, and RuntimeError when workers died too often.
     """
-    folder, errors, over = work.folder, [], threading.Event()
+    folder, errors, over, is_stopped = work.folder, [], threading.Event(), False
     trainer = _trainer(work, device, max_failures)
 
     def wait() -> None:
@@ -52,12 +52,14 @@ def fit(work: Work, *, device: str, max_failures: int) -> None:
         over.wait()  # not `join`: Python takes a thread for ended whose join a signal has interrupted
     except Interrupted:
         log.info("stopping; the workers save first")
-        folder.write(b"", *STOP)
-        over.wait(SAVING_SECONDS)
+        with contextlib.suppress(OSError):  # a full disk: they cannot save either
+            folder.write(b"", *STOP)
+            over.wait(SAVING_SECONDS)
         raise
     finally:
-        folder.delete(*STOP)
         with contextlib.suppress(OSError):
+            is_stopped = folder.read(*STOP) is not None
+            folder.delete(*STOP)
             folder.delete_folder(*_scratch(work))
     if said := folder.read(*_failure(work)):
         folder.delete(*_failure(work))
@@ -65,6 +67,8 @@ def fit(work: Work, *, device: str, max_failures: int) -> None:
         raise {each.__name__: each for each in OWN_ERRORS}[kind](text)
     if errors:
         raise RuntimeError(_why(errors[0], max_failures)) from errors[0]
+    if is_stopped:  # by another process: the workers have left off
+        raise RuntimeError(f"the training was asked to stop by the file {folder.location(*STOP)}, and saved")
 
 
 def _trainer(work: Work, device: str, max_failures: int) -> ray.train.torch.TorchTrainer:

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -139,6 +140,22 @@ def test_an_error_of_the_training_ends_it_at_once_with_its_own_words(photos, tmp
     with pytest.raises(ValueError, match=r"^toy: this step is not liked$"):
         trained(photos, tmp_path / "out", Toy(raises_at=2))
     assert not list((tmp_path / "out/_runs").glob("ray-*"))
+
+
+def test_a_stop_that_another_process_asks_for_is_no_end_of_the_training(photos, tmp_path, local_ray):
+    output, recipe = tmp_path / "out", Toy(epochs=8, sleep=0.3)
+
+    def ask():
+        jobs.wait_until(lambda: record.read(Folder(str(output))).num_rows, "step")
+        (output / "_runs/STOP").touch()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(RuntimeError, match="asked to stop by the file .*STOP, and saved"):
+        trained(photos, output, recipe, log_steps=1)
+    asking.join()
+    assert 0 < len(losses(output)) < 24
+    assert not {"STOP", "finished.json"} & {file.name for file in (output / "_runs").iterdir()}
 
 
 def test_a_signal_saves_first_and_the_same_command_goes_on(photos, tmp_path, start):
