@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypipe import networks
 from raypipe.run import OtherConfiguration, new_attempt, provenance, refuse_other
@@ -191,8 +192,22 @@ def train_here(plan: Plan) -> Work:
 
 
 def _samples(plan: Plan, gather: Callable) -> data.Samples | None:
-    limits = {"max_bytes": plan.job.max_bytes, "max_pixels": plan.job.max_pixels}
-    return None if plan.rows is None else gather(plan.recipe, plan.rows, **limits)
+    """The samples of all images but those that the training has begun without: one may be there again by now."""
+    if plan.rows is None:
+        return None
+    left_out = _left_out(plan.folder)
+    keys = pa.array([each["key"] for each in left_out], pa.string())
+    rows = plan.rows.filter(pc.invert(pc.is_in(plan.rows["key"], keys)))
+    samples = gather(plan.recipe, rows, max_bytes=plan.job.max_bytes, max_pixels=plan.job.max_pixels)
+    samples.skipped = [*left_out, *samples.skipped]
+    return samples
+
+
+def _left_out(folder: Folder) -> list[dict]:
+    """The rows of skipped.parquet of a training that has begun."""
+    if folder.read(FROZEN) is None or not (stored := folder.read("skipped.parquet")):
+        return []
+    return open_table(stored).read().to_pylist()
 
 
 def begin(plan: Plan, samples: data.Samples | None) -> Work:
@@ -201,15 +216,16 @@ def begin(plan: Plan, samples: data.Samples | None) -> Work:
     Raises OtherConfiguration where the images are not those that the folder's training has seen.
     """
     job, recipe, folder = plan.job, plan.recipe, plan.folder
+    images = {"images": len(samples) if samples else 0, "digest": samples.digest if samples else None}
+    if (there := folder.read_json(FROZEN)) is not None and not plan.known:
+        what = f"{folder} holds a training on other images{_new_ones(samples, folder)}"
+        refuse_other(what, {name: there[name] for name in images}, images)
     if samples is not None:
         folder.write_table(pa.Table.from_pylist(samples.skipped, SKIPPED), "skipped.parquet")
         _warn_of_skipped(samples, folder)
         check_enough(len(samples), job, recipe, skipped=len(samples.skipped))
-    images = {"images": len(samples) if samples else 0, "digest": samples.digest if samples else None}
-    if (there := folder.read_json(FROZEN)) is None:
+    if there is None:
         folder.write_json({"settings": plan.settings} | images | {"provenance": provenance.environment()}, FROZEN)
-    elif not plan.known:
-        refuse_other(f"{folder} holds a training on other images", {name: there[name] for name in images}, images)
     batch, lr = per_worker(job, recipe)
     return Work(
         recipe=recipe,
@@ -255,6 +271,14 @@ def train_on_ray(plan: Plan) -> Work:
     return work
 
 
+def _new_ones(samples: data.Samples | None, folder: Folder) -> str:
+    """In words, which images a training that has begun can no longer use."""
+    new = samples.skipped[len(_left_out(folder)) :] if samples else []
+    if not new:
+        return ""
+    return f": {count_of_images(len(new))} cannot be used any more, such as {new[0]['key']}: {new[0]['error']}"
+
+
 def _warn_of_skipped(samples: data.Samples, folder: Folder) -> None:
     if samples.skipped:
         where = folder.location("skipped.parquet")
@@ -276,7 +300,8 @@ def told(work: Work) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
-            tell()
+            with contextlib.suppress(OSError):  # a network that fails for a while
+                tell()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -285,7 +310,8 @@ def told(work: Work) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        tell()
+        with contextlib.suppress(OSError):  # it must not hide how the block has ended
+            tell()
 
 
 def _finished(folder: Folder, start: float) -> Trained | None:
