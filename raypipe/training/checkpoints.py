@@ -47,10 +47,9 @@ def save(folder: Folder, state: State, content: dict) -> None:
         folder.delete(ROOM, name_of(step))
 
 
-def newest(folder: Folder) -> tuple[State, dict] | None:
-    """The newest checkpoint; None where there is none. Raises what `read` raises."""
-    steps = _steps(folder)
-    return read(folder, steps[-1]) if steps else None
+def newest_step(folder: Folder) -> int | None:
+    """The step of the newest checkpoint; None where there is none."""
+    return max(_steps(folder), default=None)
 
 
 def read(folder: Folder, step: int) -> tuple[State, dict]:

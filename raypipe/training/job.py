@@ -83,6 +83,8 @@ def _check_recipe(recipe: Recipe) -> None:
 def _check_effects(job: Train) -> None:
     if job.local and job.workers > 1:
         raise ValueError(f"--workers {job.workers} has no effect with --local, which is one worker")
+    if job.local and job.max_failures != Train.max_failures:
+        raise ValueError(f"--max-failures {job.max_failures} has no effect with --local, which has no other process")
     if job.is_exact and not job.sync_statistics:
         raise ValueError("--no-sync-statistics is against --batch-mode exact; add --batch-mode throughput")
     if not job.is_exact and job.workers == 1:

@@ -101,8 +101,9 @@ def begun(work: Work, place: Place) -> Run:
     optimizer, state = student.optimizer(work.lr), State()
     rates = [group["lr"] for group in optimizer.param_groups]
     sums = networks.checksums_of_each(networks.locate_each(work.recipe))
-    if found := checkpoints.newest(work.folder):
-        state, content = found
+    newest = of_all(checkpoints.newest_step(work.folder), work)[0]  # machines may see the latest files at other times
+    if newest is not None:
+        state, content = checkpoints.read(work.folder, newest)
         _restore(content, work, place, student, optimizer, sums)
     if place.is_first:
         fence(work.folder, work.attempt)
@@ -139,7 +140,7 @@ def _averaging(student: Student, work: Work) -> Callable:
 def train_epoch(it: Run) -> bool:
     """The steps of the epoch that are left, and a checkpoint. Returns False where it was stopped."""
     work, state = it.work, it.state
-    last, steps = math.nan, work.steps
+    last, steps, per_epoch = math.nan, work.steps, work.per_epoch
     for chosen, drawn in map_ahead(lambda ready: ready(), _batches(it), depth=AHEAD):
         rate = work.recipe.rate(state.step, steps)
         for group, lr in zip(it.optimizer.param_groups, it.rates, strict=True):
@@ -154,7 +155,7 @@ def train_epoch(it: Run) -> bool:
         last = now
         if state.in_a_row == MOST_IN_A_ROW:
             raise Diverged(_diverged(it))
-        if outcome.is_stopped or state.step % work.checkpoint_steps == 0 or state.step_in_epoch == work.per_epoch:
+        if outcome.is_stopped or state.step % work.checkpoint_steps == 0 or state.step_in_epoch == per_epoch:
             save(it)
         if outcome.is_stopped:
             return False
@@ -222,7 +223,8 @@ def _log(it: Run, outcome: Outcome, *, lr: float, seconds: float) -> None:
 
 
 def _diverged(it: Run) -> str:
-    kept = "; what the last checkpoint holds is still good" if checkpoints.newest(it.work.folder) else ""
+    has_checkpoint = checkpoints.newest_step(it.work.folder) is not None
+    kept = "; what the last checkpoint holds is still good" if has_checkpoint else ""
     text = f"the loss or its gradient was not finite in {MOST_IN_A_ROW} steps in a row, up to step {it.state.step:,}"
     return f"{it.work.recipe.name}: {text}; train with a smaller --lr into another --output{kept}"
 
@@ -267,6 +269,9 @@ def end_epoch(it: Run) -> None:
     _keep_masks(it, epoch)
     if rows is not None:
         score = work.validator.keep(work.folder, rows, epoch=epoch)
+        if work.selects and score is None and state.best is None:
+            text = f"--select: none of its images could be measured after epoch {epoch:,}, so none is the best"
+            raise ValueError(f"{text}; see that they can be read, and start again")
         if score is not None and (state.best is None or score > state.best["value"]):
             state.best = {"value": score, "epoch": epoch, "step": state.step}
     page.write_page(work.folder, method=work.recipe.name, settings=work.settings, steps=work.steps)

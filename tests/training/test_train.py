@@ -47,6 +47,11 @@ def log_of(output) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+def newest(output) -> tuple[checkpoints.State, dict]:
+    folder = Folder(str(output))
+    return checkpoints.read(folder, checkpoints.newest_step(folder))
+
+
 class Stop(Exception):
     """What a test raises in the middle of a training."""
 
@@ -131,7 +136,7 @@ def test_an_epoch_that_is_resumed_decodes_and_draws_no_image_twice(photos, tmp_p
 
 
 def test_a_checkpoint_holds_all_that_decides_what_comes_next(straight):
-    state, content = checkpoints.newest(Folder(str(straight)))
+    state, content = newest(straight)
     assert dataclasses.asdict(state) == {
         "epoch": 1,
         "step_in_epoch": 3,
@@ -187,6 +192,28 @@ def test_other_images_are_refused(photos, tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(more / "12.png")
     with pytest.raises(OtherConfiguration, match="on other images"):
         trained(more, tmp_path / "out")
+
+
+def test_an_image_that_can_be_read_again_or_no_more_changes_no_training_that_has_begun(
+    photos, straight, tmp_path, monkeypatch
+):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for file in photos.iterdir():
+        (mixed / file.name).write_bytes(file.read_bytes())
+    (mixed / "late.png").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 4)
+        with pytest.raises(Stop):
+            trained(mixed, tmp_path / "out", checkpoint_steps=1)
+    good = (mixed / "03.png").read_bytes()
+    (mixed / "03.png").write_bytes(good[:60])
+    with pytest.raises(OtherConfiguration, match=r"1 image cannot be used any more, such as 03.png: decode"):
+        trained(mixed, tmp_path / "out")
+    (mixed / "03.png").write_bytes(good)
+    (mixed / "late.png").write_bytes(good)
+    assert list(trained(mixed, tmp_path / "out").skipped) == ["late.png"]
+    assert weights(tmp_path / "out") == weights(straight)
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
@@ -251,7 +278,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(photos, tmp_pa
     rows = log_of(tmp_path / "out")
     assert [row["skipped"] for row in rows] == [False, False, True, True, False, False]
     assert found.skipped_steps == 2 and "2 steps skipped: the loss was not finite" in found.text()
-    _, content = checkpoints.newest(Folder(str(tmp_path / "out")))
+    _, content = newest(tmp_path / "out")
     assert all(value.isfinite().all() for value in content["student"].values())
     assert content["student"]["norm.num_batches_tracked"] == 4  # the network never saw them
 
@@ -357,10 +384,22 @@ def test_the_best_epoch_by_the_named_images_is_exported_and_kept(photos, labelle
     state, best = checkpoints.read(Folder(str(tmp_path / "out")), 6)
     exported = safetensors.torch.load(weights(tmp_path / "out"))
     assert all(torch.equal(exported[name], value) for name, value in best["student"].items() if name != "sign")
-    state, _ = checkpoints.newest(Folder(str(tmp_path / "out")))
+    state, _ = newest(tmp_path / "out")
     assert state.best == {"value": 0.9, "epoch": 2, "step": 6}
     with pytest.raises(OtherConfiguration, match="select: .*names.txt' there, None now"):
         trained(photos, tmp_path / "out", Toy(epochs=4), **labelled)
+
+
+def test_named_images_that_cannot_be_measured_are_an_error_after_the_first_epoch(
+    photos, labelled, tmp_path, monkeypatch
+):
+    (tmp_path / "names.txt").write_text("0\n")
+    image = validate.Validator._image
+    bad = (None, "decode: no image")
+    monkeypatch.setattr(validate.Validator, "_image", lambda self, row: bad if "0." in row["key"] else image(self, row))
+    options = labelled | {"validate_every": 1, "select": str(tmp_path / "names.txt")}
+    with pytest.raises(ValueError, match="--select: none of its images could be measured after epoch 1"):
+        trained(photos, tmp_path / "out", **options)
 
 
 def test_labels_that_are_not_there_are_an_error_before_anything_starts(photos, labelled, tmp_path):
@@ -383,6 +422,7 @@ WRONG = {
     "none": (dict(workers=0), {}, "--workers must be positive, got 0"),
     "steps": (dict(checkpoint_steps=0), {}, "--checkpoint-steps must be positive"),
     "failures": (dict(max_failures=-1), {}, "--max-failures must not be negative"),
+    "here": (dict(max_failures=1), {}, "--max-failures 1 has no effect with --local"),
     "mode": (dict(batch_mode="throughput"), {}, "--batch-mode throughput has no effect with one worker"),
     "statistics": (dict(sync_statistics=False), {}, "--no-sync-statistics is against --batch-mode exact"),
     "epochs": ({}, dict(epochs=-1), "toy: epochs must be at least 0"),
