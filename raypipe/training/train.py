@@ -83,7 +83,7 @@ class Trained:
         if not self.is_new:
             lines = [f"nothing to train: {self.output} holds this training, finished"]
         elif not self.epochs:
-            lines = [f"{self.method}: exported as it was, without any training (epochs 0)"]
+            lines = [f"{self.method}: exported without any training (epochs 0)"]
         else:
             lines = [f"{self.method}: {count_of(self.epochs, 'epoch')}, {count_of(self.steps, 'step')} on"]
             lines[0] += f" {count_of_images(self.images)} in {duration(self.seconds)}"

@@ -334,7 +334,8 @@ class Validator:
         pairs = [[ious.get(_variant(each, which)) for which in STATISTICS] for each in self._options.filters]
         apart = max((abs(one - other) for one, other in pairs if None not in (one, other)), default=0.0)
         if apart > APART:
-            text = "`label` has the running ones, and training with --precise-bn takes these anew from training crops"
+            text = "`label` has the running ones, which --epochs 0 --start-from HEAD --precise-bn --input IMAGES, into"
+            text += " another --output, takes anew from training crops"
             yield f"running statistics and those of batches differ by {apart:.3f} of IoU: {text}"
 
 

@@ -235,13 +235,17 @@ def test_a_head_that_marks_nearly_everything_gets_the_other_sign(bias, recipe, t
     assert all(mask.mean() < 0.5 for mask in student.predict(photographs(2)))
 
 
-def test_precise_averages_are_the_mean_over_one_view_of_each_sample(recipe):
-    student = recipe(precise_bn=True).student("cpu")
+@pytest.mark.parametrize("epochs", [30, 0])
+def test_precise_averages_are_the_mean_over_two_views_of_each_sample(epochs, recipe, backbone, tmp_path):
+    start = write_head(tmp_path / "start", polarity=-1, backbone=backbone)
+    student = recipe(precise_bn=True, hidden=64, start_from=str(start), epochs=epochs).student("cpu")
+    with torch.no_grad():
+        student.head.fine.bias.fill_(-3)  # so that few pixels are set, whatever its config.json says
     samples = samples_of(student.recipe, 4)
-    draws = [student.recipe.draw(data.generator(0, 30, i), each) for i, each in enumerate(samples)]
     statistics = []
-    for some in (slice(0, 2), slice(2, 4)):
-        head, images = copy.deepcopy(student.head), student.views(samples[some], draws[some])[0]
+    for epoch, some in ((epochs, (0, 1)), (epochs, (2, 3)), (epochs + 1, (0, 1)), (epochs + 1, (2, 3))):
+        draws = [student.recipe.draw(data.generator(0, epoch, i), samples[i]) for i in some]
+        head, images = copy.deepcopy(student.head), student.views([samples[i] for i in some], draws)[0]
         for each in head.modules():
             if isinstance(each, torch.nn.BatchNorm2d):
                 each.momentum = 1.0
@@ -250,7 +254,8 @@ def test_precise_averages_are_the_mean_over_one_view_of_each_sample(recipe):
     student.finish(samples)
     for name, buffer in student.head.named_buffers():
         if "running" in name:
-            torch.testing.assert_close(buffer, (statistics[0][name] + statistics[1][name]) / 2)
+            torch.testing.assert_close(buffer, torch.stack([each[name] for each in statistics]).mean(0))
+    assert student.sign == 1
 
 
 def test_probabilities_of_a_batch_leave_the_averages_alone(recipe):

@@ -98,7 +98,6 @@ MISTAKES = {
     "crop_zoom has no effect where .* pass --no-crop-zoom": {"w_crop_zoom": 0, "w_ncut_crop": 0},
     "hidden has no effect with start_from": {"start_from": "somewhere"},
     "epochs 0 trains nothing": {"epochs": 0},
-    "precise_bn has no effect": {"epochs": 0, "hidden": 64, "start_from": "somewhere", "precise_bn": True},
     "backbone must be a folder": {"backbone": ""},
 }
 
@@ -117,6 +116,8 @@ def test_what_does_not_fit_the_backbone_is_said_before_anything_starts(recipe, t
         recipe(image_size=8).rows(rows)
     with pytest.raises(ValueError, match="--input is needed"):
         recipe().rows(None)
+    with pytest.raises(ValueError, match="--input is needed"):
+        recipe(epochs=0, hidden=64, start_from=str(write_head(tmp_path / "averaged")), precise_bn=True).rows(None)
     assert recipe().rows(rows) is rows
     other = write_model(tmp_path / "other", hidden_size=64)
     head = str(write_head(tmp_path / "head"))

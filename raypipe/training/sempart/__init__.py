@@ -84,7 +84,7 @@ class Sempart(Recipe):
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     weight_decay: float = 0.0  # of AdamW
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of networks; auto is bfloat16 on a GPU
-    precise_bn: bool = False  # at the end, batch norms' averages are made anew from training crops
+    precise_bn: bool = False  # at the end, or with epochs 0, batch norms' averages are made anew from training crops
 
     networks = ("backbone",)
     model_types = {"backbone": "vit"}
@@ -104,8 +104,6 @@ class Sempart(Recipe):
         self._check_zoom()
         if self.epochs == 0 and self.start_from is None:
             raise ValueError(f"{self.name}: epochs 0 trains nothing: name a head that is there with --start-from")
-        if self.epochs == 0 and self.precise_bn:
-            raise ValueError(f"{self.name}: precise_bn has no effect with epochs 0, which trains nothing")
 
     def _ranges(self) -> Iterator[tuple[str, str, bool]]:
         """Options whose values are numbers: name, what it must be, whether it is."""
@@ -142,7 +140,7 @@ class Sempart(Recipe):
 
     def rows(self, manifest: pa.Table | None) -> pa.Table:
         """All images of the input, which `epochs` 0 can do without. It sees whether backbone, head and sizes fit."""
-        if manifest is None and self.epochs:
+        if manifest is None and (self.epochs or self.precise_bn):
             raise ValueError(f"{self.name}: --input is needed: the images to train on")
         with contextlib.suppress(FileNotFoundError):  # here; workers elsewhere may have the networks
             self.student("cpu")
