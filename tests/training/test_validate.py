@@ -286,7 +286,13 @@ def test_the_papers_rows_of_sempart_stand_beside(tmp_path):
     validator = Validator(options(tmp_path), SMALL, **LIMITS)
     found = validator.write(Folder(str(tmp_path / "out")), validator.measure(Network(1, photos).probabilities))
     lines = found.text().splitlines()
-    for row in ("Sempart (re-implementation)", "Ours", "DINO ViT-S/8, none", "iBOT ViT-S/16, crop + guided filter"):
+    papers = (
+        "Sempart (Ravindran and Basu)",
+        "Sempart (Ravindran and Basu) + BF",
+        "Sempart (re-implementation)",
+        "Ours",
+    )
+    for row in (*papers, "DINO ViT-S/8, none", "iBOT ViT-S/16, crop + guided filter"):
         assert any(line.startswith(f"{row} (two_tricks, table ") for line in lines), row
     assert not any(line.startswith(("MOVE", "LOST", "SelfMask w/ Ours")) for line in lines)
     (row,) = (row for (filter, _), row in summaries(tmp_path / "out").items() if filter == "guided")
