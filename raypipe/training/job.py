@@ -132,10 +132,10 @@ def list_images(job: Train, recipe: Recipe) -> pa.Table | None:
 
     Raises ValueError or FileNotFoundError for a missing or empty input, and for fewer images than a batch.
     """
-    if not recipe.epochs and not job.input:
-        return None
     listed = list_inputs(job.input, column=job.column, allow_private=job.allow_private) if job.input else None
     rows = recipe.rows(listed)
+    if not recipe.epochs and listed is None:
+        return None
     check_enough(len(rows), job, recipe)
     return rows
 

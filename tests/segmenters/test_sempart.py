@@ -248,7 +248,10 @@ def test_published_checkpoints_have_other_names_and_need_a_polarity(method, tmp_
     beside = {"optimizer_state_dict": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}, "epoch": 29}
     torch.save({"segmenter_state_dict": tensors} | beside, tmp_path / "best.pth")
     options = {"weights": str(tmp_path / "best.pth"), "backbone": method.backbone, "image_size": 64}
-    with pytest.raises(ValueError, match="best.pth does not say whether it marks foreground .* --polarity none"):
+    with pytest.raises(
+        ValueError,
+        match="best.pth does not say whether it marks foreground .* --polarity none.* --start-from .*best.pth --input",
+    ):
         Sempart(**options).load("cpu")
     other = Sempart(**options, polarity="none")
     other.load("cpu")

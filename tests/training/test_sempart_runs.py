@@ -1,6 +1,7 @@
 """Whole trainings of Sempart: two workers as one, stopped and gone on, on photographs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,9 @@ def test_a_head_can_be_exported_without_any_training(backbone, tmp_path):
     train(Train(output=str(tmp_path / "out"), local=True), recipe)
     assert (tmp_path / "out/head.safetensors").read_bytes() == (start / "head.safetensors").read_bytes()
     assert json.loads((tmp_path / "out/config.json").read_text())["polarity"] == -1
+    with pytest.raises(ValueError, match="--input is needed"):  # for new averages
+        train(Train(output=str(tmp_path / "again"), local=True), replace(recipe, precise_bn=True))
+    assert not (tmp_path / "again").exists()
 
 
 def test_wrong_sizes_are_said_before_anything_is_written(backbone, tmp_path):

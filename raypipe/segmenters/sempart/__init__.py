@@ -135,8 +135,9 @@ class Sempart(Discovery):
         if self._facet not in FACETS:
             raise ValueError(f"sempart: {self.weights} was trained on the feature {self._facet!r}, which is none")
         if self.polarity == "global" and self._sign not in (1, -1):
-            text = "does not say whether it marks foreground (polarity in config.json): label a few images"
-            way_out = "with --polarity none, then all with none or invert; `raypipe train sempart` can find it too"
+            text = "does not say whether it marks foreground (polarity in config.json): label a few images with"
+            way_out = "--polarity none, then all with none or invert, or let `raypipe train sempart --epochs 0"
+            way_out += f" --start-from {self.weights} --input IMAGES --output DIR` find it"
             raise ValueError(f"sempart: {self.weights} {text} {way_out}")
 
     def _check(self, head, told: dict) -> None:
