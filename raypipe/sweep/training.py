@@ -40,7 +40,7 @@ from raypipe.training.crops import Cropped
 from raypipe.training.job import Train, check_train, frozen_settings, list_images, per_worker
 from raypipe.training.recipe import Recipe
 from raypipe.training.train import FROZEN, QUIET, train
-from raypipe.training.validate import Validation, Validator
+from raypipe.training.validate import Validation, Validator, exported_epoch
 
 log = logging.getLogger("raypipe")
 PATHS = ("input", "validate", "root", "labels", "select", "output")
@@ -324,8 +324,7 @@ def read(folder: Folder) -> list[Setting]:
 def measured(folder: Folder) -> list[dict]:
     """The rows of the validation of what a training exported: the epoch that was selected, else the last one."""
     rows = open_table(folder.read("metrics", "epochs.parquet")).read().to_pylist()
-    selected = [row for row in rows if row["variant"] == rows[0]["variant"] and row["selected_iou"] is not None]
-    epoch = max(selected, key=lambda row: row["selected_iou"], default=rows[-1])["epoch"]
+    epoch = exported_epoch(rows)
     return [row for row in rows if row["epoch"] == epoch]
 
 

@@ -58,14 +58,14 @@ def read(folder: Folder, step: int) -> tuple[State, dict]:
     return State(**content["state"]), content
 
 
-def save_finished(folder: Folder, student: dict) -> None:
-    """Write the state of the student that is exported."""
-    _write(folder, FINISHED, {"format": FORMAT, "student": student})
+def save_finished(folder: Folder, student: dict, networks: dict[str, str]) -> None:
+    """Write the state of the student that is exported. networks: as of `save`."""
+    _write(folder, FINISHED, {"format": FORMAT, "student": student, "networks": networks})
 
 
 def read_finished(folder: Folder) -> dict:
     """What `save_finished` wrote. Raises what `read` raises."""
-    return _read(folder, FINISHED, {"format", "student"})["student"]
+    return _read(folder, FINISHED, {"format", "student", "networks"})
 
 
 def _write(folder: Folder, name: str, content: dict) -> None:
@@ -81,6 +81,8 @@ def _read(folder: Folder, name: str, holds: set[str]) -> dict:
 
     where = f"checkpoint {folder.location(ROOM, name)}"
     way_out = "delete it, and the same command goes on from the one before, or from the start"
+    if name == FINISHED:
+        way_out = "delete _runs/finished.json, and the same command makes it anew from the newest checkpoint"
     try:
         content = torch.load(io.BytesIO(folder.read(ROOM, name) or b""), map_location="cpu", weights_only=True)
     except Exception as error:  # many kinds: cut short, no zip file, objects that are no tensors

@@ -25,7 +25,8 @@ POSITIVE = ("workers", "checkpoint_steps", "log_steps", "max_pixels", "max_bytes
 class Course:
     """What to train on and how the training runs."""
 
-    output: str  # folder, made or continued: a path or a URI; in the end `label METHOD --weights` takes it
+    # folder, made or continued: a path or a URI; in the end `label METHOD --weights` takes it (of a bucket, a copy)
+    output: str
     input: str | None = None  # images, as for `label`: folder, glob, list, Parquet or tar; labels are not needed
     column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
     allow_private: bool = False  # what a list or table names may lie in a private network

@@ -301,7 +301,7 @@ def finish(it: Run) -> None:
             student.finish([work.samples[i] for i in range(min(FINISH_SAMPLES, len(work.samples)))])
         fence(work.folder, work.attempt)
         student.export(work.folder)
-        checkpoints.save_finished(work.folder, student.state_dict())
+        checkpoints.save_finished(work.folder, student.state_dict(), dict(it.networks))
     of_all(None, work)  # wait for it
     if work.validator:
         validate(work, it.place, student)
@@ -309,7 +309,10 @@ def finish(it: Run) -> None:
 
 def validate(work: Work, place: Place, student: Student) -> None:
     """Measure what was exported. The first worker leaves the rows in a file, and a point for the curves."""
-    student.load_state_dict(checkpoints.read_finished(work.folder))
+    content = checkpoints.read_finished(work.folder)
+    sums = networks.checksums_of_each(networks.locate_each(work.recipe))
+    refuse_other(f"{work.folder} was trained with other networks", content["networks"], sums)
+    student.load_state_dict(content["student"])
     rows = _measured(work, place, student)
     if place.is_first:
         if work.recipe.epochs and not work.selects:

@@ -78,14 +78,18 @@ def read(folder: Folder, *, after: int = 0) -> pa.Table:
 def follow(folder: Folder) -> Callable[[], list[dict]]:
     """A function that gives the steps logged since its last call, or since now.
 
-    Where a worker goes on from an earlier checkpoint, the steps that it does again come again.
+    Where a worker goes on from an earlier checkpoint, the steps that it does again come again. What cannot be read is
+    left to the next call.
     """
     last = _last_step(folder)
 
     def news() -> list[dict]:
         nonlocal last
-        rows = read(folder, after=last).to_pylist()
-        last = rows[-1]["step"] if rows else min(last, _last_step(folder))
+        try:
+            rows = read(folder, after=last).to_pylist()
+            last = rows[-1]["step"] if rows else min(last, _last_step(folder))
+        except (OSError, pa.ArrowInvalid):  # a network that fails for a while; a part that a bucket is just replacing
+            return []
         return rows
 
     return news

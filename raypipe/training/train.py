@@ -31,7 +31,7 @@ from raypipe.run import OtherConfiguration, new_attempt, provenance, refuse_othe
 from raypipe.runtime import address, cores
 from raypipe.runtime.interruption import Interrupted, held, postponed
 from raypipe.runtime.progress import count_of, count_of_images, duration
-from raypipe.storage import Folder, Location, open_table
+from raypipe.storage import Folder, Location, local_path, open_table
 from raypipe.training import checkpoints, data, loop, page, record
 from raypipe.training.job import (
     PLACES,
@@ -45,12 +45,13 @@ from raypipe.training.job import (
     validation_settings,
 )
 from raypipe.training.recipe import Recipe
-from raypipe.training.validate import Validator
+from raypipe.training.validate import Validator, exported_epoch
 from raypipe.training.work import LOOK_SECONDS, STOP, Place, Work
 
 log = logging.getLogger("raypipe")
 FINISHED = ("_runs", "finished.json")
 FROZEN = "training.json"
+EPOCHS = ("metrics", "epochs.parquet")
 SKIPPED = pa.schema([("key", pa.string()), ("uri", pa.string()), ("error", pa.string())])
 QUIET = {"RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # the default is two seconds
 STALL_SECONDS = 1800.0  # as of labelling; Ray Data has no part in a training
@@ -70,6 +71,7 @@ class Trained:
     skipped_steps: int  # their gradient was not finite
     epochs: int
     loss: float | None  # mean of the last steps
+    exported: int | None  # the epoch that --select has chosen; None without, where it is the last one
     seconds: float  # of this call
     is_new: bool = True  # False: it had been trained before, and nothing was done
     validation: dict | None = None  # its options
@@ -89,14 +91,18 @@ class Trained:
             lines[0] += f" {count_of_images(self.images)} in {duration(self.seconds)}"
         if self.loss is not None:
             lines.append(f"mean loss of the last {min(LAST, self.steps)} steps: {self.loss:.4g}")
+        if self.exported:
+            lines.append(f"exported: epoch {self.exported:,}, the best one on the images of --select")
         if self.skipped_steps:
             lines.append(f"{count_of(self.skipped_steps, 'step')} skipped: the loss was not finite")
         if self.skipped:
             lines.append(f"{count_of_images(len(self.skipped))} could not be used, see {self.output}/skipped.parquet")
             lines += [f"  {key}: {why}" for key, why in list(self.skipped.items())[:NAMED]]
         lines += [self.measured] if self.measured else []
-        use = f"raypipe label {self.method} --weights {shlex.quote(self.output)}"
-        return "\n".join([*lines, f"page: {self.page}", f"to use it: {use}"])
+        is_here = local_path(self.output) is not None
+        use = f"raypipe label {self.method} --weights {shlex.quote(self.output) if is_here else 'COPY'}"
+        copy = "" if is_here else "copy config.json and the weights beside it to a folder on a disk, then "
+        return "\n".join([*lines, f"page: {self.page}", f"to use it: {copy}{use}"])
 
 
 class Plan(NamedTuple):
@@ -300,8 +306,7 @@ def told(work: Work) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
-            with contextlib.suppress(OSError):  # a network that fails for a while
-                tell()
+            tell()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -310,8 +315,7 @@ def told(work: Work) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        with contextlib.suppress(OSError):  # it must not hide how the block has ended
-            tell()
+        tell()
 
 
 def _finished(folder: Folder, start: float) -> Trained | None:
@@ -350,5 +354,6 @@ def _trained(work: Work) -> Trained:
         skipped_steps=sum(table["skipped"].to_pylist()),
         epochs=work.recipe.epochs,
         loss=sum(last) / len(last) if last else None,
+        exported=exported_epoch(open_table(work.folder.read(*EPOCHS)).read().to_pylist()) if work.selects else None,
         seconds=0.0,
     )

@@ -339,6 +339,15 @@ class Validator:
             yield f"running statistics and those of batches differ by {apart:.3f} of IoU: {text}"
 
 
+def exported_epoch(rows: Sequence[dict]) -> int:
+    """The epoch whose network a finished training has exported: the best by `selected_iou`, else the last one.
+
+    rows: of metrics/epochs.parquet.
+    """
+    selected = [row for row in rows if row["variant"] == rows[0]["variant"] and row["selected_iou"] is not None]
+    return max(selected, key=lambda row: row["selected_iou"], default=rows[-1])["epoch"]
+
+
 def _variant(filter: str, statistics: str) -> str:
     return f"{filter}, {statistics} statistics"
 

@@ -84,6 +84,17 @@ def test_followers_get_new_steps_and_those_that_are_done_again(folder):
     assert [row["total"] for row in news()] == [step + 0.5 for step in range(16, 26)]
 
 
+def test_a_part_that_is_just_being_replaced_is_left_to_the_next_look(folder):
+    news, log = record.follow(folder), record.Log(folder, after=0)
+    log.add(step=1, epoch=1, lr=0.5, seconds=1.0, terms={"total": 1.0})
+    log.flush()
+    whole = folder.read("log", "part-00000001.parquet")
+    folder.write(whole[:-5], "log", "part-00000001.parquet")
+    assert news() == []
+    folder.write(whole, "log", "part-00000001.parquet")
+    assert [row["step"] for row in news()] == [1]
+
+
 def test_a_log_that_was_not_there_is_followed_from_its_first_step(folder):
     news = record.follow(folder)
     add(Log(folder, after=0), range(1, 6))

@@ -1,5 +1,6 @@
 """Whole trainings of Sempart: two workers as one, stopped and gone on, on photographs."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from support.tiny.sempart import write_head
 from torch import multiprocessing
 
 from raypipe import segmenters
+from raypipe.run import OtherConfiguration
 from raypipe.storage import Folder, hold
 from raypipe.training import loop, record
 from raypipe.training.sempart import Sempart
@@ -75,6 +77,13 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_weights(recipe, straight
     assert found.keys() == expected.keys()
     assert all((found[name] == expected[name]).all() for name in expected)
     assert np.array_equal(terms_of(folder), terms_of(straight))
+
+
+def test_a_head_is_not_measured_on_another_backbone_than_its_own(recipe, straight, tmp_path):
+    other = dataclasses.replace(recipe, backbone=str(write_model(tmp_path / "other", seed=1)))
+    work = dataclasses.replace(work_of(other, str(straight), workers=1), is_trained=True)
+    with pytest.raises(OtherConfiguration, match=r"trained with other networks(.|\n)*backbone/model.safetensors: "):
+        loop.run(work, loop.Place())
 
 
 def test_a_head_can_be_exported_without_any_training(backbone, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -364,6 +365,17 @@ def test_a_finished_training_is_measured_on_something_new_without_any_step(photo
     assert again.measures == found.measures and len(list((tmp_path / "out/_runs").glob("2*.json"))) == 2
 
 
+def test_what_was_exported_is_made_anew_where_it_is_gone(photos, labelled, straight, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(straight, output)
+    (output / "checkpoints/finished.pt").unlink()
+    with pytest.raises(ValueError, match=r"finished.pt cannot be read.*; delete _runs/finished.json, and the same"):
+        trained(photos, output, **labelled)
+    (output / "_runs/finished.json").unlink()
+    assert trained(photos, output, **labelled).measures
+    assert weights(output) == weights(straight) and log_of(output) == log_of(straight)
+
+
 def test_each_epoch_is_measured_on_request(photos, labelled, tmp_path):
     trained(photos, tmp_path / "out", Toy(epochs=4), **labelled, validate_every=2)
     table = pq.read_table(tmp_path / "out/metrics/epochs.parquet")
@@ -376,7 +388,8 @@ def test_the_best_epoch_by_the_named_images_is_exported_and_kept(photos, labelle
     keep = validate.Validator.keep
     monkeypatch.setattr(validate.Validator, "keep", lambda *given, **more: keep(*given, **more) and 0 or next(scores))
     options = labelled | {"validate_every": 1, "select": str(tmp_path / "names.txt")}
-    trained(photos, tmp_path / "out", Toy(epochs=4), **options)
+    found = trained(photos, tmp_path / "out", Toy(epochs=4), **options)
+    assert "exported: epoch " in found.text()
     trained(photos, tmp_path / "two", Toy(epochs=4, lr=0.01), checkpoint_steps=1)
     assert weights(tmp_path / "out") != weights(tmp_path / "two")
     kept = sorted(file.name for file in (tmp_path / "out/checkpoints").iterdir())
@@ -482,7 +495,8 @@ def test_throughput_gives_each_worker_a_whole_batch_and_a_larger_step():
 
 def test_an_output_in_a_bucket(photos, straight, bucket):
     filesystem, location = bucket
-    trained(photos, location("runs/one"))
+    text = trained(photos, location("runs/one")).text()
+    assert "copy config.json and the weights beside it to a folder on a disk, then raypipe label toy" in text
     with filesystem.open_input_file("photos/runs/one/head.safetensors") as file:
         assert file.read() == weights(straight)
     assert not trained(photos, location("runs/one")).is_new

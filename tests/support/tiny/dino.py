@@ -26,13 +26,13 @@ NAMES = {
 }
 
 
-def write_model(folder: Path, **options) -> Path:
+def write_model(folder: Path, *, seed: int = 0, **options) -> Path:
     """A random ViT of three small blocks with patches of 8 px, as transformers saves DINO's. options: of its config."""
     from transformers import ViTConfig, ViTModel
 
     settings = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
     settings |= {"image_size": 64, "patch_size": 8, "layer_norm_eps": 1e-6}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = ViTModel(ViTConfig(**settings | options), add_pooling_layer=False)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1 and "token" not in name and "position" not in name:
