@@ -36,6 +36,7 @@ BATCH = 8  # images that share batch statistics and polarity (Two Tricks, publis
 APART = 0.003  # IoU by which running and batch statistics may differ (methods/sempart, section 7)
 MASKS = [name for name, each in datasets.LAYOUTS.items() if each.holds == "masks"]
 MOST_BYTES = 1 << 26  # of a list of images
+MOST_KEPT = 320  # batches in memory, 1 GB; what comes after them is read again
 EPOCHS = (  # of metrics/epochs.parquet; then come the values, such as iou
     ("epoch", pa.int32()),  # the first one is 1
     ("variant", pa.string()),
@@ -244,7 +245,7 @@ class Validator:
         if number in self._kept:
             return self._kept[number]
         squares = [self._square(row) for row in self._rows[number * BATCH : (number + 1) * BATCH]]
-        if self._options.validate_every:
+        if self._options.validate_every and len(self._kept) < MOST_KEPT:
             self._kept[number] = squares
         return squares
 

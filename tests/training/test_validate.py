@@ -20,7 +20,7 @@ from raypipe.benchmark.plain.guided import cumulative_guided_filter
 from raypipe.refiners.bilateral import Bilateral
 from raypipe.segmenters.sempart.network import Head
 from raypipe.storage import Folder
-from raypipe.training import crops
+from raypipe.training import crops, validate
 from raypipe.training.validate import Validation, Validator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -203,6 +203,17 @@ def test_photographs_are_read_once_where_they_are_wanted_again(tmp_path):
     assert again.measure(network.probabilities).equals(first)
     assert set(once.measure(network.probabilities)["status"].to_pylist()) == {"failed"}
     assert len(pickle.dumps(again)) < 20_000, "the squares stay where they are"
+
+
+def test_no_more_photographs_are_kept_than_there_is_memory_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(validate, "MOST_KEPT", 0)
+    photos, _ = made(tmp_path, sizes=SIZES[:3])
+    network, validator = Network(1, photos), Validator(options(tmp_path, validate_every=2), SMALL, **LIMITS)
+    first = validator.measure(network.probabilities)
+    assert validator.measure(network.probabilities).equals(first)
+    for each in photos.iterdir():
+        each.write_bytes(b"gone")
+    assert set(validator.measure(network.probabilities)["status"].to_pylist()) == {"failed"}
 
 
 def test_what_cannot_be_measured_is_counted_and_named(tmp_path):
