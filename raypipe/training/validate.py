@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = 8  # images that share batch statistics and polarity (Two Tricks, published code)
+WIDER = 15  # px that shorter sides have beyond a square's: 335 for 320 (published code), however a training resizes
 APART = 0.003  # IoU by which running and batch statistics may differ (methods/sempart, section 7)
 MASKS = [name for name, each in datasets.LAYOUTS.items() if each.holds == "masks"]
 MOST_BYTES = 1 << 26  # of a list of images
@@ -139,7 +140,7 @@ class Validator:
     """
 
     def __init__(self, options: Validation, recipe: Recipe, *, max_bytes: int, max_pixels: int):
-        """options: with `validate`. recipe: of the network; its `image_size` and `resize` are those of the squares.
+        """options: with `validate`. recipe: of the network; its `image_size` is that of the squares.
 
         Raises ValueError or FileNotFoundError for photographs, labels or a list that are not there or do not fit, and
         when none of the labelled photographs can be read.
@@ -148,7 +149,7 @@ class Validator:
             text = f"{recipe.name} is not given crops of photographs; label with it, then `raypipe evaluate`"
             raise ValueError(f"--validate has no effect: {text}")
         self._options, self._method = options, recipe.name
-        self._size, self._resize = recipe.image_size, recipe.resize
+        self._size, self._resize = recipe.image_size, recipe.image_size + WIDER
         self._limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
         pairs = ((each, which) for which in options.statistics for each in options.filters)
         self.variants = {  # by name, the first one first

@@ -53,7 +53,7 @@ def plain_f(mask: np.ndarray, target: np.ndarray) -> float:
     return 1.3 * precision * recall / (0.3 * precision + recall) if precision + recall else 0
 
 
-def plain(photos, masks, network, *, filter, statistics, polarity="batch", size=96, resize=101) -> dict:
+def plain(photos, masks, network, *, filter, statistics, polarity="batch", size=96, resize=111) -> dict:
     """The protocol as its description reads."""
     names, curves, found = sorted(each.stem for each in photos.iterdir()), [], {"acc": [], "iou": [], "mae": []}
     for start in range(0, len(names), 8):

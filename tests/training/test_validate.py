@@ -26,7 +26,7 @@ from raypipe.training.validate import Validation, Validator
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LIMITS = {"max_bytes": 10**8, "max_pixels": 10**8}
-SMALL = SimpleNamespace(name="sempart", image_size=96, resize=101)
+SMALL = SimpleNamespace(name="sempart", image_size=96, resize=101)  # photographs are brought to 111 px for it
 
 
 class Network:
@@ -158,13 +158,13 @@ def test_all_images_together_decide_on_global_polarity(tmp_path):
         rows = pa.concat_tables([validator.measure(network.probabilities, rank=rank, workers=2) for rank in (1, 0)])
         (found,) = validator.write(Folder(str(tmp_path)), rows).runs.values()
         softs = [
-            network.probabilities(normalised([plain_square(each, 101, 96)]), batch_statistics=False).numpy()
+            network.probabilities(normalised([plain_square(each, 111, 96)]), batch_statistics=False).numpy()
             for each in sorted(photos.iterdir())
         ]
         is_inverted.append(np.mean(softs) > 0.5)
         ious = []
         for each, soft in zip(sorted(masks.iterdir()), softs, strict=True):
-            mask, target = (1 - soft[0] if is_inverted[-1] else soft[0]) > 0.5, plain_square(each, 101, 96) >= 128
+            mask, target = (1 - soft[0] if is_inverted[-1] else soft[0]) > 0.5, plain_square(each, 111, 96) >= 128
             ious.append((mask & target).sum() / (mask | target).sum())
         assert found.means["iou"] == pytest.approx(np.mean(ious), abs=1e-4)  # alone, a pixel may flip
         assert found.counts["ok"] == 11

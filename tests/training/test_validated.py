@@ -35,7 +35,7 @@ def write_published(file, photos, backbone: str, seed: int) -> None:
         torch.manual_seed(seed)
         head = tiny.head()
         torch.save({"segmenter_state_dict": tiny.published(head.state_dict())}, file)
-        pixels = normalised([plain_square(each, 101, 96) for each in sorted(photos.iterdir())])
+        pixels = normalised([plain_square(each, 111, 96) for each in sorted(photos.iterdir())])
         for each in head.modules():
             if isinstance(each, torch.nn.BatchNorm2d):
                 each.momentum = 0.9
