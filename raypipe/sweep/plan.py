@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 
 from raypipe.evaluation import datasets, tasks
 from raypipe.evaluation.datasets import DataSet
@@ -121,6 +121,8 @@ def anew(part, setting: dict, given: set[str], *, preset: str):
     are named in `given` or that differ from the present preset were chosen, and stay.
     """
     named = {preset: getattr(part, preset)} if hasattr(part, preset) else {}
+    needed = [f.name for f in fields(part) if f.default is MISSING and f.default_factory is MISSING]
+    named |= {name: getattr(part, name) for name in needed}
     default = type(part)(**named)
     values = {f.name: getattr(part, f.name) for f in fields(part)}
     chosen = named | {key: value for key, value in values.items() if key in given or value != getattr(default, key)}

@@ -195,8 +195,8 @@ def _refuse_useless(space: search.Space, accepted: list[dict], refused: list[tup
 def check_data(todo: list[Trial]) -> None:
     """Raise ValueError or FileNotFoundError where images, labels or networks are missing, before anything starts."""
     job, recipe = todo[0].job, todo[0].recipe
-    list_images(job, recipe)
     Validator(job, recipe, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
+    list_images(job, recipe)
     if job.local or not address.is_elsewhere():
         for trial in todo:
             networks.look_for_each(trial.recipe)

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from support.sweepable import Gamma, sweep_of, write_labelled
+from support.tiny import dino
 from support.trainable import Trainable
 
+import raypipe
 from raypipe import training as recipes
 from raypipe.cli.verbs import main
 from raypipe.run import OtherConfiguration
@@ -22,6 +24,7 @@ from raypipe.storage import Folder
 from raypipe.sweep.sweep import sweep
 from raypipe.sweep.training import Training, training
 from raypipe.training import record
+from raypipe.training.selfmask import SelfMask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,6 +148,15 @@ def test_mistakes_are_told_before_anything_is_trained(folder, monkeypatch, optio
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
         training(job(folder, *over, **options), Trainable(**SMALL))
     assert not (folder / "sweep/trials").exists()
+
+
+def test_a_recipe_that_no_validation_knows_is_refused(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    masks = str(folder / "run")
+    raypipe.label("grabcut", str(folder / "photos"), masks, local=True)
+    recipe = SelfMask(masks=masks, backbone=str(dino.write_model(folder / "backbone")), image_size=32)
+    with pytest.raises(ValueError, match="selfmask is not given crops of photographs; label with it"):
+        training(job(folder, "lr=0.001,0.01", input=None), recipe)
 
 
 def words(folder: Path, *more: str) -> list[str]:
