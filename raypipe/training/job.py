@@ -65,6 +65,8 @@ def check_train(job: Train, recipe: Recipe) -> None:
     if job.is_exact and recipe.batch_size % job.workers:
         text = f"--batch-size {recipe.batch_size} cannot be shared out evenly to --workers {job.workers}"
         raise ValueError(f"{text}; choose a multiple of {job.workers}, or --batch-mode throughput")
+    if job.validate_every > recipe.epochs:
+        raise ValueError(f"--validate-every {job.validate_every} has no effect on {recipe.epochs} epochs; leave it out")
     _check_effects(job)
     check_folders(job.input or os.devnull, job.output)  # without an input the output lies inside none
     if job.local or not address.is_elsewhere():

@@ -28,7 +28,7 @@ from raypipe.training.work import STOP, Place, StopFile, Work
 log = logging.getLogger("raypipe")
 OWN_ERRORS = (ValueError, FileNotFoundError, Locked, OtherConfiguration, loop.Diverged)  # would come again
 DIED = "a worker's process died; was it killed, or is there too little memory (fewer --workers, smaller --batch-size)?"
-WAIT_SECONDS = 6 * 3600  # for each other: the first one ends a training alone, which takes long on a CPU
+WAIT_SECONDS = {"nccl": 1800, "gloo": 6 * 3600}  # for the first one, who ends a training alone: long on a CPU
 SAVING_SECONDS = 7.0  # for a checkpoint after a signal; `interruption` ends the process after ten
 
 
@@ -73,12 +73,12 @@ def fit(work: Work, *, device: str, max_failures: int) -> None:
 
 
 def _trainer(work: Work, device: str, max_failures: int) -> ray.train.torch.TorchTrainer:
-    on_gpu = device == "cuda"
+    on_gpu, backend = device == "cuda", "nccl" if device == "cuda" else "gloo"
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores.count() // work.workers))
     return ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"work": work, "threads": threads},
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=WAIT_SECONDS),
+        torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=WAIT_SECONDS[backend]),
         scaling_config=ray.train.ScalingConfig(
             num_workers=work.workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1} | ({"GPU": 1} if on_gpu else {})
         ),

@@ -438,6 +438,7 @@ WRONG = {
     "here": (dict(max_failures=1), {}, "--max-failures 1 has no effect with --local"),
     "mode": (dict(batch_mode="throughput"), {}, "--batch-mode throughput has no effect with one worker"),
     "statistics": (dict(sync_statistics=False), {}, "--no-sync-statistics is against --batch-mode exact"),
+    "seldom": (dict(validate=".", labels=".", validate_every=3), {}, "--validate-every 3 has no effect on 2 epochs"),
     "epochs": ({}, dict(epochs=-1), "toy: epochs must be at least 0"),
     "batch": ({}, dict(batch_size=0), "toy: epochs must be at least 0 and batch_size at least 1"),
     "lr": ({}, dict(lr=float("nan")), "toy: lr must be a positive number, got nan"),
