@@ -83,6 +83,8 @@ def _read(folder: Folder, name: str, holds: set[str]) -> dict:
     way_out = "delete it, and the same command goes on from the one before, or from the start"
     if name == FINISHED:
         way_out = "delete _runs/finished.json, and the same command makes it anew from the newest checkpoint"
+    elif name != max(folder.files(ROOM).keys() - {FINISHED}, default=name):  # the best one; older ones are gone
+        way_out = f"delete {ROOM}/, and the same command trains anew from the start"
     try:
         content = torch.load(io.BytesIO(folder.read(ROOM, name) or b""), map_location="cpu", weights_only=True)
     except Exception as error:  # many kinds: cut short, no zip file, objects that are no tensors

@@ -384,7 +384,7 @@ def test_each_epoch_is_measured_on_request(photos, labelled, tmp_path):
 
 def test_the_best_epoch_by_the_named_images_is_exported_and_kept(photos, labelled, tmp_path, monkeypatch):
     (tmp_path / "names.txt").write_text("0\n3\n")
-    scores = iter([0.1, 0.9, 0.3, 0.2])
+    scores = iter([0.1, 0.9, 0.3, 0.2, 0.2])
     keep = validate.Validator.keep
     monkeypatch.setattr(validate.Validator, "keep", lambda *given, **more: keep(*given, **more) and 0 or next(scores))
     options = labelled | {"validate_every": 1, "select": str(tmp_path / "names.txt")}
@@ -397,6 +397,10 @@ def test_the_best_epoch_by_the_named_images_is_exported_and_kept(photos, labelle
     state, best = checkpoints.read(Folder(str(tmp_path / "out")), 6)
     exported = safetensors.torch.load(weights(tmp_path / "out"))
     assert all(torch.equal(exported[name], value) for name, value in best["student"].items() if name != "sign")
+    (tmp_path / "out/checkpoints/step-00000006.pt").write_bytes(b"")
+    (tmp_path / "out/_runs/finished.json").unlink()
+    with pytest.raises(ValueError, match=r"step-00000006.pt cannot be read.*; delete checkpoints/, and the same"):
+        trained(photos, tmp_path / "out", Toy(epochs=4), **options)
     state, _ = newest(tmp_path / "out")
     assert state.best == {"value": 0.9, "epoch": 2, "step": 6}
     with pytest.raises(OtherConfiguration, match="select: .*names.txt' there, None now"):
