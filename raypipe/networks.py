@@ -28,6 +28,7 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.pth.tar")  # suffixes o
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained` reads of a repository
 OLD_WEIGHTS = ("pytorch_model*.bin",)  # read instead where a repository has no safetensors
 NESTED = ("*/*",)  # variants for other libraries lie in folders of a repository
+OF_ONE = "lost"  # a method of one network, as which `raypipe weights` fetches any alone
 SMALL = 10_000_000  # numbers that need no memory to speak of
 MAX_LAYERS = 1000  # of a network; the largest here has 40
 DTYPES = ("auto", "float32", "bfloat16")
@@ -109,8 +110,8 @@ def locate(weights: str, *, method: str, option: str = "weights") -> Path:
     from huggingface_hub import constants, snapshot_download
 
     name, _, revision = weights.partition("@")
-    named = "" if option == "weights" else f" --weights {weights}"  # not the method's own
-    way_out = f"run `raypipe weights {method}{named} --to DIR` where there is internet"
+    command = method if option == "weights" else f"{OF_ONE} --weights {weights}"
+    way_out = f"run `raypipe weights {command} --to DIR` where there is internet"
     way_out = f"{way_out} and pass --{option.replace('_', '-')} DIR"
     try:
         if is_address(weights):

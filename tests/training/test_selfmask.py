@@ -230,7 +230,7 @@ def test_options_that_make_no_sense_are_refused(recipe, backbone, text):
 def test_weights_that_are_not_here_are_named_by_their_option(option, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     flag = option.replace("_", "-")
-    expected = f"`raypipe weights selfmask --weights org/none --to DIR` where there is internet and pass --{flag} DIR"
+    expected = f"`raypipe weights lost --weights org/none --to DIR` where there is internet and pass --{flag} DIR"
     with pytest.raises(FileNotFoundError, match=f"^selfmask: no weights 'org/none' here .*{expected}"):
         SelfMask(masks="run", **{option: "org/none"}).student("cpu")
 
