@@ -188,7 +188,10 @@ class Sempart(Discovery):
         return tuple(max(1, round(min(side * scale, self.max_side) / patch)) * patch for side in size)
 
     def _seen(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Iterator[Features]:
-        """`features` of images that go through the networks together, at a size (height, width)."""
+        """`features` of images that go through the networks together, at a size (height, width).
+
+        Raises BadImage where a value is NaN or infinite.
+        """
         import torch
         from torch.nn.functional import pixel_unshuffle
 
@@ -201,7 +204,11 @@ class Sempart(Discovery):
         with torch.inference_mode(), networks.autocast(self._device, self.dtype):
             logits = self._head.fine_of(self._head.encode(given), pixels)
         planes = pixel_unshuffle(torch.cat([logits.sigmoid(), pixels], dim=1), patch).flatten(2).transpose(1, 2)
-        return (Features(each, grid, patch, size, "resize") for each in planes)
+        for each in planes:
+            if not each.isfinite().all():
+                text = "the network gives values that are no finite numbers; try --dtype float32, or other weights"
+                raise BadImage("segment", "non_finite", text)
+            yield Features(each, grid, patch, size, "resize")
 
     def find(self, images: Sequence[np.ndarray], features: Sequence[Features]) -> Iterator[Segments]:
         import torch
@@ -217,19 +224,13 @@ class Sempart(Discovery):
             yield Segments(large[0].clamp(0, 1).cpu().numpy())
 
     def _masks(self, patches: Tensor, like: Features) -> Tensor:
-        """Masks (B, 1, H', W') of what `features` gives of images of one size: turned over and filtered.
-
-        Raises BadImage where one of them is not finite.
-        """
+        """Masks (B, 1, H', W') of what `features` gives of images of one size: turned over and filtered."""
         from torch.nn.functional import pixel_shuffle
 
         from raypipe.segmenters.sempart import losses
 
         planes = pixel_shuffle(patches.transpose(1, 2).unflatten(2, like.grid), like.patch)
         masks, pixels = planes[:, :1], planes[:, 1:]
-        if not masks.isfinite().all():
-            text = "the network gives values that are no finite numbers; try --dtype float32, or other weights"
-            raise BadImage("segment", "non_finite", text)
         masks = turned(masks, self.polarity, self._sign)
         if self.filter == "guided":
             return losses.guided(masks, pixels, radius=self.filter_radius, eps=self.filter_eps)
