@@ -1,8 +1,18 @@
-"""What a training is measured on."""
+"""On how many threads trainings are compared, and what one is measured on."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_in_fixtures():
+    """Torch on one thread in what a module's tests compare with, too: the last bits of sums follow the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from support.sempart import ATTEMPT, photographs, small, work_beside, work_of
@@ -39,7 +38,6 @@ def recipe(backbone) -> Sempart:
 @pytest.fixture(scope="module")
 def straight(recipe, tmp_path_factory) -> Folder:
     """A training on one worker that nothing disturbs."""
-    torch.set_num_threads(1)
     folder = Folder(str(tmp_path_factory.mktemp("straight")))
     with hold(folder, ATTEMPT):
         assert loop.run(work_of(recipe, str(folder), workers=1), loop.Place())
