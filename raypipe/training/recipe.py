@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from raypipe.lookup import suggest
 from raypipe.types import name_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,18 @@ class Recipe(ABC):
     def name(self) -> str:
         """The method's name: that of the file it lives in."""
         return name_of(type(self))
+
+    def refuse_unknown(self, choices: Mapping[str, Sequence[str]], ranges: Iterable[tuple[str, str, bool]]) -> None:
+        """Raise ValueError for an option whose value is none of its choices, or out of its range.
+
+        ranges: name of an option, what it must be, whether it is.
+        """
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{self.name}: unknown {name} {value!r}; {suggest(value, known)}")
+        for name, expected, is_right in ranges:
+            if not is_right:
+                raise ValueError(f"{self.name}: {name} must be {expected}, got {getattr(self, name)!r}")
 
     @abstractmethod
     def rows(self, manifest: pa.Table | None) -> pa.Table:

@@ -15,7 +15,6 @@ import numpy as np
 
 from raypipe import masks, networks, storage
 from raypipe.features.checkpoints import S8_300
-from raypipe.lookup import suggest
 from raypipe.storage import Location
 from raypipe.training.recipe import Recipe, Sample
 
@@ -84,12 +83,7 @@ class SelfMask(Recipe):
                     text = f"{name} {value!r} has no effect with start_from, which is a whole network"
                     raise ValueError(f"{self.name}: {text}")
         networks.settle_options(self)
-        for name, known in CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{self.name}: unknown {name} {value!r}; {suggest(value, known)}")
-        for name, expected, is_right in self._ranges():
-            if not is_right:
-                raise ValueError(f"{self.name}: {name} must be {expected}, got {getattr(self, name)!r}")
+        self.refuse_unknown(CHOICES, self._ranges())
         if not self.w_ranking and self.ranking_order != "corrected":
             raise ValueError(f"{self.name}: ranking_order has no effect where w_ranking is 0")
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from raypipe import networks, schema
 from raypipe.features.checkpoints import S8
-from raypipe.lookup import suggest
 from raypipe.training.recipe import Recipe, Sample
 
 if TYPE_CHECKING:
@@ -95,12 +94,7 @@ class Sempart(Recipe):
             if self.hidden != type(self).hidden:
                 raise ValueError(f"{self.name}: hidden has no effect with start_from, whose head has its own size")
         networks.settle_options(self)
-        for name, known in CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{self.name}: unknown {name} {value!r}; {suggest(value, known)}")
-        for name, expected, is_right in self._ranges():
-            if not is_right:
-                raise ValueError(f"{self.name}: {name} must be {expected}, got {getattr(self, name)!r}")
+        self.refuse_unknown(CHOICES, self._ranges())
         self._check_zoom()
         if self.epochs == 0 and self.start_from is None:
             raise ValueError(f"{self.name}: epochs 0 trains nothing: name a head that is there with --start-from")
