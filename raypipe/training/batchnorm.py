@@ -7,7 +7,7 @@ adds up in the order of ranks, so that all workers have the same numbers to the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, distributed, nn
@@ -68,36 +68,38 @@ def across_workers(module: nn.Module) -> nn.Module:
     return module
 
 
-@contextmanager
-def by_batch(module: nn.Module) -> Iterator[None]:
+def by_batch(module: nn.Module) -> AbstractContextManager:
     """A context in which a module normalises by the statistics of what it is given, here alone, and keeps none.
 
     The published evaluation of Sempart does so; in eval mode a module takes its running averages otherwise.
     """
-    layers = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
-    before = [(each.training, each.track_running_stats) for each in layers]
-    for each in layers:
-        each.training, each.track_running_stats, each.is_alone = True, False, True
-    try:
-        yield
-    finally:
-        for each, (training, tracks) in zip(layers, before, strict=True):
-            each.training, each.track_running_stats, each.is_alone = training, tracks, False
+    return _changed(module, training=True, track_running_stats=False, is_alone=True)
 
 
 @contextmanager
 def averaged(module: nn.Module) -> Iterator[None]:
     """A context whose calls of a module, in train mode and here alone, make new running averages: their plain mean."""
-    layers = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
-    before = [(each.training, each.momentum) for each in layers]
-    for each in layers:
+    for each in _layers(module):
         each.reset_running_stats()
-        each.training, each.momentum, each.is_alone = True, None, True
+    with _changed(module, training=True, momentum=None, is_alone=True):
+        yield
+
+
+@contextmanager
+def _changed(module: nn.Module, **attributes) -> Iterator[None]:
+    """A context in which all BatchNorm2d of a module have these attributes."""
+    before = [{name: getattr(each, name, False) for name in attributes} for each in _layers(module)]
+    for each in _layers(module):
+        vars(each).update(attributes)
     try:
         yield
     finally:
-        for each, (training, momentum) in zip(layers, before, strict=True):
-            each.training, each.momentum, each.is_alone = training, momentum, False
+        for each, old in zip(_layers(module), before, strict=True):
+            vars(each).update(old)
+
+
+def _layers(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
 
 
 def _workers() -> int:
