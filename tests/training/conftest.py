@@ -1,9 +1,10 @@
-"""On how many threads trainings are compared, and what one is measured on."""
+"""What trainings share: the number of threads, a backbone, what they are measured on."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.tiny.dino import write_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -13,6 +14,12 @@ def one_thread_in_fixtures():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> str:
+    """The folder of a tiny DINO of random weights."""
+    return str(write_model(tmp_path_factory.mktemp("models") / "backbone"))
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,6 @@ from raypipe.training import data
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> str:
-    return str(write_model(tmp_path_factory.mktemp("models") / "backbone"))
-
-
 @pytest.fixture
 def recipe(backbone):
     """Small trainings: options -> recipe."""

@@ -25,11 +25,6 @@ BOTH = ["gloper_examples", "saliency_examples"]  # folders of photographs
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> str:
-    return str(write_model(tmp_path_factory.mktemp("models") / "backbone"))
-
-
-@pytest.fixture(scope="module")
 def recipe(backbone) -> Sempart:
     """Four epochs of three steps."""
     return small(backbone, epochs=4, lr=1e-3)
