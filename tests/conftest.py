@@ -1,7 +1,7 @@
 """Fixtures that several test files need, and how the suite stays quick.
 
-It takes about 25 minutes on two cores, of which methods take five, and Ray and what dies in it 17. Six more methods are
-to fit into 40, with the lowest versions' seven:
+Without `slow` it takes half an hour on two cores, of which Ray and what dies in it take 17 minutes. All of CI has 40
+minutes, the lowest versions' seven among them:
 
 - One Ray per file: tests in a file that needs it share a module's fixture. Only tests that kill or interrupt a driver
   start their own (`support/drive.py`), each for several claims at once. They wait for files, never for a clock.
@@ -9,7 +9,8 @@ to fit into 40, with the lowest versions' seven:
   name, on weights made once per session: `support/tiny/<method>.py`, a few thousand parameters, images of 64 px. A
   method's own file tests what is its own: its golden arrays, its degenerate cases. Budget: 40 s per method on one core.
 - Networks run on one thread (`one_thread`), which on tiny ones is faster than two.
-- What shows again what a smaller case has shown carries the marker `slow`, which CI runs while the budget holds.
+- What shows again what a smaller case has shown carries the marker `slow`: ten minutes, which CI takes only if it has
+  them.
 - When methods alone take ten minutes: pytest-xdist, `-n 2 --dist loadfile`, for the folders that need no Ray. Not
   before: two Rays side by side on two cores make the tests of faults wait for each other.
 """

@@ -423,7 +423,7 @@ def stop(job: subprocess.Popen) -> None:
     job.communicate()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_an_interrupted_sweep_goes_on_where_it_was(folder, signum):
     places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / "sweep")]
     words = [
