@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +75,9 @@ def read(text: str) -> Classes:
         return Classes(text, _checked(_lists()[text]["categories"], text))
     if text.startswith("["):
         return Classes("", _checked(_entries(text, "the list"), "the list"))
-    file = Path(text).expanduser()
-    if text and "\n" not in text and len(text) < 4096 and (file.is_file() or (file.is_dir() and "/" in text)):
-        return Classes("", _checked(_from_file(file), str(file)))
+    file = os.path.expanduser(text)
+    if os.path.isfile(file) or ("/" in text and os.path.isdir(file)):  # no error where the text is too long for a path
+        return Classes("", _checked(_from_file(Path(file)), file))
     _check_meaning(text)
     return Classes("", _checked(text.split(",") if text else [], "the names"))
 

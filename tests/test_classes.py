@@ -105,6 +105,8 @@ def test_one_word_is_one_category(tmp_path, monkeypatch):
     assert classes.read("tv/monitor").names == ("tv/monitor",)
     assert classes.read("cocoa").names == ("cocoa",)  # as near to `coca` as a typing error would be
     assert classes.read("[voc2021]").names == ("voc2021",)
+    many = [f"a category whose number is {i}" for i in range(900)]  # longer than any path may be
+    assert classes.read(",".join(many)).names == tuple(many)
 
 
 @pytest.mark.parametrize(
