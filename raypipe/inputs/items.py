@@ -1,12 +1,17 @@
-"""One image of the input as its listing finds it, before it gets an id."""
+"""One image of the input as its listing finds it, and the manifest in which all of them have their ids."""
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 from collections import Counter
+from collections.abc import Iterator
+from hashlib import blake2b
 from typing import NamedTuple
 
-from raypipe import storage
+import pyarrow as pa
+
+from raypipe import schema, storage
 from raypipe.storage import Location
 
 # What the names of pictures end in, also of formats that are not read: those become error rows.
@@ -14,6 +19,7 @@ PICTURES = set(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .mpo .heic .heif .avif .jxl .jp2 .j2k .dng .cr2 .cr3 "
     ".nef .arw .orf .rw2 .raf .pef .srw .psd .svg .exr .hdr .ppm .pgm .pbm .tga .ico".split()
 )
+CHUNK_ROWS = 50_000  # rows of a manifest chunk
 SHOWN = 20  # reasons for leaving files out, in one line
 
 
@@ -59,3 +65,38 @@ class LeftOut(Counter):
         if rest := reasons[SHOWN:]:
             words.append(f"{sum(number for _, number in rest):,} for {len(rest):,} other reasons")
         return ", ".join(words)
+
+
+def manifest_of(items: Iterator[Item]) -> tuple[pa.Table, int]:
+    """Rows of schema.MANIFEST, and how many entries were dropped because their image had come before."""
+    ids, keys, again, chunks = set(), set(), 0, []
+    while batch := list(itertools.islice(items, CHUNK_ROWS)):
+        rows = []
+        for item in batch:
+            digest = hashed(storage.normalise(item.location) + item.part)
+            if digest in ids:
+                again += 1
+                continue
+            ids.add(digest)
+            image_id, location = digest.hex(), item.location
+            key = _unique(item.key, image_id, keys)
+            rows.append((image_id, location + item.part, key, location.uri, *item[3:]))
+        columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
+        chunks.append(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
+    return pa.concat_tables([schema.MANIFEST.empty_table(), *chunks]), again
+
+
+def hashed(place: str) -> bytes:
+    """The id of an image, as bytes. place: its normalised location, and which part of it."""
+    return blake2b(place.encode(), digest_size=16).digest()
+
+
+def _unique(key: str, image_id: str, keys: set[int]) -> str:
+    """A key that no other row has and that, used as a path, stays inside its folder. Changes `keys`."""
+    if "//" in key or "./" in key or key.startswith("/") or key.endswith("."):
+        key = "/".join(part for part in key.split("/") if part not in ("", ".", "..")) or image_id
+    if hash(key) in keys:
+        stem, suffix = posixpath.splitext(key)
+        key = f"{stem}-{image_id[:8]}{suffix}"
+    keys.add(hash(key))  # a number is smaller than the text; two texts of one number only cost a needless suffix
+    return key

@@ -8,14 +8,13 @@ import posixpath
 import re
 from collections.abc import Iterator
 from functools import partial
-from hashlib import blake2b
 
 import pyarrow as pa
 
-from raypipe import schema, storage
-from raypipe.inputs import folders
+from raypipe import storage
+from raypipe.inputs import archives, folders
 from raypipe.inputs.columns import picture_of
-from raypipe.inputs.items import PICTURES, Item, LeftOut
+from raypipe.inputs.items import PICTURES, Item, LeftOut, manifest_of
 from raypipe.inputs.lists import BASE64, SUFFIXES, list_entries, picture_text
 from raypipe.inputs.tables import list_tables, read_cell
 from raypipe.inputs.tars import list_tars
@@ -24,7 +23,6 @@ from raypipe.types import BadImage
 
 log = logging.getLogger("raypipe")
 
-CHUNK_ROWS = 50_000  # rows of a manifest chunk
 TEXT_FACTOR = 6  # bytes of a list for one of a picture at most: base64 in UTF-16 or UTF-32
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
@@ -41,15 +39,19 @@ SIDECAR_NAMES = {"license", "licence", "copying", "notice", "readme", "authors",
 def list_inputs(source: str, *, column: str | None = None, allow_private: bool = False) -> pa.Table:
     """List the images of a source without reading any pixel: rows of schema.MANIFEST. Logs what it left out.
 
-    source: a path or URI of a folder (recursive), a glob, an image, a list (.txt: a URI per line; .csv, .tsv, .jsonl,
-    .json), a Parquet table or a tar, or a folder or glob of tables or of tars, without pictures beside them. column:
-    the column of a list or table with URIs or images, or the ending of the pictures in tars; None finds it.
-    allow_private: what a list or table names may lie in a private network. Rows come in the order of the names, or of
-    the list. An image has the same key however the rest of the source changes; one that is listed twice has one row.
+    source: a path or URI of a folder (recursive; that of an archive stands for its images), a glob, an image, a list
+    (.txt: a URI per line; .csv, .tsv, .jsonl, .json), a Parquet table or a tar, or a folder or glob of tables or of
+    tars, without pictures beside them. column: the column of a list or table with URIs or images, or the ending of the
+    pictures in tars; None finds it. allow_private: what a list or table names may lie in a private network. Rows come
+    in the order of the names, or of the list. An image has the same key however the rest of the source changes; one
+    that is listed twice has one row.
     Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError.
     """
     source, skipped = Location(source), LeftOut()
     try:
+        if (images := archives.images(source)) is not None:
+            _refuse_column(column)
+            return images
         items = _items(source, column, skipped, allow_private)
         first = next(items, None)
     except FileNotFoundError:
@@ -59,48 +61,13 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     if first is None:
         why = f"left out: {skipped}" if skipped else "choose a folder, list or table that holds some"
         raise ValueError(f"no images, .tar or .parquet files in {source}; {why}")
-    manifest, again = _manifest(itertools.chain([first], items))
+    manifest, again = manifest_of(itertools.chain([first], items))
     if skipped:
         log.warning("%s: left out %s", source, skipped)
     if again:
         many = "1 entry is" if again == 1 else f"{again:,} entries are"
         log.warning("%s: %s listed twice and labelled once", source, many)
     return manifest
-
-
-def _manifest(items: Iterator[Item]) -> tuple[pa.Table, int]:
-    """Rows of schema.MANIFEST, and how many entries were dropped because their image had come before."""
-    ids, keys, again, chunks = set(), set(), 0, []
-    while batch := list(itertools.islice(items, CHUNK_ROWS)):
-        rows = []
-        for item in batch:
-            digest = hashed(storage.normalise(item.location) + item.part)
-            if digest in ids:
-                again += 1
-                continue
-            ids.add(digest)
-            image_id, location = digest.hex(), item.location
-            key = _unique(item.key, image_id, keys)
-            rows.append((image_id, location + item.part, key, location.uri, *item[3:]))
-        columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
-        chunks.append(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
-    return pa.concat_tables(chunks), again
-
-
-def hashed(place: str) -> bytes:
-    """The id of an image, as bytes. place: its normalised location, and which part of it."""
-    return blake2b(place.encode(), digest_size=16).digest()
-
-
-def _unique(key: str, image_id: str, keys: set[int]) -> str:
-    """A key that no other row has and that, used as a path, stays inside its folder. Changes `keys`."""
-    if "//" in key or "./" in key or key.startswith("/") or key.endswith("."):
-        key = "/".join(part for part in key.split("/") if part not in ("", ".", "..")) or image_id
-    if hash(key) in keys:
-        stem, suffix = posixpath.splitext(key)
-        key = f"{stem}-{image_id[:8]}{suffix}"
-    keys.add(hash(key))  # a number is smaller than the text; two texts of one number only cost a needless suffix
-    return key
 
 
 def _items(source: Location, column: str | None, skipped: LeftOut, allow_private: bool) -> Iterator[Item]:
@@ -153,9 +120,8 @@ def _of_files(
             break
     tars, tables = ([file for file in seen if _suffix(file[1]) == suffix] for suffix in (".tar", ".parquet"))
     packed = bool(tars or tables) and _suffix(seen[-1][1]) not in PICTURES
-    if column is not None and not packed:
-        raise ValueError(f"--column {column!r} has no effect: the input has no columns")
     if not packed:
+        _refuse_column(column)
         for location, name in itertools.chain(seen, files):
             if sidecars and _suffix(name) in (".tar", ".parquet"):
                 skipped[f"{_suffix(name)} (beside images)"] += 1
@@ -171,6 +137,11 @@ def _of_files(
         yield from list_tables(tables, column, skipped, allow_private=allow_private)
     else:
         yield from list_tars(tars, column, skipped)
+
+
+def _refuse_column(column: str | None) -> None:
+    if column is not None:
+        raise ValueError(f"--column {column!r} has no effect: the input has no columns")
 
 
 def _is_sidecar(name: str, sidecars: set[str], skipped: LeftOut) -> bool:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.inputs.folders import WILDCARD
-from raypipe.inputs.manifest import fetch, hashed
+from raypipe.inputs.items import hashed
+from raypipe.inputs.manifest import fetch
 from raypipe.run import Run
 from raypipe.run.attempts import newest_by_input
 from raypipe.runtime.progress import count_of_images

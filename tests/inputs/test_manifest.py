@@ -44,7 +44,7 @@ def test_hidden_names_and_sidecars_are_left_out_and_counted(tmp_path, caplog):
 
 
 def test_chunks_have_the_schema_and_a_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("raypipe.inputs.manifest.CHUNK_ROWS", 4)
+    monkeypatch.setattr("raypipe.inputs.items.CHUNK_ROWS", 4)
     write(tmp_path, *(f"{i}.jpg" for i in range(10)))
     found = list_inputs(str(tmp_path))
     assert [len(chunk) for chunk in found["key"].chunks] == [4, 4, 2]
