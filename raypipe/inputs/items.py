@@ -83,7 +83,7 @@ def manifest_of(items: Iterator[Item]) -> tuple[pa.Table, int]:
             rows.append((image_id, location + item.part, key, location.uri, *item[3:]))
         columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
         chunks.append(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
-    return pa.concat_tables([schema.MANIFEST.empty_table(), *chunks]), again
+    return pa.concat_tables(chunks or [schema.MANIFEST.empty_table()]), again
 
 
 def hashed(place: str) -> bytes:
