@@ -18,6 +18,7 @@ from raypipe.training.recipe import Recipe
 from raypipe.training.validate import Validation
 
 PLACES = ("input", "output", "root", "labels", "select")  # options that are paths or URIs
+OF_STEPS = ("workers", "batch_mode", "tail", "sync_statistics", "checkpoint_steps", "log_steps")
 POSITIVE = ("workers", "checkpoint_steps", "log_steps", "max_pixels", "max_bytes")
 
 
@@ -62,6 +63,10 @@ def check_train(job: Train, recipe: Recipe) -> None:
     if job.max_failures < 0:
         raise ValueError(f"--max-failures must not be negative, got {job.max_failures}")
     _check_recipe(recipe)
+    for option in OF_STEPS if not recipe.has_steps else ():
+        if (value := getattr(job, option)) != getattr(Train, option):
+            text = f"--{option.replace('_', '-')} {value} has no effect: nothing is learned step by step"
+            raise ValueError(f"{recipe.name}: {text}")
     if job.is_exact and recipe.batch_size % job.workers:
         text = f"--batch-size {recipe.batch_size} cannot be shared out evenly to --workers {job.workers}"
         raise ValueError(f"{text}; choose a multiple of {job.workers}, or --batch-mode throughput")
@@ -131,13 +136,13 @@ def per_worker(job: Train, recipe: Recipe) -> tuple[int, float]:
 
 
 def list_images(job: Train, recipe: Recipe) -> pa.Table | None:
-    """The images to train on; None where nothing is trained and no input is named.
+    """The images to train on; None where nothing is trained and none are named.
 
     Raises ValueError or FileNotFoundError for a missing or empty input, and for fewer images than a batch.
     """
     listed = list_inputs(job.input, column=job.column, allow_private=job.allow_private) if job.input else None
     rows = recipe.rows(listed)
-    if not recipe.epochs and listed is None:
+    if not (recipe.epochs or rows):
         return None
     check_enough(len(rows), job, recipe)
     return rows

@@ -24,7 +24,6 @@ from raypipe.training.recipe import Student
 from raypipe.training.work import LOOK_SECONDS, Place, Work, of_all
 
 PICTURES = 8  # of the fixed sample
-FINISH_SAMPLES = 512  # that `Student.finish` sees
 AHEAD = 2  # batches that a thread draws numbers for while the network works
 MOST_IN_A_ROW = 10  # steps without a finite gradient; one alone is harmless
 MEASURED = ("_runs", "measured.parquet")  # the rows of `Validator.measure` of all workers, for the driver
@@ -98,8 +97,8 @@ def begun(work: Work, place: Place) -> Run:
         from raypipe.training.batchnorm import across_workers
 
         across_workers(student)
-    optimizer, state = student.optimizer(work.lr), State()
-    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer, state = student.optimizer(work.lr) if work.recipe.has_steps else None, State()
+    rates = [group["lr"] for group in optimizer.param_groups] if optimizer else []
     sums = networks.checksums_of_each(networks.locate_each(work.recipe))
     newest = of_all(checkpoints.newest_step(work.folder), work)[0]  # machines may see the latest files at other times
     if newest is not None:
@@ -298,7 +297,7 @@ def finish(it: Run) -> None:
         if best:
             student.load_state_dict(checkpoints.read(work.folder, best["step"])[1]["student"])
         if work.samples:
-            student.finish([work.samples[i] for i in range(min(FINISH_SAMPLES, len(work.samples)))])
+            student.finish(work.samples)
         fence(work.folder, work.attempt)
         student.export(work.folder)
         checkpoints.save_finished(work.folder, student.state_dict(), dict(it.networks))

@@ -30,11 +30,12 @@ class Recipe(ABC):
 
     epochs: int
     batch_size: int
-    lr: float
+    lr: float  # these three are class attributes, 0, 1 and 1.0, where `has_steps` is False
     seed: int = 0  # of the order of images, their augmentation and the first weights
 
     networks: ClassVar[tuple[str, ...]] = ()  # as of a Segmenter: fields that name a network to be fetched
     model_types: ClassVar[Mapping[str, str]] = {}
+    has_steps: ClassVar[bool] = True  # False: nothing is learned by gradients, all is done in `Made.finish`
 
     @property
     def name(self) -> str:
@@ -67,12 +68,12 @@ class Recipe(ABC):
         Raises BadImage for one that cannot be trained on: it is skipped, counted and named.
         """
 
-    @abstractmethod
     def draw(self, random: np.random.Generator, sample: Sample) -> Any:
         """Every random choice of one view of a sample: plain numbers. `random` belongs to (seed, epoch, image)."""
+        return None
 
     @abstractmethod
-    def student(self, device: str) -> Student:
+    def student(self, device: str) -> Made:
         """The network to be trained, with its first weights, in train mode on the device. device: cpu or cuda.
 
         The first weights depend on `seed` alone. Raises what loading weights raises.
@@ -83,15 +84,30 @@ class Recipe(ABC):
         return 1.0
 
 
-class Student(ABC):
-    """A network under training. Beside this class it derives from torch.nn.Module, first.
+class Made(ABC):
+    """What a recipe makes. Beside this class it derives from torch.nn.Module, first.
+
+    Its parameters and buffers are what it consists of. Of a recipe that has steps it is a `Student`.
+    """
+
+    recipe: Recipe
+
+    @abstractmethod
+    def finish(self, samples: Sequence[Sample]) -> None:
+        """What comes after the last step, on one worker, such as the masks' sign. samples: all, by key."""
+
+    @abstractmethod
+    def export(self, folder: Folder) -> None:
+        """Write the files of a folder that `label METHOD --weights` takes, each whole or not at all."""
+
+
+class Student(Made):
+    """A network under training.
 
     All its parameters are trained, and its parameters and buffers are what a checkpoint holds. Frozen networks are kept
     out of its modules (in a tuple), so that no data-parallel wrapper and no checkpoint sees them. One that can be
     validated also has `probabilities`, as `validate.Validator.measure` takes it.
     """
-
-    recipe: Recipe
 
     @abstractmethod
     def views(self, samples: Sequence[Sample], draws: Sequence[Any]) -> tuple[torch.Tensor, ...]:
@@ -111,11 +127,3 @@ class Student(ABC):
 
         Leaves the network in train mode and its buffers as they were.
         """
-
-    @abstractmethod
-    def finish(self, samples: Sequence[Sample]) -> None:
-        """What comes after the last step, on one worker, such as the masks' sign. samples: the first 512 by key."""
-
-    @abstractmethod
-    def export(self, folder: Folder) -> None:
-        """Write the files of a folder that `label METHOD --weights` takes, each whole or not at all."""

@@ -69,7 +69,7 @@ class Trained:
     skipped: dict[str, str]  # images that could not be used: key -> why
     steps: int  # of the training, all done
     skipped_steps: int  # their gradient was not finite
-    epochs: int
+    epochs: int | None  # None where nothing is learned step by step
     loss: float | None  # mean of the last steps
     exported: int | None  # the epoch that --select has chosen; None without, where it is the last one
     seconds: float  # of this call
@@ -84,6 +84,8 @@ class Trained:
         """What was trained, what was left out, and how to use it."""
         if not self.is_new:
             lines = [f"nothing to train: {self.output} holds this training, finished"]
+        elif self.epochs is None:
+            lines = [f"{self.method}: made of {count_of_images(self.images)} in {duration(self.seconds)}"]
         elif not self.epochs:
             lines = [f"{self.method}: exported without any training (epochs 0)"]
         else:
@@ -352,7 +354,7 @@ def _trained(work: Work) -> Trained:
         skipped={each["key"]: each["error"] for each in samples.skipped} if samples else {},
         steps=work.steps,
         skipped_steps=sum(table["skipped"].to_pylist()),
-        epochs=work.recipe.epochs,
+        epochs=work.recipe.epochs if work.recipe.has_steps else None,
         loss=sum(last) / len(last) if last else None,
         exported=exported_epoch(open_table(work.folder.read(*EPOCHS)).read().to_pylist()) if work.selects else None,
         seconds=0.0,

@@ -19,6 +19,7 @@ from raypipe.training import augment, batchnorm, data
 from raypipe.training.recipe import Sample, Student
 from raypipe.training.sempart import Draw, Sempart
 
+FINISH_SAMPLES = 512  # that tell the sign
 VIEWS = 2  # of each image that makes precise averages: 1,024 crops of 512, as about the 1,000 of methods/sempart
 
 
@@ -171,6 +172,7 @@ class SempartStudent(nn.Module, Student):
         is_changed = recipe.epochs > 0 or recipe.precise_bn
         if not samples or not (is_changed or self.sign is None):
             return
+        samples = [samples[i] for i in range(min(FINISH_SAMPLES, len(samples)))]
         if recipe.precise_bn:
             self._average(samples)
         batches = _batches([sample["image"] for sample in samples], recipe.batch_size)
