@@ -3,20 +3,21 @@
 from pathlib import Path
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 from support.faulty import DIES, GOOD, RAISES, write_images
 from support.halves import FAULT_OF_RECIPE, Halves, contents
 
 from raypipe.inputs.manifest import list_inputs
 from raypipe.training import data
 
+ray = pytest.importorskip("ray")
 LIMITS = {"max_bytes": 10_000_000, "max_pixels": 1_000_000}
 
 
 @pytest.fixture(scope="module")
 def machines():
     """A cluster that this process has joined: a head without cores, and a machine that does all the work."""
+    from ray.cluster_utils import Cluster
+
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     worker = cluster.add_node(num_cpus=3)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import safetensors.numpy
 from PIL import Image
 from support import jobs
@@ -24,6 +23,7 @@ from raypipe.training import record
 from raypipe.training.job import Train
 from raypipe.training.train import train
 
+ray = pytest.importorskip("ray")
 DRIVE = Path(jobs.__file__).with_name("train_drive.py")
 LONG = ["--epochs", "8", "--sleep", "0.2", "--checkpoint-steps", "1", "--log-steps", "1"]  # 24 steps
 
