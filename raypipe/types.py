@@ -40,6 +40,45 @@ class Segments:
     scores: Sequence[float] = ()  # N confidences, higher is better; () when it has none
     note: str = ""  # comma-joined remarks on harmless degenerate cases, such as "empty_foreground"
 
+    def planes(self) -> Iterator[np.ndarray]:
+        """The masks one by one: (H, W)."""
+        return iter(self.masks)
+
+
+class LabelMap(Segments):
+    """What an exclusive method found: at each pixel one segment at most, so that two planes say it all.
+
+    Its `masks` are made where somebody asks for them: float32 (N, H, W), the score of a segment where it is, else 0.
+    """
+
+    def __init__(
+        self, index: np.ndarray, values: np.ndarray, labels: Sequence[str] = (), scores: Sequence[float] = (),
+        note: str = "", *, count: int | None = None,
+    ):  # fmt: skip
+        """index: uint8 or uint16 (H, W), 0 = no segment, i = the one of labels[i - 1]. values: its score there, float32
+        (H, W) in [0, 1]. count: N, where it is not that of the labels."""
+        self.index, self.values, self.count = index, values, len(labels) if count is None else count
+        self.labels, self.scores, self.note = labels, scores, note
+
+    @classmethod
+    def largest(cls, found: Segments) -> LabelMap:
+        """Masks, one or more, with each pixel left to the one of the largest value, of equal ones to the first."""
+        for i, plane in enumerate(found.planes(), 1):
+            if i == 1:
+                index, values = np.ones(plane.shape, np.uint8), plane.astype(np.float32)
+            if i == 256:
+                index = index.astype(np.uint16)
+            index[plane > values] = i
+            np.maximum(values, plane, out=values)
+        return cls(index, values, found.labels, found.scores, found.note, count=i)
+
+    @property
+    def masks(self) -> np.ndarray:
+        return np.stack([*self.planes()]) if self.count else np.zeros((0, *self.index.shape), np.float32)
+
+    def planes(self) -> Iterator[np.ndarray]:
+        return (np.where(self.index == i, self.values, np.float32(0)) for i in range(1, self.count + 1))
+
 
 @dataclass
 class Segmenter(ABC):
@@ -60,6 +99,8 @@ class Segmenter(ABC):
     model_types: ClassVar[Mapping[str, str]] = {}  # of these, what `model_type` in their config.json must say, if known
     licences: ClassVar[Mapping[str, str]] = {}  # of the default of each of these fields, from its model card
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
+    # its masks never overlap, also after a refiner: each pixel is its largest value's. It may yield a LabelMap
+    exclusive: ClassVar[bool] = False
     refines: ClassVar[str] = ""  # the option by which it filters its masks itself, before any refiner
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16

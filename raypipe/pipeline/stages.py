@@ -19,7 +19,7 @@ from raypipe import images, masks, schema
 from raypipe.inputs.manifest import fetch
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.foregrounds import Foreground
-from raypipe.types import BadImage, Segmenter, Segments
+from raypipe.types import BadImage, LabelMap, Segmenter, Segments
 
 GROUP_PIXELS = 48_000_000  # decoded pixels handed to a method at once (144 MB of RGB), however large the batch
 
@@ -165,19 +165,30 @@ def encode(rows: Iterable[dict], work: Work) -> Iterator[dict]:
 
 def _encoded(row: dict, work: Work) -> dict:
     found, foreground, note = row["found"], row.get("foreground"), row["note"]
-    values = found.masks
-    if work.refiner and len(values):
-        values, remark = work.refiner(values, row["image"])
+    if work.refiner:
+        found, remark = refined(found, work.refiner, row["image"], exclusive=work.segmenter.exclusive)
         note = _join(note, remark)
-    soft = values if values.dtype != bool else None
     threshold = 0.5 if work.segmenter.threshold is None else work.segmenter.threshold
-    binary = values if soft is None else values > threshold
-    if foreground is not None:
-        binary = binary & foreground
-    soft = soft if work.keep_soft else None
-    segments = masks.encode_segments(binary, labels=found.labels, scores=found.scores, soft=soft)
+    segments = []
+    for i, values in enumerate(found.planes()):  # one at a time: no second stack of masks of the image's size
+        soft = values[None] if values.dtype != bool and work.keep_soft else None
+        binary = values if values.dtype == bool else values > threshold
+        if foreground is not None:
+            binary = binary & foreground
+        own = slice(i, i + 1)
+        segments += masks.encode_segments(binary[None], labels=found.labels[own], scores=found.scores[own], soft=soft)
     foreground = None if foreground is None else masks.encode_rle(foreground)
     return {"segments": segments, "foreground": foreground, "note": note}
+
+
+def refined(found: Segments, refiner: Callable, image: np.ndarray, *, exclusive: bool) -> tuple[Segments, str]:
+    """Masks filtered by a refiner, and its remark. exclusive: those of the method are so, and stay so."""
+    values = found.masks
+    if not len(values):
+        return found, ""
+    values, remark = refiner(values, image)
+    found = Segments(values, found.labels, found.scores, found.note)
+    return LabelMap.largest(found) if exclusive else found, remark
 
 
 def table(rows: Iterable[dict]) -> pa.Table:
@@ -206,12 +217,16 @@ def _groups(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
 
 def _check(segments: Segments, image: np.ndarray) -> None:
     """Raise BadImage when a method breaks its contract: a wrong mask must not reach a table."""
-    values = segments.masks
-    if values.ndim != 3 or values.shape[1:] != image.shape[:2] or values.dtype not in (bool, np.float32):
-        text = f"masks are {values.dtype} {values.shape} for an image of {image.shape[:2]}"
-        raise BadImage("segment", "invalid", text)
+    is_map, size = isinstance(segments, LabelMap), image.shape[:2]
+    values = segments.values[None] if is_map else segments.masks
+    if values.ndim != 3 or values.shape[1:] != size or values.dtype not in (bool, np.float32)[is_map:]:
+        raise BadImage("segment", "invalid", f"masks are {values.dtype} {values.shape} for an image of {size}")
     if values.dtype == np.float32 and values.size and not (values.min() >= 0 and values.max() <= 1):
         raise BadImage("segment", "invalid", "soft masks have values outside [0, 1] or not a number")
+    if is_map and not (segments.index.shape == size and segments.index.max() <= segments.count):
+        index = segments.index
+        text = f"a label map of {segments.count} segments is {index.shape} with labels up to {index.max()}"
+        raise BadImage("segment", "invalid", f"{text} for an image of {size}")
 
 
 def _failure(stage: str, error: Exception) -> str:

@@ -1,8 +1,9 @@
 """One file or folder per method; its name is the method's name. Looking one up imports that method only.
 
-A method knows arrays: RGB images and foregrounds in, `Segments` out. It may import `types`, `lookup`, `networks`,
-`images`, `masks`, `spectral`, `features` and libraries of mathematics and networks, the heavy ones where they are used;
-never storage, inputs, run, runtime, pipeline or Ray. Files whose names begin with `_` hold what several methods share.
+A method knows arrays: RGB images and foregrounds in, `Segments` out; one whose masks never overlap says `exclusive`,
+and may give a `LabelMap`. It may import `types`, `lookup`, `networks`, `images`, `masks`, `spectral`, `classes`,
+`features` and libraries of mathematics and networks, the heavy ones where they are used; never storage, inputs, run,
+runtime, pipeline or Ray. Files whose names begin with `_` hold what several methods share.
 
 A whole method, which would be the file `segmenters/shade.py`:
 

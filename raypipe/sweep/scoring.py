@@ -130,13 +130,14 @@ class Scorer:
 
     def _refined(self, row: dict, options: dict) -> dict:
         """The row with its masks refined; with `error` set where that fails."""
-        if self._trial.refiner is None or not len(row["found"].masks):
+        if self._trial.refiner is None or not row["segments"]:
             return row
         try:
-            values, _ = replace(self._trial.refiner, **options)(row["found"].masks, self.image(row))
+            refiner, exclusive = replace(self._trial.refiner, **options), self._trial.segmenter.exclusive
+            found, _ = stages.refined(row["found"], refiner, self.image(row), exclusive=exclusive)
         except Exception as error:  # whatever it is, `label` makes it an error row
             return row | {"error": f"refine: {type(error).__name__}: {error}"}
-        return row | {"found": replace(row["found"], masks=values)}
+        return row | {"found": found}
 
 
 def as_stored(threshold: float) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from raypipe.sweep.trials import Sweep
-from raypipe.types import BadImage, Segmenter, Segments
+from raypipe.types import BadImage, LabelMap, Segmenter, Segments
 
 SIZE = (40, 48)
 PLACES = {"input": "photos", "labels": "labels", "output": "sweep"}
@@ -47,6 +47,23 @@ class Gamma(Segmenter):
             time.sleep(self.sleep)
             bright = ((image.mean(2) / 255) ** self.gamma)[None].astype(np.float32)
             yield Segments(1 - bright if self.is_dark else bright)
+
+
+@dataclass
+class Levels(Segmenter):
+    """A label map: how bright a pixel is, in levels, and as its score how near it is to the middle of its level."""
+
+    levels: int = 4
+
+    source = "the tests"
+    licence = "Apache-2.0"
+    soft = exclusive = True
+
+    def segment(self, images, foregrounds=None) -> Iterator[LabelMap]:
+        for image in images:
+            bright = image.mean(2, dtype=np.float32) / 256 * self.levels  # below the number of levels
+            values = np.float32(1) - abs(bright % 1 - np.float32(0.5))
+            yield LabelMap(bright.astype(np.uint8) + 1, values, [f"level {i}" for i in range(self.levels)])
 
 
 @dataclass

@@ -11,9 +11,9 @@ import tyro
 from PIL import Image
 from support.area import Area
 from support.layouts import write_voc
-from support.sweepable import SIZE, Gamma, sweep_of, write_labelled
+from support.sweepable import SIZE, Gamma, Levels, sweep_of, write_labelled
 
-from raypipe import images, segmenters
+from raypipe import images, masks, segmenters
 from raypipe.cli.verbs import main
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks.pattern import Pattern
@@ -22,12 +22,15 @@ from raypipe.pipeline.job import Label, check_job
 from raypipe.pipeline.label import label
 from raypipe.refiners.bilateral import Bilateral
 from raypipe.refiners.guided import Guided
+from raypipe.run import Run
+from raypipe.run.rows import load
 from raypipe.segmenters.gloper import Gloper
 from raypipe.segmenters.kmeans import Kmeans
 from raypipe.sweep import page
 from raypipe.sweep.plan import check, draw, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
-from raypipe.sweep.scoring import score
+from raypipe.sweep.scoring import Scorer, score
+from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled, with_images, write_state
 from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
 
@@ -360,6 +363,24 @@ def test_measures_of_soft_masks_are_what_evaluate_gives(folder, segmenter, refin
     trial = dataclasses.replace(trial, posts=trial.posts[:1])
     cells = page.draw_sample(trial, page.sampled_rows(trial), "mae").values()
     assert len(cells) == 6 and all(cell["value"] is not None for cell in cells)
+
+
+@pytest.mark.parametrize("refiner", [None, Guided()])
+def test_stored_masks_of_an_exclusive_method_stay_exclusive(folder, refiner):
+    job, *rest = settled(sweep_of(folder, "threshold=0.0,0.6,0.75", refine=refiner and "guided"), Pattern())
+    common, values = Trial(job, Levels(), refiner, *rest), (0.0, 0.6, 0.75)
+    (trial,) = with_images(plan(common, [{"threshold": value} for value in values]), labelled(common))
+    advance(trial, 6)
+    scorer = Scorer(trial)
+    for threshold, post in zip(values, trial.posts, strict=True):
+        output = str(folder / f"run-{threshold}")
+        label(Label(job.input, output, refine=refiner and "guided", local=True), Levels(threshold=threshold), refiner)
+        rows = {row["image_id"]: row for row in load(Run(output)).to_pylist()}
+        for row in load(trial.run).to_pylist():
+            ((_, found),) = scorer.labelled(row, {canonical(post)})
+            size = (row["height"], row["width"])
+            stored, direct = (masks.decode_segments(each["segments"], size) for each in (found, rows[row["image_id"]]))
+            assert stored.sum(0).max() == 1 and (stored != direct).mean() < (1e-3 if refiner else 1e-4)
 
 
 def test_commits_are_counted_while_trials_run(folder):
