@@ -70,8 +70,10 @@ def check_train(job: Train, recipe: Recipe) -> None:
     if job.is_exact and recipe.batch_size % job.workers:
         text = f"--batch-size {recipe.batch_size} cannot be shared out evenly to --workers {job.workers}"
         raise ValueError(f"{text}; choose a multiple of {job.workers}, or --batch-mode throughput")
-    if job.validate_every > recipe.epochs:
-        raise ValueError(f"--validate-every {job.validate_every} has no effect on {recipe.epochs} epochs; leave it out")
+    if job.validate_every > recipe.rounds:
+        raise ValueError(f"--validate-every {job.validate_every} has no effect on {recipe.rounds} epochs; leave it out")
+    if recipe.iterations and job.tail != Train.tail:
+        raise ValueError(f"--tail {job.tail} has no effect on {recipe.name}, which draws images with replacement")
     _check_effects(job)
     check_folders(job.input or os.devnull, job.output)  # without an input the output lies inside none
     if job.local or not address.is_elsewhere():
@@ -142,7 +144,7 @@ def list_images(job: Train, recipe: Recipe) -> pa.Table | None:
     """
     listed = list_inputs(job.input, column=job.column, allow_private=job.allow_private) if job.input else None
     rows = recipe.rows(listed)
-    if not (recipe.epochs or rows):
+    if not (recipe.rounds or rows):
         return None
     check_enough(len(rows), job, recipe)
     return rows
@@ -150,8 +152,8 @@ def list_images(job: Train, recipe: Recipe) -> pa.Table | None:
 
 def check_enough(images: int, job: Train, recipe: Recipe, *, skipped: int = 0) -> None:
     """Raise ValueError for fewer images than a batch of all workers."""
-    size = per_worker(job, recipe)[0] * job.workers
-    if recipe.epochs and images < size:
+    size = 1 if recipe.iterations else per_worker(job, recipe)[0] * job.workers
+    if recipe.rounds and images < size:
         bad = f" ({skipped:,} more cannot be used: see skipped.parquet)" if skipped else ""
         text = f"{images:,} images{bad} are fewer than the {size:,} of one batch"
         raise ValueError(f"{recipe.name}: {text}; give more images or a smaller --batch-size")

@@ -78,9 +78,9 @@ def run(work: Work, place: Place) -> bool:
 
 def _train(it: Run) -> bool:
     work = it.work
-    if work.recipe.epochs and it.state.step == 0:
+    if work.recipe.rounds and it.state.step == 0:
         keep_pictures(it)
-    for epoch in range(it.state.epoch, work.recipe.epochs):
+    for epoch in range(it.state.epoch, work.recipe.rounds):
         if epoch > it.state.epoch:
             it.state.epoch, it.state.step_in_epoch = epoch, 0
         if not train_epoch(it):
@@ -138,19 +138,19 @@ def _averaging(student: Student, work: Work) -> Callable:
 
 def train_epoch(it: Run) -> bool:
     """The steps of the epoch that are left, and a checkpoint. Returns False where it was stopped."""
-    work, state = it.work, it.state
-    last, steps, per_epoch = math.nan, work.steps, work.per_epoch
+    work, state, recipe = it.work, it.state, it.work.recipe
+    last, steps, per_epoch = math.nan, work.steps, len(work.shares(state.epoch))
     for chosen, drawn in map_ahead(lambda ready: ready(), _batches(it), depth=AHEAD):
-        rate = work.recipe.rate(state.step, steps)
+        rate = recipe.rate(state.step, steps)
         for group, lr in zip(it.optimizer.param_groups, it.rates, strict=True):
-            group["lr"] = lr * rate
+            group["lr"] = max(lr * rate, recipe.least_lr)
         outcome = step(it, it.student.views(chosen, drawn))
         state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
         state.samples += work.batch * work.workers
         state.skipped += not outcome.is_finite
         state.in_a_row = 0 if outcome.is_finite else state.in_a_row + 1
         now = time.monotonic()
-        _log(it, outcome, lr=work.lr * rate, seconds=now - last)
+        _log(it, outcome, lr=max(work.lr * rate, recipe.least_lr), seconds=now - last)
         last = now
         if state.in_a_row == MOST_IN_A_ROW:
             raise Diverged(_diverged(it))
@@ -165,16 +165,12 @@ def _batches(it: Run) -> Iterator[Callable]:
     """Of each step of the epoch that is left, what gives this worker's samples with their random choices."""
     recipe, samples, epoch = it.work.recipe, it.work.samples, it.state.epoch
 
-    def ready(indices: np.ndarray) -> tuple[list, list]:
-        chosen = [samples[index] for index in indices.tolist()]
-        drawn = [
-            recipe.draw(data.generator(recipe.seed, epoch, index), sample)
-            for index, sample in zip(indices.tolist(), chosen, strict=True)
-        ]
-        return chosen, drawn
+    def ready(numbers: np.ndarray) -> tuple[list, list]:
+        pairs = [recipe.choose(data.generator(recipe.seed, epoch, each), samples, each) for each in numbers.tolist()]
+        return tuple(map(list, zip(*pairs, strict=True)))
 
-    for indices in it.work.shares(epoch)[it.state.step_in_epoch :, it.place.rank]:
-        yield lambda indices=indices: ready(indices)
+    for numbers in it.work.shares(epoch)[it.state.step_in_epoch :, it.place.rank]:
+        yield lambda numbers=numbers: ready(numbers)
 
 
 def step(it: Run, views: tuple) -> Outcome:
@@ -314,8 +310,8 @@ def validate(work: Work, place: Place, student: Student) -> None:
     student.load_state_dict(content["student"])
     rows = _measured(work, place, student)
     if place.is_first:
-        if work.recipe.epochs and not work.selects:
-            work.validator.keep(work.folder, rows, epoch=work.recipe.epochs)
+        if work.recipe.rounds and not work.selects:
+            work.validator.keep(work.folder, rows, epoch=work.recipe.rounds)
         work.folder.write_table(rows, *MEASURED)
 
 

@@ -20,6 +20,7 @@ from raypipe.run import attempts, provenance
 from raypipe.storage import Folder, open_table
 from raypipe.training import record
 from raypipe.training.crops import Cropped
+from raypipe.training.recipe import Recipe
 
 PLOT = (520, 220)  # width and height of a curve's plane
 POINTS = 240  # of a curve; thousands of steps would make the page large
@@ -62,7 +63,8 @@ def write_page(folder: Folder, *, method: str, settings: Mapping[str, object], s
         curves=loss_curves(log),
         validation=validation_curves(validation) if validation else [],
         measured=newest(validation) if validation else [],
-        columns=columns,
+        columns=[moment(epoch, settings) for epoch in columns],
+        is_counted=not settings.get("iterations"),
         sample=sample(folder, columns),
         settings=settings,
         attempts=starts,
@@ -77,6 +79,13 @@ def write_page(folder: Folder, *, method: str, settings: Mapping[str, object], s
     )
     folder.write(page.encode("utf-8", "replace"), "training.html")
     return str(folder.location("training.html"))
+
+
+def moment(epoch: int, settings: Mapping[str, object]) -> str:
+    """After which epoch, or where images are drawn with replacement after which step, masks were kept."""
+    if iterations := epoch and settings.get("iterations"):
+        return f"step {min(epoch * Recipe.round_steps, iterations):,}"
+    return f"epoch {epoch}" if epoch else "before"
 
 
 def shown(value: object) -> str:

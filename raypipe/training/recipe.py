@@ -25,13 +25,18 @@ Sample = Mapping[str, np.ndarray]  # what is kept of an image: arrays by name, `
 class Recipe(ABC):
     """How a method is trained. The fields are its options: shown by --help, frozen in the output, swept.
 
-    Cheap to construct and to pickle; an own `__post_init__` raises ValueError for what makes no sense.
+    Cheap to construct and to pickle; an own `__post_init__` raises ValueError for what makes no sense. What takes steps
+    has the fields `epochs` or `iterations`, `batch_size` and `lr`.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float  # these three are class attributes, 0, 1 and 1.0, where `has_steps` is False
     seed: int = 0  # of the order of images, their augmentation and the first weights
+
+    epochs: ClassVar[int] = 0
+    iterations: ClassVar[int] = 0  # steps, where images are drawn with replacement
+    round_steps: ClassVar[int] = 1000  # of them, in the place of an epoch
+    batch_size: ClassVar[int] = 1
+    lr: ClassVar[float] = 1.0
+    least_lr: ClassVar[float] = 0.0  # below which no group of parameters comes, whatever `rate` says
 
     networks: ClassVar[tuple[str, ...]] = ()  # as of a Segmenter: fields that name a network to be fetched
     model_types: ClassVar[Mapping[str, str]] = {}
@@ -41,6 +46,11 @@ class Recipe(ABC):
     def name(self) -> str:
         """The method's name: that of the file it lives in."""
         return name_of(type(self))
+
+    @property
+    def rounds(self) -> int:
+        """The epochs, or what takes their place: what pictures, checkpoints and measures come after."""
+        return -(-self.iterations // self.round_steps) or self.epochs
 
     def refuse_unknown(self, choices: Mapping[str, Sequence[str]], ranges: Iterable[tuple[str, str, bool]]) -> None:
         """Raise ValueError for an option whose value is none of its choices, or out of its range.
@@ -71,6 +81,19 @@ class Recipe(ABC):
     def draw(self, random: np.random.Generator, sample: Sample) -> Any:
         """Every random choice of one view of a sample: plain numbers. `random` belongs to (seed, epoch, image)."""
         return None
+
+    def choose(self, random: np.random.Generator, samples: Sequence[Sample], number: int) -> tuple[Any, Any]:
+        """A sample and its `draw`, as `Student.views` takes them. number: an index, or with `iterations` the count of
+        all samples before."""
+        sample = samples[number]
+        return sample, self.draw(random, sample)
+
+    def precede(self, rows: pa.Table, job: Any, folder: Folder) -> pa.Table:
+        """What comes before the training, on the driver, which holds the folder by then. Returns the rows to train on.
+
+        rows: of `rows`. job: a `Train`. Done again by each call of `train` that finds the training unfinished.
+        """
+        return rows
 
     @abstractmethod
     def student(self, device: str) -> Made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -98,10 +99,11 @@ def follow(folder: Folder) -> Callable[[], list[dict]]:
 def line(rows: list[dict], *, steps: int, per_epoch: int, epochs: int) -> str:
     """Some steps of the log in words: where the training is, the mean loss, its terms, speed and time left.
 
-    rows: of `follow`, at least one. steps: of the whole training. per_epoch: steps of an epoch.
+    rows: of `follow`, at least one. steps: of the whole training. per_epoch: steps of an epoch. epochs: 0 = without.
     """
     step, good = rows[-1]["step"], [row for row in rows if not row["skipped"]]
-    where = f"epoch {-(-step // per_epoch):,} of {epochs:,}, step {step:,} of {steps:,}"
+    where = f"epoch {-(-step // per_epoch):,} of {epochs:,}, " if epochs else ""
+    where += f"step {step:,} of {steps:,}"
     total, *terms = _means(good) or ["no loss"]
     losses = f"{total} ({', '.join(terms)})" if terms else total
     skipped = [f"{count_of(len(rows) - len(good), 'step')} skipped"] if len(good) < len(rows) else []
@@ -118,8 +120,8 @@ def in_order(terms: list[str]) -> list[str]:
 
 def _means(rows: list[dict]) -> list[str]:
     names = in_order([name for name in rows[0] if name not in COLUMNS.names]) if rows else []
-    means = {name: float(np.mean([row[name] for row in rows])) for name in names}
-    return [f"{name.replace('_', ' ')} {mean:.4g}" for name, mean in means.items()]
+    values = {name: [row[name] for row in rows if not math.isnan(row[name])] for name in names}
+    return [f"{name.replace('_', ' ')} {np.mean(its):.4g}" for name, its in values.items() if its]
 
 
 def keep_pictures(folder: Folder, pictures: Mapping[str, np.ndarray]) -> None:

@@ -69,7 +69,7 @@ class Trained:
     skipped: dict[str, str]  # images that could not be used: key -> why
     steps: int  # of the training, all done
     skipped_steps: int  # their gradient was not finite
-    epochs: int | None  # None where nothing is learned step by step
+    epochs: int | None  # 0 where images are drawn with replacement, None where nothing is learned step by step
     loss: float | None  # mean of the last steps
     exported: int | None  # the epoch that --select has chosen; None without, where it is the last one
     seconds: float  # of this call
@@ -86,10 +86,11 @@ class Trained:
             lines = [f"nothing to train: {self.output} holds this training, finished"]
         elif self.epochs is None:
             lines = [f"{self.method}: made of {count_of_images(self.images)} in {duration(self.seconds)}"]
-        elif not self.epochs:
+        elif not self.steps:
             lines = [f"{self.method}: exported without any training (epochs 0)"]
         else:
-            lines = [f"{self.method}: {count_of(self.epochs, 'epoch')}, {count_of(self.steps, 'step')} on"]
+            epochs = f"{count_of(self.epochs, 'epoch')}, " if self.epochs else ""
+            lines = [f"{self.method}: {epochs}{count_of(self.steps, 'step')} on"]
             lines[0] += f" {count_of_images(self.images)} in {duration(self.seconds)}"
         if self.loss is not None:
             lines.append(f"mean loss of the last {min(LAST, self.steps)} steps: {self.loss:.4g}")
@@ -146,6 +147,8 @@ def train(job: Train, recipe: Recipe) -> Trained:
         options = {name: value and Location(value) if name in PLACES else value for name, value in asdict(job).items()}
         facts = {"options": options, "settings": settings, "images": len(rows) if rows else 0}
         with provenance.recorded(folder, plan.attempt, facts) as facts:
+            if rows is not None:
+                plan = plan._replace(rows=recipe.precede(rows, job, folder))
             work = (train_here if job.local else train_on_ray)(plan)
             trained = _ended(plan, work, start)
             facts |= asdict(trained)

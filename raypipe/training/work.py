@@ -45,23 +45,31 @@ class Work:
 
     @property
     def per_epoch(self) -> int:
-        """Steps of an epoch. Raises ValueError for fewer images than a batch."""
-        return len(self.shares(0)) if self.recipe.epochs else 0
+        """Steps of the first epoch or round. Raises ValueError for fewer images than a batch."""
+        return len(self.shares(0)) if self.recipe.rounds else 0
 
     @property
     def steps(self) -> int:
         """All steps of the training."""
-        return self.recipe.epochs * self.per_epoch
+        return self.recipe.iterations or self.recipe.epochs * self.per_epoch
 
     def is_validated(self, epoch: int) -> bool:
         """Whether there is a validation after an epoch, the first being 1. That of the end comes after the export."""
-        is_last = epoch == self.recipe.epochs
+        is_last = epoch == self.recipe.rounds
         is_due = self.validate_every > 0 and epoch % self.validate_every == 0
         return (is_due or is_last) if self.selects else (is_due and not is_last)
 
     def shares(self, epoch: int) -> np.ndarray:
-        """The samples of each step and worker in an epoch: (steps, workers, batch)."""
-        order = data.order(len(self.samples), seed=self.recipe.seed, epoch=epoch)
+        """The samples of each step and worker in an epoch: (steps, workers, batch).
+
+        They are indices, or where images are drawn with replacement, in a round, numbers of samples.
+        """
+        if self.recipe.iterations:
+            recipe = self.recipe
+            first, last = (min(each * recipe.round_steps, recipe.iterations) for each in (epoch, epoch + 1))
+            order = np.arange(first * self.workers * self.batch, last * self.workers * self.batch)
+        else:
+            order = data.order(len(self.samples), seed=self.recipe.seed, epoch=epoch)
         return data.shares(order, workers=self.workers, batch=self.batch, tail=self.tail)
 
 

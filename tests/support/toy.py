@@ -61,6 +61,22 @@ class Toy(Recipe):
             return ToyStudent(self).to(device).train()
 
 
+@dataclass(kw_only=True)
+class Drawn(Toy):
+    """As the toy, but images are drawn with replacement."""
+
+    epochs: int = 0
+    iterations: int = 6
+    least_lr, round_steps = 0.008, 4
+
+    def rows(self, manifest):
+        return manifest
+
+    def choose(self, random, samples, number):
+        sample = samples[int(random.integers(len(samples)))]
+        return sample, self.draw(random, sample)
+
+
 def happens(recipe: Toy) -> bool:
     """Let fail what is to fail at this step. Returns whether its loss is no number."""
     step = recipe.step
@@ -79,4 +95,4 @@ def exported(recipe: Toy, sign: float) -> bytes:
 
 
 RECIPE = Toy
-__all__ = ["RECIPE", "SIDE", "Student", "Toy", "exported", "happens"]
+__all__ = ["RECIPE", "Drawn", "SIDE", "Student", "Toy", "exported", "happens"]

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from support.jobs import wait_until
-from support.toy import Toy
+from support.toy import Drawn, Toy
 
 from raypipe import training
 from raypipe.cli.verbs import main
@@ -98,6 +98,28 @@ def test_a_training_leaves_what_label_takes_and_what_shows_how_it_went(straight)
     facts = json.loads(attempt.read_text())
     assert facts["exit_code"] == 0 and facts["steps"] == 6 and facts["settings"]["lr"] == 0.01
     assert not (straight / "_runs/LOCK").exists()
+
+
+def test_images_drawn_with_replacement_are_the_same_ones_after_a_kill(photos, tmp_path, monkeypatch):
+    found = trained(photos, tmp_path / "straight", Drawn())
+    assert (found.steps, found.epochs) == (6, 0) and "toy: 6 steps on 12 images in" in found.text()
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 3)
+        with pytest.raises(Stop):
+            trained(photos, tmp_path / "killed", Drawn(), checkpoint_steps=1)
+    trained(photos, tmp_path / "killed", Drawn())
+    assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+    rows = log_of(tmp_path / "straight")
+    assert rows == log_of(tmp_path / "killed") and [row["epoch"] for row in rows] == [1, 1, 1, 1, 2, 2]
+    assert [row["lr"] for row in rows] == pytest.approx([max(0.01 * (1 - step / 12), 0.008) for step in range(6)])
+
+
+def test_any_number_of_workers_draws_the_same_samples():
+    for workers in (1, 2, 4):
+        known = dict(folder=None, attempt="", settings={}, lr=1.0, tail="pad", synchronised=True, checkpoint_steps=1)
+        work = Work(recipe=Drawn(), samples=None, workers=workers, batch=4 // workers, log_steps=1, **known)
+        numbers = [work.shares(number).swapaxes(1, 2).reshape(-1, 4) for number in range(work.recipe.rounds)]
+        assert np.array_equal(np.concatenate(numbers)[:6], np.arange(24).reshape(6, 4)) and work.steps == 6
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4])
