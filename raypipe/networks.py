@@ -157,6 +157,15 @@ def checksums(path: Path) -> dict[str, str]:
     return sums
 
 
+def digest(tensors: Mapping) -> str:
+    """sha256 of a network's tensors in float32 by name: the same of every file that holds this network."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        total.update(tensors[name].float().cpu().contiguous().numpy().astype("<f4").tobytes())
+    return total.hexdigest()
+
+
 def checksums_of_each(paths: Mapping[str, Path]) -> dict[str, str]:
     """sha256 of the weight files of several networks, by `FIELD/FILE`. paths: those of `locate_each`."""
     return {f"{field}/{name}": value for field, path in paths.items() for name, value in checksums(path).items()}

@@ -8,7 +8,6 @@ to its grid. The network runs on fused attention and stops where the features ar
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,11 +129,7 @@ class Dino:
 
     def digest(self) -> str:
         """sha256 of the network's tensors in float32 by name: the same of every file that holds this network."""
-        found, total = originals.as_transformers(self.network.state_dict()), hashlib.sha256()
-        for name in sorted(found):
-            total.update(f"{name} {tuple(found[name].shape)}\n".encode())
-            total.update(found[name].float().cpu().contiguous().numpy().astype("<f4").tobytes())
-        return total.hexdigest()
+        return networks.digest(originals.as_transformers(self.network.state_dict()))
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """How many patches lie in an image of whole patches, (rows, columns). size: (height, width) in px."""

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from raypipe import networks
-from raypipe.lookup import one_line
+from raypipe.features import clip
 from raypipe.segmenters import _inside
 from raypipe.types import PatternSegmenter, Segments
 
@@ -88,26 +88,13 @@ class Clipseg(PatternSegmenter):
         """The prompt's embedding (1, D). Computed once: it does not depend on the image."""
         import torch
 
-        tokenizer = self._tokenizer(network.config.text_config.vocab_size)
-        tokens = tokenizer(self.prompt, return_tensors="pt")
+        words = network.config.text_config.vocab_size
+        tokens = clip.tokenizer(self._path, words, method=self.name)(self.prompt, return_tensors="pt")
         count, most = tokens.input_ids.shape[1], network.config.text_config.max_position_embeddings
         if count > most:
             raise ValueError(f"clipseg: prompt must have at most {most} tokens, got {count}; use fewer words")
         with torch.inference_mode():
             return network.get_conditional_embeddings(1, **tokens.to(self._device))
-
-    def _tokenizer(self, words: int):
-        """The tokenizer beside the weights. words: what the network knows. Raises ValueError where files lack."""
-        from transformers import CLIPTokenizer
-
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(self._path, local_files_only=True)
-            if len(tokenizer) < words:  # without any file transformers makes up a vocabulary of two words
-                raise ValueError(f"its vocabulary has {len(tokenizer)} words of {words}")
-        except Exception as error:  # many kinds: one file of two, torn files
-            text = f"{self._path} holds no complete tokenizer ({one_line(error)})"
-            raise ValueError(f"clipseg: {text}; expected vocab.json and merges.txt, or tokenizer.json") from error
-        return tokenizer
 
 
 def stretched(probability: np.ndarray) -> np.ndarray | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
+from support.tiny._clip import write_tokenizer
+
 
 def write_model(folder: Path) -> Path:
-    """A random CLIPSeg of five small blocks, tapped after the second to fourth, and a tokenizer of single letters."""
+    """A random CLIPSeg of five small blocks, tapped after the second to fourth, and a tokenizer of single bytes."""
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     vocabulary = write_tokenizer(folder)
@@ -32,20 +33,6 @@ def write_model(folder: Path) -> Path:
             torch.nn.init.xavier_normal_(parameter, gain=1.5)
     network.save_pretrained(folder)
     return folder
-
-
-def write_tokenizer(folder: Path) -> dict[str, int]:
-    """CLIP's tokenizer files with letters, two merges and nothing else. Returns the vocabulary."""
-    letters = [chr(code) for code in range(33, 127)]
-    merges = ["a t", "at t</w>"]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "at", "att</w>", "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "unk_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return vocabulary
 
 
 def options(folder: Path) -> dict:
