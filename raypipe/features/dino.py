@@ -2,7 +2,8 @@
 
 DINO (Caron et al., ICCV 2021), iBOT (Zhou et al., ICLR 2022), DINOv2 (Oquab et al., 2023; registers: Darcet et al.,
 2024), read as the papers that build on them do: the image stays as large as it is, the position embedding is resampled
-to its grid. The network runs on fused attention and stops where the features are.
+to its grid. DeiT (Touvron et al., ICML 2021) too, with or without a distillation token, though it had labels. The
+network runs on fused attention and stops where the features are.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Dino:
         config = network.config
         self.network, self._method, self._device, self._dtype = network, method, device, dtype
         self.heads, self.width, self.depth = config.num_attention_heads, config.hidden_size, config.num_hidden_layers
-        self.patch, self.special = config.patch_size, 1 + getattr(config, "num_register_tokens", 0)
+        self.placed = 2 if config.model_type == "deit" else 1  # tokens of no patch that have a position
+        self.patch, self.special = config.patch_size, self.placed + getattr(config, "num_register_tokens", 0)
         self.stride = self.patch if stride is None else stride
         if self.stride < 1 or self.patch % self.stride:
             raise ValueError(f"{method}: stride must divide the {self.patch} px of a patch, got {stride!r}")
@@ -144,7 +146,7 @@ class Dino:
         return tokens[:, self.special :], None if attention is None else attention[..., self.special :]
 
     def tokens(self, pixels, *, facet: str = "key", block: int = -1, cls_attention: bool = False):
-        """As `forward`, of all tokens: class, registers, patches.
+        """As `forward`, of all tokens: class, distillation or registers, patches.
 
         facet: what is read in a block. query, key, value: projections, channel = head * width of a head + dimension;
         kqv: key, query and value side by side; input: what they are projected from; token: what the block gives;
@@ -202,22 +204,24 @@ class Dino:
         kernel = embeddings.patch_embeddings.projection
         patches = conv2d(pixels, kernel.weight, kernel.bias, stride=self.stride)  # (B, D, h, w)
         positions = self._embedded(*patches.shape[2:])
-        patches = patches.flatten(2).transpose(1, 2) + positions[:, 1:]
+        patches = patches.flatten(2).transpose(1, 2) + positions[:, self.placed :]
         first = [embeddings.cls_token + positions[:, :1]]
-        if self.special > 1:
+        if self.placed > 1:
+            first.append(embeddings.distillation_token + positions[:, 1:2])
+        if self.special > self.placed:
             first.append(embeddings.register_tokens)
         return torch.cat([*(token.expand(len(patches), -1, -1) for token in first), patches], dim=1)
 
     def _resampled(self, height: int, width: int):
-        """The position embedding of a grid: float32 (1, 1 + height * width, D)."""
+        """The position embedding of `placed` other tokens, then of a grid: float32 (1, placed + height * width, D)."""
         import torch
         from torch.nn.functional import interpolate
 
         stored = self.network.embeddings.position_embeddings
-        side = round((stored.shape[1] - 1) ** 0.5)
+        side = round((stored.shape[1] - self.placed) ** 0.5)
         if (height, width) == (side, side):
             return stored
-        grid = stored[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        grid = stored[:, self.placed :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
         if self.positions == "dino":
             # the factors themselves map coordinates, so that the offset shifts every position a little
             factors = tuple((cells + OFFSET) / side for cells in (height, width))
@@ -226,7 +230,7 @@ class Dino:
             antialias = self.network.config.model_type == "dinov2_with_registers"
             grid = interpolate(grid, size=(height, width), mode="bicubic", antialias=antialias)
         assert grid.shape[2:] == (height, width)
-        return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([stored[:, : self.placed], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def layers(network):
@@ -260,5 +264,5 @@ def read(path: Path, *, method: str, device: str):
     family, kinds = originals.settings(path, method=method)["model_type"], originals.KINDS
     if family not in kinds:
         raise ValueError(f"{method}: {path} holds a network of type {family!r}, expected one of: {', '.join(kinds)}")
-    options = {"add_pooling_layer": False} if family == "vit" else {}
+    options = {"add_pooling_layer": False} if family in originals.UNPOOLED else {}
     return networks.pretrained(getattr(transformers, kinds[family]), path, method=method, device=device, **options)

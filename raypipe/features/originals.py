@@ -1,6 +1,7 @@
 """Networks in the files that their authors published, read into transformers' models with nothing left at random.
 
-DINO, iBOT, DeiT and MAE (plain ViTs), MoCo-v3, and DINOv2 with and without registers. Tensors may have the authors'
+DINO, iBOT, DeiT and MAE (plain ViTs), DeiT with a distillation token, such as the one of ReCo that was trained on
+Stylized ImageNet, MoCo-v3, and DINOv2 with and without registers. Tensors may have the authors'
 names, those of transformers' files or those of its modules; they may be wrapped, as training checkpoints are.
 """
 
@@ -25,7 +26,9 @@ WRAPPERS = ("teacher", "state_dict", "segmenter_state_dict", "model", "student",
 PREFIXES = re.compile(r"^((module|backbone)\.)+")
 MOCO = "base_encoder."  # of MoCo-v3, whose momentum encoder and predictor lie beside
 DROPPED = re.compile(r"^(head|predictor|pooler|decoder|masked_embed|momentum_encoder)")  # of training, not features
-KINDS = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+KINDS = {"vit": "ViTModel", "deit": "DeiTModel"}
+KINDS |= {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+UNPOOLED = ("vit", "deit")  # of KINDS, whose pooling layer is to be left out
 HEAD = 64  # channels of an attention head of every published DINO, iBOT and DINOv2
 MOCO_HEADS = 12  # of MoCo-v3's ViT-S, whose heads have 32 channels, and of its ViT-B
 EPS = 1e-6  # of every LayerNorm in all of them
@@ -35,6 +38,7 @@ SIDES |= {"num_hidden_layers": "depth", "num_heads": "heads", "num_attention_hea
 # From the authors' names, and those of transformers' modules, to those of transformers' files.
 RENAMED = (
     (r"^(cls_token|register_tokens|mask_token)$", r"embeddings.\1"),
+    (r"^dist_token$", "embeddings.distillation_token"),
     (r"^pos_embed$", "embeddings.position_embeddings"),
     (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
     (r"^norm\.", "layernorm."),
@@ -136,7 +140,7 @@ def build(
         text = f"is no checkpoint of a vision transformer such as DINO, iBOT or DINOv2: {why}"
         raise ValueError(f"{method}: {file} {text}") from error
     kind = getattr(transformers, KINDS[family])
-    options = {"add_pooling_layer": False} if family == "vit" else {}
+    options = {"add_pooling_layer": False} if family in UNPOOLED else {}
     config = kind.config_class(**_config(family, sizes))
     return networks.pretrained(kind, file, method=method, device="cpu", config=config, state_dict=renamed, **options)
 
@@ -194,7 +198,8 @@ def _architecture(renamed: Mapping[str, torch.Tensor], heads: int | None) -> tup
     shape = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
     width = shape["embeddings.cls_token"][-1]
     patch = shape["embeddings.patch_embeddings.projection.weight"][-1]
-    positions = shape["embeddings.position_embeddings"][1] - 1
+    is_distilled = "embeddings.distillation_token" in shape
+    positions = shape["embeddings.position_embeddings"][1] - 1 - is_distilled
     side = round(positions**0.5)
     if side * side != positions:
         raise ValueError(f"its positions are those of {positions} patches, which is no square")
@@ -210,7 +215,7 @@ def _architecture(renamed: Mapping[str, torch.Tensor], heads: int | None) -> tup
     first = "encoder.layer.0."
     registers = shape.get("embeddings.register_tokens", (1, 0))[1]
     is_scaled, has_gate = f"{first}layer_scale1.lambda1" in shape, f"{first}mlp.weights_in.weight" in shape
-    family = ("dinov2_with_registers" if registers else "dinov2") if is_scaled else "vit"
+    family = ("dinov2_with_registers" if registers else "dinov2") if is_scaled else UNPOOLED[is_distilled]
     inner = f"{first}mlp.fc1.weight" if is_scaled else f"{first}intermediate.dense.weight"
     hidden = 4 * width if has_gate else shape[inner][0]
     bias = f"{first}attention.attention.query.bias" in shape
@@ -225,7 +230,7 @@ def _config(family: str, sizes: dict) -> dict:
         "patch_size": sizes["patch"], "image_size": sizes["side"] * sizes["patch"], "qkv_bias": sizes["bias"],
         "layer_norm_eps": EPS,
     }  # fmt: skip
-    if family == "vit":
+    if family in UNPOOLED:
         return config | {"intermediate_size": sizes["hidden"]}
     config |= {"mlp_ratio": sizes["hidden"] // sizes["width"], "use_swiglu_ffn": sizes["has_gate"]}
     return config | ({"num_register_tokens": sizes["registers"]} if family == "dinov2_with_registers" else {})

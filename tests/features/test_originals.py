@@ -76,6 +76,32 @@ def test_checkpoints_are_read_however_they_are_wrapped(form, folder, published, 
     torch.testing.assert_close(features(tmp_path), features(folder), atol=1e-6, rtol=0)
 
 
+def test_deit_has_a_distillation_token_with_a_position(tmp_path):
+    from transformers import DeiTConfig, DeiTModel
+
+    torch.manual_seed(0)
+    settings = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    settings |= {"image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6}
+    whole = DeiTModel(DeiTConfig(**settings), add_pooling_layer=False).eval()
+    for name, parameter in whole.named_parameters():  # transformers starts tokens and positions at 0
+        if "token" in name or "position" in name:
+            torch.nn.init.normal_(parameter)
+    whole.save_pretrained(tmp_path / "folder")
+    tensors = as_published(tmp_path / "folder")
+    tensors["dist_token"] = tensors.pop("embeddings.distillation_token")
+    assert tensors["pos_embed"].shape == (1, 2 + 16, 128)
+    heads = {"head.weight": torch.ones(2), "head_dist.weight": torch.ones(2)}
+    file = write(tmp_path / "deit.pth", {"model": tensors | heads})
+    for path in (tmp_path / "folder", file):
+        for size in ((32, 32), (40, 56)):  # of its own grid, and of another
+            pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                expected = whole(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 2:]
+            found = Dino(path, method="test", device="cpu").forward(pixels, facet="token_norm")[0]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert len({Dino(path, method="test", device="cpu").digest() for path in (tmp_path / "folder", file)}) == 1
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
 def test_names_of_transformers_files_and_modules_are_read_too(suffix, folder, tmp_path):
     files = load_file(folder / "model.safetensors")
@@ -136,9 +162,10 @@ def test_half_precision_and_the_number_of_heads_beside_the_file(published, folde
         (lambda t: t.pop("cls_token"), "no 'embeddings.cls_token'"),
         (lambda t: t.pop("blocks.0.attn.qkv.bias"), r"of its tensors are absent|belong to none"),
         (
-            lambda t: t.update(dist_token=torch.ones(1, 1, 128)),
-            "1 of its tensors belong to none, the first is dist_token",
+            lambda t: t.update(other_token=torch.ones(1, 1, 128)),
+            "1 of its tensors belong to none, the first is other_token",
         ),
+        (lambda t: t.update(dist_token=torch.ones(1, 1, 128)), "positions are those of 63 patches, which is no square"),
         (lambda t: t.update({"blocks.2.mlp.fc1.weight": torch.ones(9, 128)}), "absent or of another shape"),
         (lambda t: t.update(pos_embed=torch.ones(1, 8, 128)), "positions are those of 7 patches, which is no square"),
         (lambda t: t.update(cls_token=torch.ones(1, 1, 1).expand(1, 1, 64 * 10**6)), "numbers, the weight files have"),
