@@ -52,6 +52,23 @@ MASKS = pa.schema(
     metadata={"raypipe.schema": str(VERSION)},
 )
 
+
+def _embeddings(kind: pa.DataType) -> pa.Schema:
+    """One row per image of a corpus, failed or not. kind: of the embedding's values."""
+    own = {
+        "segments": pa.field("embedding", pa.list_(kind)),  # a unit vector of D values; null in error rows
+        "foreground": pa.field("phash", pa.uint64()),  # of what the image looks like; null in error rows
+    }
+    return pa.schema([own.get(field.name, field) for field in MASKS], metadata=MASKS.metadata)
+
+
+# The kinds of run: what its folder of parts is called, and their columns.
+TABLES = {
+    "masks": MASKS,
+    "embeddings": _embeddings(pa.float16()),
+    "exact_embeddings": _embeddings(pa.float32()),
+}
+
 COMMIT = pa.schema([("image_id", pa.string()), ("error", pa.string())])
 
 # The failed images of a run, for people; rewritten whenever a run ends.

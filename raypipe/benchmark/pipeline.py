@@ -167,7 +167,7 @@ def bare_loop(spec: Spec, photos: str, worker: int) -> tuple[float, float]:
         if first == spec.batch:
             wall, cpu = time.perf_counter(), time.process_time()
         batch = rows.slice(first, spec.batch).to_pylist()
-        stages.table(stages.encode(segment(stages.decode(batch, work)), work))
+        stages.table(stages.encode(segment(stages.decode(batch, work)), work), work)
     count = len(rows) - spec.batch
     return count / (time.perf_counter() - wall), (time.process_time() - cpu) / count
 

@@ -117,9 +117,9 @@ def _rewrite(run: Run, attempt: str, megabytes: int) -> dict[str, pa.Table]:
     with tempfile.TemporaryDirectory(prefix="raypipe-compact-") as scratch, ExitStack() as stack:
         depth = min(PARTS_AHEAD, 1 + CHUNK_BYTES // max(sizes.values(), default=1))
         contents = zip(sizes, map_ahead(partial(_read_part, run), sizes, depth=depth), strict=True)
-        tables = (table for name, content in contents for table in _rows(content, lost[name]))
+        tables = (table for name, content in contents for table in _rows(content, run.columns, lost[name]))
         chunks = _gathered(tables, max(CHUNK_BYTES, decoded // CHUNKS))
-        spills = [_spill(chunk, bounds, Path(scratch, f"{i}.arrow")) for i, chunk in enumerate(chunks)]
+        spills = [_spill(_sorted(chunk), bounds, Path(scratch, f"{i}.arrow")) for i, chunk in enumerate(chunks)]
         readers = [pa.ipc.open_file(stack.enter_context(pa.OSFile(str(path)))) for path in spills]
         groups = _merged(readers, len(bounds) + 1)
         records = dict(_write(run, attempt, megabytes, groups))
@@ -143,7 +143,7 @@ def _replace(run: Run, attempt: str, old: Iterable[str], records: dict[str, pa.T
 
 def _read_part(run: Run, name: str) -> bytes:
     """A part's data file. Raises RuntimeError when it is not what its record says."""
-    content = run.folder.read(run.masks, name) or b""
+    content = run.folder.read(run.data, name) or b""
     try:
         record, expected = read_record(run.folder.read("_commits", name) or b"")
         if hashlib.sha256(content).hexdigest() != expected["sha256"]:
@@ -156,11 +156,11 @@ def _read_part(run: Run, name: str) -> bytes:
     return content
 
 
-def _rows(content: bytes, lost: list[str]) -> Iterator[pa.Table]:
+def _rows(content: bytes, columns: pa.Schema, lost: list[str]) -> Iterator[pa.Table]:
     """A part's row groups, without the superseded ids."""
     file = open_table(content)
     for i in range(file.num_row_groups):
-        rows = file.read_row_group(i).cast(schema.MASKS)
+        rows = file.read_row_group(i).cast(columns)
         yield rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=pa.array(lost, pa.string()))))
 
 
@@ -178,11 +178,10 @@ def _gathered(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
 
 
 def _spill(chunk: pa.Table, bounds: pa.Array, path: Path) -> Path:
-    """Write a chunk, sorted, as an Arrow file with one record batch per range of ids."""
-    chunk = _sorted(chunk)
+    """Write a sorted chunk as an Arrow file with one record batch per range of ids."""
     cuts = np.searchsorted(chunk["image_id"].to_numpy(), bounds.to_numpy(zero_copy_only=False), side="left")
     edges = [0, *cuts.tolist(), len(chunk)]
-    with pa.ipc.new_file(str(path), schema.MASKS, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+    with pa.ipc.new_file(str(path), chunk.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         for first, last in zip(edges, edges[1:], strict=False):
             rows = chunk.slice(first, last - first).to_struct_array().combine_chunks()  # one batch, also of no rows
             writer.write_batch(pa.RecordBatch.from_struct_array(rows))
@@ -190,13 +189,13 @@ def _spill(chunk: pa.Table, bounds: pa.Array, path: Path) -> Path:
 
 
 def _sorted(rows: pa.Table) -> pa.Table:
-    return rows.replace_schema_metadata(schema.MASKS.metadata).sort_by("image_id")
+    return rows.replace_schema_metadata().sort_by("image_id")
 
 
 def _merged(readers: list[pa.ipc.RecordBatchFileReader], ranges: int) -> Iterator[pa.Table]:
     """All rows in the order of their ids, GROUP_ROWS at a time: a range holds a multiple of that, but for the last."""
     for i in range(ranges):
-        rows = _sorted(pa.Table.from_batches([reader.get_batch(i) for reader in readers], schema.MASKS))
+        rows = _sorted(pa.Table.from_batches([reader.get_batch(i) for reader in readers], readers[0].schema))
         for start in range(0, len(rows), GROUP_ROWS):
             yield rows.slice(start, GROUP_ROWS)
 
@@ -205,7 +204,7 @@ def _write(run: Run, attempt: str, megabytes: int, groups: Iterator[pa.Table]) -
     """Write row groups into files of about `megabytes`; yields (name, commit record)."""
     for i, groups_of_file in groupby(_files(groups, megabytes * MEGABYTE), key=itemgetter(0)):
         name, ids, sink = f"part-{attempt}-compact{megabytes}_{i:05d}.parquet", [], pa.BufferOutputStream()
-        columns = schema.MASKS.with_metadata(run.part_metadata())
+        columns = run.columns.with_metadata(run.part_metadata())
         with pq.ParquetWriter(sink, columns, **parquet_options(columns)) as writer:
             for _, group in groups_of_file:
                 writer.write_table(group.replace_schema_metadata(run.part_metadata()), row_group_size=GROUP_ROWS)
@@ -217,7 +216,7 @@ def _files(groups: Iterable[pa.Table], size: int) -> Iterator[tuple[int, pa.Tabl
     """Each row group with the index of its file, 0, 0, ..., 1, ....
 
     What belongs into a file is decided by the rows alone, not by bytes written, which differ with the attempts' names:
-    by their text, with the compression of the first group, a random sample because ids are hashes.
+    decoded, with the compression of the first group, a random sample because ids are hashes.
     """
     file, weight, limit = 0, 0, None
     for group in groups:
@@ -228,9 +227,15 @@ def _files(groups: Iterable[pa.Table], size: int) -> Iterator[tuple[int, pa.Tabl
         yield file, group
 
 
-def _weight(rows: pa.Table) -> int:
-    """Bytes of a row group's masks and names, decoded."""
-    segments = pc.list_flatten(rows["segments"])
-    texts = [rows["uri"], rows["key"], rows["image_id"], pc.struct_field(rows["foreground"], "counts")]
-    texts += [pc.struct_field(segments, "counts"), pc.struct_field(segments, "soft")]
-    return sum(pc.sum(pc.binary_length(text)).as_py() or 0 for text in texts)
+def _weight(rows: pa.Table | pa.ChunkedArray) -> int:
+    """Bytes of a row group's values, or of one column's, decoded."""
+    if isinstance(rows, pa.Table):
+        return sum(map(_weight, rows.columns))
+    kind = rows.type
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _weight(pc.list_flatten(rows))
+    if pa.types.is_struct(kind):
+        return sum(_weight(pc.struct_field(rows, i)) for i in range(kind.num_fields))
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        return pc.sum(pc.binary_length(rows)).as_py() or 0
+    return len(rows) * kind.bit_width // 8

@@ -19,7 +19,7 @@ from raypipe.storage import open_table
 HASHED_BYTES = 8 << 20  # at a time: few requests to an object store
 DEEP_ROWS = 64  # rows decoded at a time
 # Kinds of problem for which repair removes the part with its record.
-CONDEMNED = {"torn", "altered", "missing", "record", "ids", "schema", "mask"}
+CONDEMNED = {"torn", "altered", "missing", "record", "ids", "schema", "mask", "embedding"}
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Problem:
 
     kind: torn (shorter than recorded), altered (other bytes than recorded), missing (data file), record (commit record
     unusable), checksum (record without its own checksum, its content is right), ids (record and data file name
-    different images), schema, mask (with deep), doubled (ids), orphan (data file without record), foreign (file or
-    folder that is not the run's), leftover (work list or temporary file), attempt (its record), errors
+    different images), schema, mask and embedding (with deep), doubled (ids), orphan (data file without record), foreign
+    (file or folder that is not the run's), leftover (work list or temporary file), attempt (its record), errors
     (errors.parquet), configuration (run.json), unlabelled (images that had a row), twice (photographs that were
     labelled at several places).
     """
@@ -76,7 +76,7 @@ def check_part(run: Run, name: str, *, deep: bool) -> Part:
     except Damage as damage:
         if damage.kind == "missing" and run.folder.read("_commits", name) is None:
             return Part(name)
-        folder = "_commits" if damage.kind == "record" else run.masks
+        folder = "_commits" if damage.kind == "record" else run.data
         return replace(part, problem=Problem(f"{folder}/{name}", damage.kind, damage.text))
     if is_sealed(content):
         return part
@@ -115,10 +115,10 @@ def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: boo
             parquet = open_table(file)
         except pa.ArrowInvalid as error:
             raise Damage("schema", f"not a Parquet file: {one_line(error)}") from error
-        _check_columns(parquet.schema_arrow)
+        _check_columns(parquet.schema_arrow, run.columns)
         _check_rows(parquet.read(columns=schema.COMMIT.names, use_threads=False), record)  # parts are read in parallel
         if deep:
-            _check_masks(parquet)
+            (_check_masks if run.table == "masks" else _check_embeddings)(parquet)
         return (parquet.schema_arrow.metadata or {}).get(b"raypipe.run")
 
 
@@ -129,10 +129,10 @@ def _sha256(file: pa.NativeFile) -> str:
     return digest.hexdigest()
 
 
-def _check_columns(stored: pa.Schema) -> None:
-    """Raise Damage unless the columns are those of schema MASKS; an older version may lack the last ones."""
+def _check_columns(stored: pa.Schema, expected: pa.Schema) -> None:
+    """Raise Damage unless a part has the columns of its run; one of an older version may lack the last ones."""
     version = int((stored.metadata or {}).get(b"raypipe.schema", schema.VERSION))
-    expected = list(schema.MASKS)[: len(stored)] if version < schema.VERSION else list(schema.MASKS)
+    expected = list(expected)[: len(stored)] if version < schema.VERSION else list(expected)
     if list(stored) != expected:
         other = sorted({str(field) for field in stored} ^ {str(field) for field in expected})
         raise Damage("schema", f"other columns than raypipe's: {'; '.join(other) or 'in another order'}"[:300])
@@ -161,6 +161,15 @@ def _check_masks(parquet: pq.ParquetFile) -> None:  # noqa: TID251
                 wrong, first = wrong + 1, first or f"{row['key']}: {error}"
     if wrong:
         raise Damage("mask", f"{count_of(wrong, 'row')}; {first}")
+
+
+def _check_embeddings(parquet: pq.ParquetFile) -> None:  # noqa: TID251
+    """Raise Damage("embedding", ...) unless each row has a unit vector or an error."""
+    for batch in parquet.iter_batches(DEEP_ROWS, columns=["key", "error", "embedding"]):
+        for row in batch.to_pylist():
+            length = None if row["embedding"] is None else float(np.linalg.norm(row["embedding"]))
+            if (row["error"] != "") != (length is None) or (length is not None and not abs(length - 1) < 0.01):
+                raise Damage("embedding", f"{row['key']}: length {length}, error {row['error']!r}")
 
 
 def check_masks(row: dict) -> None:

@@ -6,7 +6,6 @@ is damaged, so that `raypipe label` with the same options does those images agai
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import tyro
 from raypipe import schema
 from raypipe.maintenance import redo
 from raypipe.maintenance.integrity import Part, Problem, check_part
-from raypipe.run import OURS, DamagedRun, Run, new_attempt, superseded
+from raypipe.run import OURS, DamagedRun, Run, new_attempt, parsed, superseded
 from raypipe.run.attempts import newest_by_input, read_record
 from raypipe.run.rows import columns
 from raypipe.runtime.interruption import held
@@ -144,15 +143,15 @@ def find(run: Run, *, deep: bool = False, own: str | None = None) -> Findings:
     live = live_attempt(run.folder)
     live = None if live == own else live
     # In this order: a part is there before its record.
-    records, files = set(run.folder.files("_commits")), set(run.folder.files(run.masks))
+    records, files = set(run.folder.files("_commits")), set(run.folder.files(run.data))
     strays = {name for name in records ^ files if not OURS.fullmatch(name)}
     with ThreadPoolExecutor(PARTS_AHEAD) as pool:
         parts = list(pool.map(partial(check_part, run, deep=deep), sorted(records - strays)))
     problems = [part.problem for part in parts if part.problem]
-    foreign = [f"{run.masks if name in files else '_commits'}/{name}" for name in sorted(strays)]
+    foreign = [f"{run.data if name in files else '_commits'}/{name}" for name in sorted(strays)]
     problems += [Problem(name, "foreign", "no file of raypipe's; move it away") for name in foreign]
     orphans = [name for name in sorted(files - records - strays) if live is None or live not in name]
-    problems += [Problem(f"{run.masks}/{name}", "orphan", "a data file without commit record") for name in orphans]
+    problems += [Problem(f"{run.data}/{name}", "orphan", "a data file without commit record") for name in orphans]
     problems += _leftovers(run, live)
     remarks, configuration = _check_configuration(run, parts)
     problems += remarks
@@ -200,13 +199,11 @@ def _open(uri: str) -> Run:
     if found and found["schema"] > schema.VERSION:
         raise ValueError(f"{Run(uri)}: made by a newer raypipe (schema {found['schema']}, known is {schema.VERSION})")
     if found:
-        return Run(uri, found["method"])
-    methods = Run(uri).methods()
-    if len(methods) > 1:
-        raise FileNotFoundError(
-            f"{Run(uri)}: no run.json and masks of {len(methods)} methods, so it is not a raypipe run"
-        )
-    return Run(uri, methods[0] if methods else Run(uri).method)
+        return Run(uri, found["method"], found["table"])
+    there = Run(uri).there()
+    if len(there) > 1:
+        raise FileNotFoundError(f"{Run(uri)}: no run.json and parts of {len(there)} methods, so it is no raypipe run")
+    return Run(uri, there[0][1], there[0][0]) if there else Run(uri, Run(uri).method)
 
 
 def _configuration(run: Run) -> dict | None:
@@ -231,15 +228,15 @@ def _leftovers(run: Run, live: str | None) -> Iterator[Problem]:
     for name in sorted(run.folder.files("_runs")):
         if name.endswith(".json") and read_record(run.folder, name) is None:
             yield Problem(f"_runs/{name}", "attempt", "the attempt's record is not JSON")
-    for name in run.folder.folders("masks"):
-        if f"masks/{name}" != run.masks:
-            yield Problem(f"masks/{name}/", "foreign", "not of this run, but plain readers find it; move it away")
+    for name in run.folder.folders(run.table):
+        if f"{run.table}/{name}" != run.data:
+            yield Problem(f"{run.table}/{name}/", "foreign", "not of this run, but plain readers find it; move it away")
 
 
 def _check_configuration(run: Run, parts: list[Part]) -> tuple[list[Problem], dict | None]:
     """Compare run.json with what the good parts repeat of it. Returns problems, and what it should hold instead."""
-    found, stamps = _configuration(run), {part.stamp for part in parts if part.stamp}
-    repeated = [json.loads(stamp) for stamp in stamps]
+    found, stamps = _configuration(run), [parsed(part.stamp) for part in parts if part.stamp]
+    repeated = [stamp for i, stamp in enumerate(stamps) if stamp not in stamps[:i]]
     if len(repeated) > 1:
         text = f"the parts repeat {len(repeated)} different configurations"
         return [Problem("run.json", "configuration", text)], None
@@ -256,7 +253,7 @@ def _check_ids(run: Run, parts: list[Part], commits: pa.Table) -> Iterator[Probl
     lost = superseded(commits)
     for name, count in sorted(Counter(name for _, name in lost).items()):
         text = f"{count} of its images also stand in another part, which counts"
-        yield Problem(f"{run.masks}/{name}", "doubled", text)
+        yield Problem(f"{run.data}/{name}", "doubled", text)
     failed = {(row["image_id"], row["part"]) for row in commits.filter(pc.not_equal(commits["error"], "")).to_pylist()}
     if parts and _listed_errors(run) != {image_id for image_id, _ in failed - lost}:
         yield Problem("errors.parquet", "errors", "missing, unreadable, or does not list exactly the failed images")
@@ -270,7 +267,7 @@ def _check_photographs(run: Run) -> list[Problem]:
     if not len(twice):
         return []
     text = f"{count_of(len(twice), 'photograph')} with several rows, from several places, such as {twice['key'][0]}"
-    return [Problem(f"{run.masks}/", "twice", f"{text}; label the places into runs of their own")]
+    return [Problem(f"{run.data}/", "twice", f"{text}; label the places into runs of their own")]
 
 
 def _listed_errors(run: Run) -> set[str] | None:
@@ -305,5 +302,5 @@ def _left(run: Run, found: Findings, removed: list[Part]) -> list[Problem]:
     lost = {image_id for record in records for image_id in record["image_id"].to_pylist()} - now
     if lost or len(records) < len(removed):
         whose = count_of(len(lost), "image") if len(records) == len(removed) else "the images"
-        return [*left, Problem(f"{run.masks}/", "unlabelled", f"no row any more for {whose} of removed parts")]
+        return [*left, Problem(f"{run.data}/", "unlabelled", f"no row any more for {whose} of removed parts")]
     return left + _unlabelled(run, len(now))

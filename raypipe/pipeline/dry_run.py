@@ -134,7 +134,7 @@ def _measured(work: Work, device: str, rows: list[dict], alone: bool) -> dict:
         done += stages.encode(segment(stages.decode([row], work)), work)
         if time.perf_counter() - loaded > PATIENCE:
             break
-    table = stages.table(done)
+    table = stages.table(done, work)
     return {
         "images": len(done),
         "failed": stages.count_errors(table).total(),

@@ -59,7 +59,7 @@ class Here:
         blocks = (pending.slice(start, size).to_pylist() for start in range(0, len(pending), size))
         rows = (row for block in blocks for row in stages.encode(self._segment(stages.decode(block, work)), work))
         for portion in _portions(rows, size, self._done):
-            table = stages.table(portion)
+            table = stages.table(portion, work)
             self._run.commit(work.attempt, next(self._parts), table)
             errors.update(stages.count_errors(table))
 

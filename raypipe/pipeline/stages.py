@@ -1,6 +1,7 @@
 """What happens to a batch of images: decode, segment, encode. Generators over rows, the same with and without Ray.
 
-A row is a dict: it enters as a manifest row (`schema.MANIFEST`) and leaves as a masks row (`schema.MASKS`). A row whose
+A row is a dict: it enters as a manifest row (`schema.MANIFEST`) and leaves as a masks row (`schema.MASKS`), or that of
+another table where a subclass of Work says so. A row whose
 `error` is set passes the remaining stages untouched, so every input yields exactly one row.
 """
 
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +41,8 @@ class Work:
     device: str = "cpu"  # cpu or cuda; set when it is known what there is
     attempt: str = ""  # its name; set when it begins
 
+    columns: ClassVar[pa.Schema] = schema.MASKS  # of the finished rows
+
     @property
     def finder(self) -> Segmenter | None:
         """The method that computes the foreground, if one does."""
@@ -53,6 +57,14 @@ class Work:
     def gpus(self) -> float:
         """GPUs per actor where the device is cuda; 0 when nothing of this work can use one."""
         return max(self.segmenter.gpus, self.finder.gpus if self.finder else 0.0)
+
+    def prepared(self, row: dict) -> dict:
+        """A decoded row as it crosses to the method: another job needs less than the whole image."""
+        return row
+
+    def encoded(self, row: dict) -> dict:
+        """What the method found, as columns of a finished row."""
+        return _encoded(row, self)
 
 
 def decode(rows: Iterable[dict], work: Work) -> Iterator[dict]:
@@ -77,7 +89,8 @@ def _decoded(row: dict, content: bytes | BadImage, work: Work) -> dict:
         return row | {"error": str(error)}
     except MemoryError:
         return row | {"error": str(BadImage("decode", "memory", "not enough memory to decode it"))}
-    return row | {"image": image, "note": "narrow_range" if images.has_narrow_range(content, image) else ""}
+    note = "narrow_range" if images.has_narrow_range(content, image) else ""
+    return work.prepared(row | {"image": image, "note": note})
 
 
 class Segment:
@@ -152,13 +165,13 @@ class Segment:
 
 
 def encode(rows: Iterable[dict], work: Work) -> Iterator[dict]:
-    """Refines, thresholds and encodes: leaves rows of the table `schema.MASKS`, without image and arrays."""
+    """Refines, thresholds and encodes: leaves rows of the work's columns, without image and arrays."""
     for row in rows:
         try:
-            result = {} if row["error"] else _encoded(row, work)
+            result = {} if row["error"] else work.encoded(row)
         except Exception as error:
             result = {"error": _failure("refine" if work.refiner else "encode", error)}
-        kept = {name: row[name] for name in schema.MASKS.names if name in row}
+        kept = {name: row[name] for name in work.columns.names if name in row}
         blank = {"segments": [], "foreground": None, "note": ""}
         yield {"seconds": None, "attempt": work.attempt} | kept | blank | result
 
@@ -191,13 +204,13 @@ def refined(found: Segments, refiner: Callable, image: np.ndarray, *, exclusive:
     return LabelMap.largest(found) if exclusive else found, remark
 
 
-def table(rows: Iterable[dict]) -> pa.Table:
-    """Finished rows as a table of schema MASKS."""
-    return pa.Table.from_pylist(list(rows), schema=schema.MASKS)
+def table(rows: Iterable[dict], work: Work) -> pa.Table:
+    """Finished rows as a table of the work's columns."""
+    return pa.Table.from_pylist(list(rows), schema=work.columns)
 
 
 def count_errors(rows: pa.Table) -> Counter[str]:
-    """Error rows of a masks table by `stage: kind`."""
+    """Error rows of a table by `stage: kind`."""
     return Counter(": ".join(error.split(": ", 2)[:2]) for error in rows["error"].to_pylist() if error)
 
 
@@ -205,7 +218,7 @@ def _groups(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
     """Consecutive rows, at most `size` and at most about GROUP_PIXELS pixels at a time."""
     group, pixels = [], 0
     for row in rows:
-        area = row["height"] * row["width"]
+        area = row["image"].size // 3 if "image" in row else 0
         if group and (len(group) == size or pixels + area > GROUP_PIXELS):
             yield group
             group, pixels = [], 0

@@ -26,7 +26,7 @@ import ray
 from ray.data import Datasink
 from ray.exceptions import GetTimeoutError, RayError
 
-from raypipe import masks, schema
+from raypipe import masks
 from raypipe.pipeline import stages
 from raypipe.pipeline.stages import Work
 from raypipe.run import Run
@@ -192,10 +192,10 @@ class LabelOnCpu:
         use_threads(1)
         decode, encode = partial(stages.decode, work=work), partial(stages.encode, work=work)
         steps = {"decode": decode, "segment": stages.Segment(work), "encode": encode}
-        self._run = Guard(steps, ledger, timeout=work.timeout)
+        self._work, self._run = work, Guard(steps, ledger, timeout=work.timeout)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return stages.table(self._run(batch.to_pylist()))
+        return stages.table(self._run(batch.to_pylist()), self._work)
 
 
 class SegmentOnGpu:
@@ -223,7 +223,7 @@ def encode_on_cpu(batch: pa.Table, work: Work, ledger) -> pa.Table:
     """The last stage as a task, for a GPU pipeline."""
     use_threads(1)
     guarded = Guard({"encode": partial(stages.encode, work=work)}, ledger, timeout=work.timeout)
-    return stages.table(guarded(from_columns(batch)))
+    return stages.table(guarded(from_columns(batch)), work)
 
 
 class CommitSink(Datasink):
@@ -235,7 +235,7 @@ class CommitSink(Datasink):
         self.rows = 0  # after the write: all rows
 
     def write(self, blocks: Iterable, ctx) -> tuple[int, Counter]:
-        rows = pa.concat_tables([pa.table(block).cast(schema.MASKS) for block in blocks])
+        rows = pa.concat_tables([pa.table(block).cast(self._run.columns) for block in blocks])
         if not len(rows):
             return 0, Counter()
         self._run.commit(self._attempt, ctx.task_idx, rows)

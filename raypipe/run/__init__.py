@@ -11,6 +11,7 @@ from raypipe.run.run import (
     Run,
     is_sealed,
     new_attempt,
+    parsed,
     refuse_other,
     seal,
     superseded,

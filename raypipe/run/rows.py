@@ -45,16 +45,18 @@ WITHOUT_SOFT = tuple(field.name for field in schema.SEGMENT if field.name != "so
 def load(run: Run, names: Sequence[str] | None = None) -> pa.Table:
     """All committed rows, each id once, with the column `method`. names: read only these columns.
 
+    Of any table of schema.TABLES: masks or embeddings.
+
     Raises FileNotFoundError when the folder is no run and ValueError for an unknown column.
     """
-    known = [*schema.MASKS.names, "method"]
+    known = [*run.columns.names, "method"]
     if unknown := set(names or ()) - set(known):
         raise ValueError(f"unknown column {sorted(unknown)[0]!r}; choose from: {', '.join(known)}")
-    stored = [name for name in schema.MASKS.names if names is None or name in names]
+    stored = [name for name in run.columns.names if names is None or name in names]
     # Again where a job that retries errors, or `compact`, has replaced a part since it was listed.
     for attempt in Retrying(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(3), reraise=True):
         with attempt:
-            table = pa.concat_tables([schema.MASKS.empty_table().select(stored), *columns(run, stored)])
+            table = pa.concat_tables([run.columns.empty_table().select(stored), *columns(run, stored)])
     table = table.append_column("method", pa.array([run.method] * len(table), pa.string()))
     return table if names is None else table.select(names)
 
@@ -64,6 +66,8 @@ def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
 
     names: columns, or paths of fields such as `segments.list.element.area`: what is not named stays on the disk.
     """
+    if not {name.partition(".")[0] for name in names} <= set(run.columns.names):
+        refuse_other_than_masks(run)
     lost = _lost(run)
 
     def read(name: str) -> pa.Table:
@@ -79,6 +83,7 @@ def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.T
 
     leaves: read of each segment only these fields; None = all but `soft`. Safe while a job writes.
     """
+    refuse_other_than_masks(run)
     lost, count = _lost(run), SOFT_ROWS if "soft" in (leaves or ()) else BATCH_ROWS
     for name in run.parts():
         with run.part(name) as part:
@@ -111,6 +116,12 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
     return [rows[image_id] for image_id in ids if image_id in rows]
 
 
+def refuse_other_than_masks(run: Run) -> None:
+    """Raise ValueError for a run whose rows are not masks."""
+    if run.table != "masks":
+        raise ValueError(f"{run} holds {run.table.replace('_', ' ')}, not masks: give a run of raypipe label")
+
+
 def complete_commits(run: Run) -> pa.Table:
     """`Run.commits`, but raises DamagedRun also when a finished run has fewer images than it ended with.
 
@@ -125,13 +136,14 @@ def complete_commits(run: Run) -> pa.Table:
 
 def good_rows(run: Run) -> dict[str, tuple[Location, int]]:
     """By key, where each image's row without error lies: the part's location, and the index of the row in it."""
+    refuse_other_than_masks(run)
     good, lost = {}, _lost(run)
     for name in run.parts():
         with run.part(name) as part:
             table = part.read(columns=["image_id", "key", "error"])
         for i, row in enumerate(table.to_pylist()):
             if not row["error"] and row["image_id"] not in lost[name]:
-                good[row["key"]] = (run.folder.location(run.masks, name), i)
+                good[row["key"]] = (run.folder.location(run.data, name), i)
     return good
 
 

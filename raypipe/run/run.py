@@ -1,7 +1,7 @@
 """A run's folder: which images are pending, who may write, what is committed. Plain functions over files, no Ray.
 
     <output>/run.json                                 the frozen configuration, with provenance
-    <output>/masks/method=<m>/part-<attempt>-<task>.parquet
+    <output>/<table>/method=<m>/part-<attempt>-<task>.parquet     the table is masks, or another of schema.TABLES
     <output>/_commits/part-<attempt>-<task>.parquet   ids and errors of those rows, sealed; written last
     <output>/_runs/<attempt>.json                     one record per attempt; LOCK; the attempt's pending images
 
@@ -53,11 +53,12 @@ def new_attempt() -> str:
 
 
 class Run:
-    """The folder of one labelling run, on any file system. Cheap to pickle."""
+    """The folder of one run, on any file system. Cheap to pickle."""
 
-    def __init__(self, output: str, method: str | None = None):
+    def __init__(self, output: str, method: str | None = None, table: str | None = None):
+        """table: a name in schema.TABLES. Both are None for readers, who find them in run.json."""
         self.folder = Folder(output)
-        self._method = method  # None for readers, who find it in run.json
+        self._method, self._table = method, table or (method and "masks")
         self._stamp: dict[bytes, bytes] = {}  # what each part repeats of run.json
 
     def __str__(self) -> str:
@@ -66,14 +67,13 @@ class Run:
     # Configuration
 
     def configuration(self) -> dict | None:
-        """The content of run.json: `method`, `settings` (frozen) and `provenance`; None for a new run.
+        """The content of run.json: `method`, `table`, `settings` (frozen) and `provenance`; None for a new run.
 
         Raises DamagedRun when it is not what it was.
         """
         content = self.folder.read("run.json")  # a store that cannot be reached is not damaged
         try:
-            names = ("schema", "method", "settings", "provenance")
-            return None if content is None else {name: json.loads(content)[name] for name in names}
+            return None if content is None else parsed(content)
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedRun(self, f"its run.json cannot be read ({error!r})") from error
 
@@ -84,15 +84,17 @@ class Run:
         defaults: those of all settings, which hold for a setting that the run's version of raypipe did not have.
         """
         if frozen := self.configuration():
-            old = {"method": frozen["method"], **defaults, **frozen["settings"]}
-            refuse_other(f"{self} holds a run of another configuration", old, {"method": self._method, **settings})
-        elif self.methods():
-            raise DamagedRun(self, "it has masks but no run.json")
+            old = {"method": frozen["method"], "table": frozen["table"], **defaults, **frozen["settings"]}
+            new = {"method": self._method, "table": self._table, **settings}
+            refuse_other(f"{self} holds a run of another configuration", old, new)
+        elif self.there():
+            raise DamagedRun(self, f"it has {self.there()[0][0]} but no run.json")
 
     def freeze(self, settings: dict, provenance: dict) -> None:
         """Write run.json once. A run that has one keeps it; other weights (`provenance["weights"]`) are refused."""
         frozen = self.configuration()
-        content = {"schema": schema.VERSION, "method": self._method, "settings": settings, "provenance": provenance}
+        content = {"schema": schema.VERSION, "method": self.method, "table": self.table}
+        content |= {"settings": settings, "provenance": provenance}
         self._stamp = {b"raypipe.run": json.dumps(frozen or content, default=str).encode()}
         if frozen is None:
             self.folder.write_json(content, "run.json")
@@ -107,11 +109,11 @@ class Run:
 
         Raises RuntimeError when a finished run has parts but no records: it was copied without them.
         """
-        parts, commits = self.folder.files(self.masks), self.folder.files("_commits")
+        parts, commits = self.folder.files(self.data), self.folder.files("_commits")
         if parts and not commits and self.is_complete():
             raise RuntimeError(f"{self} is a finished run without its folder _commits; copy that too, or verify it")
         for name in filter(OURS.fullmatch, parts.keys() - commits.keys()):
-            self.folder.delete(self.masks, name)
+            self.folder.delete(self.data, name)
         for name in filter(OURS.fullmatch, commits.keys() - parts.keys()):
             self.folder.delete("_commits", name)
         for names in self.folders():
@@ -148,12 +150,12 @@ class Run:
     # Committing
 
     def commit(self, attempt: str, task: int | str, rows: pa.Table) -> None:
-        """Make rows (schema MASKS) durable: the part, then, if this attempt still holds the lock, its record.
+        """Make rows (of `columns`) durable: the part, then, if this attempt still holds the lock, its record.
 
         The same task may be run again after a lost worker: same names, same rows, overwritten.
         """
         name = f"part-{attempt}-{task:06d}.parquet" if isinstance(task, int) else f"part-{attempt}-{task}.parquet"
-        content = parquet_bytes(rows.cast(schema.MASKS).replace_schema_metadata(self.part_metadata()))
+        content = parquet_bytes(rows.cast(self.columns).replace_schema_metadata(self.part_metadata()))
         self.write_record(attempt, name, self.write_part(name, content, rows))
 
     def write_part(self, name: str, content: bytes | memoryview, rows: pa.Table) -> pa.Table:
@@ -161,7 +163,7 @@ class Run:
 
         rows: at least the columns of schema COMMIT, of exactly the rows in the file.
         """
-        self.folder.write(content, self.masks, name)
+        self.folder.write(content, self.data, name)
         part = {"rows": len(rows), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         record = rows.select(schema.COMMIT.names).cast(schema.COMMIT)
         return record.replace_schema_metadata({"raypipe.part": json.dumps(part)})
@@ -174,13 +176,13 @@ class Run:
     def drop(self, name: str) -> None:
         """Delete a part: its record first, so that a kill in between leaves a file that does not count."""
         self.folder.delete("_commits", name)
-        self.folder.delete(self.masks, name)
+        self.folder.delete(self.data, name)
 
     def part_metadata(self) -> dict[bytes, bytes]:
         """What each part's schema carries: the version of the columns and the content of run.json."""
         if not self._stamp and (frozen := self.configuration()):
             self._stamp = {b"raypipe.run": json.dumps(frozen).encode()}
-        return schema.MASKS.metadata | self._stamp
+        return self.columns.metadata | self._stamp
 
     def finish(self, attempt: str) -> pa.Table:
         """Leave each id once, write errors.parquet, drop the work list; returns the commits that remain."""
@@ -249,18 +251,31 @@ class Run:
     @property
     def method(self) -> str:
         """The method that made the run. Raises FileNotFoundError when the folder is no run, DamagedRun as below."""
-        if self._method is None:
-            frozen = self.configuration()
-            if frozen is None and self.methods():
-                raise DamagedRun(self, "it has masks but no run.json")
-            if frozen is None:
-                raise FileNotFoundError(f"{self}: {self._why_none()}, so it is not a raypipe run")
-            self._method = frozen["method"]
-        return self._method
+        return self._method or self._find()["method"]
 
-    def methods(self) -> list[str]:
-        """The methods whose masks are in the folder, whatever run.json says."""
-        return [name.removeprefix("method=") for name in self.folder.folders("masks") if name.startswith("method=")]
+    @property
+    def table(self) -> str:
+        """What its rows are: a name in schema.TABLES. Raises as `method` does."""
+        return self._table or self._find()["table"]
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns of its parts."""
+        return schema.TABLES[self.table]
+
+    def _find(self) -> dict:
+        frozen, there = self.configuration(), self.there()
+        if frozen is None and there:
+            raise DamagedRun(self, f"it has {there[0][0]} but no run.json")
+        if frozen is None:
+            raise FileNotFoundError(f"{self}: {self._why_none()}, so it is not a raypipe run")
+        self._method, self._table = frozen["method"], frozen["table"]
+        return frozen
+
+    def there(self) -> list[tuple[str, str]]:
+        """Tables and methods whose parts are in the folder, whatever run.json says."""
+        found = [(table, name) for table in schema.TABLES for name in self.folder.folders(table)]
+        return [(table, name.removeprefix("method=")) for table, name in found if name.startswith("method=")]
 
     def _why_none(self) -> str:
         kind = self.folder.fs.get_file_info(self.folder.path()).type
@@ -268,31 +283,31 @@ class Run:
         return why.get(kind, "no run.json in it")
 
     @property
-    def masks(self) -> str:
+    def data(self) -> str:
         """The one folder of this run's parts, relative to the run's. Raises FileNotFoundError when it is no run."""
-        return f"masks/method={self.method}"
+        return f"{self.table}/method={self.method}"
 
     def folders(self) -> tuple[tuple[str, ...], ...]:
         """The folders that hold a run's files, each as names beneath the run's own."""
-        return (self.masks,), ("_commits",), ("_runs",), ()
+        return (self.data,), ("_commits",), ("_runs",), ()
 
     def open(self, part: str) -> pa.NativeFile:
         """A part's data file. Raises FileNotFoundError when another process has replaced it."""
-        return self.folder.open(self.masks, part)
+        return self.folder.open(self.data, part)
 
     @contextmanager
     def part(self, name: str) -> Iterator[pq.ParquetFile]:  # noqa: TID251
         """A part to read. Raises FileNotFoundError as `open` does, and DamagedRun when it cannot be read."""
         try:
             with self.open(name) as file, open_table(file, checked=True) as part:
-                known = list(part.schema_arrow)[: len(schema.MASKS)]  # an older version may lack some, a newer has more
-                if known != list(schema.MASKS)[: len(known)]:
+                known = list(part.schema_arrow)[: len(self.columns)]  # an older version may lack some, a newer has more
+                if known != list(self.columns)[: len(known)]:
                     raise ValueError("it has other columns")
                 yield part
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            what = f"its part {self.masks}/{name} cannot be read ({one_line(error)})"
+            what = f"its part {self.data}/{name} cannot be read ({one_line(error)})"
             raise DamagedRun(self, what, surely=not isinstance(error, OSError)) from error
 
     def parts(self) -> list[str]:
@@ -305,13 +320,13 @@ class Run:
         Raises DamagedRun when data files are gone whose commit records are there, or all records of a finished run.
         """
         while True:  # again when another process has dropped parts since the records were listed
-            records, files = self.folder.files("_commits").keys(), self.folder.files(self.masks)
+            records, files = self.folder.files("_commits").keys(), self.folder.files(self.data)
             lost = sorted(filter(OURS.fullmatch, records - files.keys()))
             if not lost:
                 break
             lost = [name for name in lost if self.folder.read("_commits", name) is not None]
             if lost:
-                text = f"{len(lost):,} of {len(records):,} parts are gone, such as {self.masks}/{lost[0]}"
+                text = f"{len(lost):,} of {len(records):,} parts are gone, such as {self.data}/{lost[0]}"
                 raise DamagedRun(self, text)
         if files and not records and self.is_complete():
             raise DamagedRun(self, "the records of its parts are gone (folder _commits)")
@@ -332,7 +347,7 @@ class Run:
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DamagedRun(self, f"its commit record {name} cannot be read ({one_line(error)})") from error
         if size != recorded:
-            raise DamagedRun(self, f"its part {self.masks}/{name} has {size:,} of {recorded:,} bytes")
+            raise DamagedRun(self, f"its part {self.data}/{name} has {size:,} of {recorded:,} bytes")
         return rows.append_column("part", pa.repeat(name, len(rows)))
 
 
@@ -356,6 +371,12 @@ def refuse_other(what: str, old: dict, new: dict) -> None:
     if changed:
         lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed]
         raise OtherConfiguration("\n".join([f"{what}; use the same or another --output", *lines]))
+
+
+def parsed(content: bytes) -> dict:
+    """What run.json holds, or a part repeats of it. Raises ValueError, KeyError or TypeError."""
+    found = {"table": "masks"} | json.loads(content)  # the first versions do not say
+    return {name: found[name] for name in ("schema", "method", "table", "settings", "provenance")}
 
 
 def seal(content: bytes) -> bytes:

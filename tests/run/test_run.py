@@ -235,10 +235,10 @@ def test_a_damaged_configuration_is_named(run, content):
 
 def test_cleaning_spares_files_that_are_not_ours(run):
     attempt_all(run, manifest(2))
-    run.folder.write(b"", run.masks, "mine.parquet")
-    run.folder.write(b"", run.masks, f"part-{new_attempt()}-000000.parquet")
+    run.folder.write(b"", run.data, "mine.parquet")
+    run.folder.write(b"", run.data, f"part-{new_attempt()}-000000.parquet")
     run.clean()
-    assert "mine.parquet" in run.folder.files(run.masks) and len(run.folder.files(run.masks)) == 2
+    assert "mine.parquet" in run.folder.files(run.data) and len(run.folder.files(run.data)) == 2
 
 
 def test_a_finished_run_copied_without_its_records_is_not_emptied(run):
@@ -248,7 +248,7 @@ def test_a_finished_run_copied_without_its_records_is_not_emptied(run):
         run.folder.delete("_commits", name)
     with pytest.raises(RuntimeError, match="without its folder _commits"):
         run.clean()
-    assert run.folder.files(run.masks)
+    assert run.folder.files(run.data)
 
 
 def test_a_lock_from_another_container_counts_by_its_age(run):
