@@ -13,7 +13,7 @@ from raypipe.benchmark.turns import halves, in_turns, segment
 from raypipe.lookup import one_line
 from raypipe.types import Segmenter, name_of
 
-SOLVERS = ("spectral", "train_sempart")  # what methods stand on or are trained by, worth rows of their own
+SOLVERS = ("spectral", "train_sempart", "archive_ranking")  # what methods and jobs stand on, worth rows of their own
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
 
 

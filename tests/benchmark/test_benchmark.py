@@ -97,6 +97,14 @@ def test_the_solver_is_measured_on_photographs_and_a_made_up_graph(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_archives_are_ranked_in_the_order_of_a_full_sort(monkeypatch):
+    monkeypatch.setattr(twins_of.find("archive_ranking"), "IMAGES", 3000)
+    rows = {row.figure: row for row in methods.measure("archive_ranking", TINY, False)}
+    assert rows["share of queries unlike a full sort of exact scores"].values == [0.0]
+    assert 0 < rows["memory beside the embeddings"].values[0] < 60 and rows["time per ranking, plain"].values
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_training_is_measured_at_equal_losses(monkeypatch):
     twin = twins_of.find("train_sempart")
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
