@@ -1,0 +1,151 @@
+"""What methods that name each pixel share: scores of classes on a grid become a label map, some rows at a time.
+
+Scores of all classes at an image's size would be 2.2 GB for 171 classes at 1536 x 2048 px, its label map is 16 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raypipe.types import LabelMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TILE, TILE_ON_GPU = 1 << 20, 1 << 26  # scores at a time: 4 MB, which caches hold, and 256 MB
+FAINT = -80.0  # exponent below which a class does not count; of smaller ones exp is denormal, and ten times slower
+
+
+def label_map(
+    scores_of: Callable[[int, int], Tensor],
+    size: tuple[int, int],
+    names: Sequence[str],
+    *,
+    temperature: float | None = None,
+    background: bool = False,
+    note: str = "",
+) -> LabelMap:
+    """The class with the largest score at each pixel, of equal ones the first; classes that are nowhere are left out.
+
+    scores_of: rows `first` to before `last` of the scores, float32 (C, rows, W) on any device; they are overwritten.
+    size: (H, W). names: of the classes in order. temperature: what is kept of a pixel is the largest of the softmax
+    over its classes of temperature * score; None: the largest score itself, cut to [0, 1]. background: scores have one
+    class more, the first, whose pixels belong to none.
+    """
+    count, (height, width) = len(names) + background, size
+    first, step = 0, max(1, TILE // (count * width))
+    # made first: what is kept between large temporary arrays keeps their memory from being used again
+    index, values, present = (
+        np.empty(size, np.min_scalar_type(count)),
+        np.empty(size, np.float32),
+        np.zeros(count, bool),
+    )
+    while first < height:
+        here = slice(first, min(first + step, height))
+        scores = scores_of(here.start, here.stop)
+        largest = scores.amax(0)
+        index[here] = first_of(scores, largest).cpu().numpy()
+        score = largest.clamp_(0, 1) if temperature is None else tempered(scores, largest, temperature)
+        values[here] = score.cpu().numpy()
+        present[np.unique(index[here])] = True
+        first, step = here.stop, max(1, (TILE_ON_GPU if scores.is_cuda else TILE) // (count * width))
+    present[:background] = False
+    places = (np.cumsum(present) * present).astype(index.dtype)
+    for row in range(height):
+        index[row] = places[index[row]]
+    if background:
+        values[index == 0] = 0
+    return LabelMap(index, values, [names[i - background] for i in np.flatnonzero(present)], note=note)
+
+
+def first_of(scores: Tensor, largest: Tensor) -> Tensor:
+    """The first class whose score is the largest: int32 (rows, W). Faster than torch's maximum with its index.
+
+    scores: (C, rows, W). largest: over the classes, (rows, W).
+    """
+    import torch
+
+    count = len(scores)
+    left = torch.arange(count, 0, -1, dtype=torch.int32, device=scores.device)[:, None, None]
+    return count - (scores == largest).to(torch.int32).mul_(left).amax(0)
+
+
+def tempered(scores: Tensor, largest: Tensor, temperature: float) -> Tensor:
+    """The largest of the softmax of temperature * scores over the classes: exp(m - logsumexp), float32 (rows, W).
+
+    scores: (C, rows, W), overwritten. largest: over the classes, (rows, W).
+    """
+    return scores.sub_(largest).mul_(temperature).clamp_(min=FAINT).exp_().sum(0).reciprocal_()
+
+
+class Upsampling:
+    """Rows of a grid that is enlarged to an image, as torch's bilinear interpolation of the whole gives them."""
+
+    def __init__(
+        self, grid: Tensor, size: tuple[int, int], *, through: Sequence[tuple[tuple[int, int], tuple[int, int]]] = ()
+    ):
+        """grid: float32 (C, h, w). size: (H, W) of the image.
+
+        through: sizes that the grid has in between, each with the part of it, from the left and the top, that is kept
+        and enlarged further.
+        """
+        self._grid, self._wide, self._place = grid, None, None
+        steps = [*through, (size, size)]
+        self._rows, self._columns = (
+            _weights(grid.shape[1 + axis], [(to[axis], kept[axis]) for to, kept in steps], grid.device)
+            for axis in (0, 1)
+        )
+
+    def __call__(self, first: int, last: int) -> Tensor:
+        """Rows first to before last: float32 (C, last - first, W)."""
+        import torch
+
+        (starts, weights), count = self._rows, last - first
+        starts, weights = starts[first:last], weights[first:last]
+        wide = self._widened(starts[0], starts[-1] + weights.shape[1])  # (C, k, W)
+        rows = wide.new_empty((len(wide), count, wide.shape[2]))
+        edges = [0, *np.flatnonzero(np.diff(starts)) + 1, count]
+        for begin, end in zip(edges, edges[1:], strict=False):  # rows that lie between the same ones of the grid
+            part, its = rows[:, begin:end], weights[begin:end]
+            for k in range(weights.shape[1]):
+                place = starts[begin] - starts[0] + k
+                one, share = wide[:, place : place + 1], its[:, k, None]
+                torch.mul(one, share, out=part) if k == 0 else part.addcmul_(one, share)
+        return rows
+
+    def _widened(self, first: int, last: int) -> Tensor:
+        """Rows of the grid at the image's width. Kept, since the next rows of the image often lie between them too."""
+        if self._place != (first, last):
+            starts, weights = self._columns
+            rows = self._grid[:, first:last]
+            self._wide = rows[..., starts] * weights[:, 0]
+            for k in range(1, weights.shape[1]):
+                self._wide.addcmul_(rows[..., starts + k], weights[:, k])
+            self._place = (first, last)
+        return self._wide
+
+
+def _weights(cells: int, steps: Sequence[tuple[int, int]], device) -> tuple[np.ndarray, Tensor]:
+    """How each pixel of an axis comes from the cells of a grid, through sizes of which a first part is kept.
+
+    Returns the first cell (n,) and the weights of it and those that follow it (n, K).
+    """
+    import torch
+
+    places, weights = np.arange(cells)[:, None], np.ones((cells, 1), np.float32)
+    for length, kept in steps:
+        # as torch, in float32: centres of pixels, ends repeated
+        scale = np.float32(len(places)) / np.float32(length)
+        source = np.maximum(scale * (np.arange(kept, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+        below = np.minimum(source.astype(int), len(places) - 1)
+        above, share = np.minimum(below + 1, len(places) - 1), (source - below)[:, None]
+        weights = np.concatenate([weights[below] * (1 - share), weights[above] * share], axis=1)
+        places = np.concatenate([places[below], places[above]], axis=1)
+    span = int((places.max(1) - places.min(1)).max()) + 1
+    first = np.minimum(places.min(1), cells - span)
+    gathered = np.zeros((len(first), span), np.float32)
+    np.add.at(gathered, (np.arange(len(first))[:, None], places - first[:, None]), weights)
+    return first, torch.from_numpy(gathered).to(device)
