@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support import golden
 
 from raypipe import masks
 
@@ -24,6 +25,15 @@ def test_run_lengths_are_coco_s_column_by_column():
     mask = np.zeros((3, 2), bool)
     mask[1, 0] = mask[2, 0] = mask[0, 1] = True
     assert masks.encode_rle(mask)["counts"] == "132"  # one 0, three 1, two 0: each below 32, as chr(48 + n)
+
+
+def test_run_lengths_are_the_stored_ones_byte_for_byte(shared):
+    case = golden.arrays(shared / "golden" / "namedmask" / "coco_rle.npz")
+    for i in range(4):
+        mask, counts = case[f"mask_{i}"].astype(bool), case[f"counts_{i}"].tobytes().decode()
+        stored = {"size": case[f"size_{i}"].tolist(), "counts": counts}
+        assert masks.encode_rle(mask) == stored
+        np.testing.assert_array_equal(masks.decode_rle(stored), mask)
 
 
 def test_segments_have_areas_boxes_scores_and_labels(rng):

@@ -13,6 +13,7 @@ from support import golden
 from support.tiny.selfmask import write_model
 
 from raypipe.benchmark.plain import selfmask as plain
+from raypipe.refiners.bilateral import Bilateral, iou
 from raypipe.segmenters.selfmask import SelfMask
 from raypipe.segmenters.selfmask.network import read
 from raypipe.types import BadImage
@@ -111,6 +112,22 @@ def test_a_long_image_is_seen_smaller_and_its_mask_has_its_size(tiny):
     (small,), (large,) = replaced(tiny, max_side=80).segment([ramp]), tiny.segment([ramp])
     assert small.masks.shape == large.masks.shape == (1, 48, 200)
     assert small.masks.min() >= 0 and small.masks.max() <= 1 and (small.masks != large.masks).any()
+
+
+@pytest.mark.parametrize("name", ["square", "rect"])
+def test_pseudo_masks_of_namedmask_are_the_stored_ones(shared, name):
+    case = golden.arrays(shared / "golden/namedmask" / f"selfmask_{name}.npz")
+    method = SelfMask(weights=str(shared / "golden/models/selfmask-tiny"))
+    method.load("cpu")
+    image = case["image"]
+    (features,) = method.features([image])
+    np.testing.assert_allclose(features.patches.T, case["patch_tokens"], atol=1e-4)
+    (found,) = method.segment([image])
+    np.testing.assert_allclose(found.scores, case["objectness"][case["selected_query"]], atol=1e-4)
+    np.testing.assert_allclose(found.masks[0], case["saliency"], atol=1e-4)
+    np.testing.assert_array_equal(found.masks[0] > 0.5, case["mask"])
+    refined, _ = Bilateral("namedmask", refine_working_size=min(image.shape[:2]))(found.masks, image)
+    assert iou(refined[0] > 0, case["mask_bilateral"] > 0) >= 0.995  # where the solution is 0.5, rounding decides
 
 
 def replaced(method: SelfMask, **options) -> SelfMask:
