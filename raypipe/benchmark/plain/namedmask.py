@@ -7,11 +7,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raypipe import networks
+from raypipe.benchmark.figures import Figure
+from raypipe.benchmark.turns import with_plain
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 EPS = 1e-5  # of batch norms
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def compare(method, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """In full batches, against one image at a time."""
+    from raypipe.segmenters.namedmask.network import read
+
+    deeplab, _ = read(method._path, method=method.name)
+    tensors = deeplab.to(device).state_dict()
+
+    def plain_one(image: np.ndarray) -> np.ndarray:
+        labels = probabilities(tensors, image, deeplab.rates).argmax(0).cpu().numpy()
+        return np.stack([labels == label for label in np.unique(labels[labels > 0])] or [np.zeros(labels.shape, bool)])
+
+    against = "float32, batch norms apart, probabilities of all classes at the image's size, one image at a time"
+    return with_plain(method, device, images, repeats, plain_one, against)
 
 
 def probabilities(tensors: Mapping[str, Tensor], image: np.ndarray, rates: Sequence[int] = (12, 24, 36)) -> Tensor:
@@ -21,7 +40,7 @@ def probabilities(tensors: Mapping[str, Tensor], image: np.ndarray, rates: Seque
     like = tensors["classifier.classifier.3.bias"]
     mean, std = (like.new_tensor(each)[:, None, None] for each in (MEAN, STD))
     pixels = (torch.tensor(image, device=like.device).permute(2, 0, 1) / 255 - mean) / std
-    with torch.inference_mode():
+    with torch.inference_mode(), networks.autocast(like.device.type, "float32"):  # TF32 would keep 11 of 24 bits
         return logits(tensors, pixels[None], rates)[0].softmax(0)
 
 
