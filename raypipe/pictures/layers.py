@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,10 +46,12 @@ def draw(
     truth: np.ndarray | None = None,
     side: int,
     max_bytes: int,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Picture:
     """The picture of one image. content: its file, as `originals.Originals` finds it, or what is wrong with that.
 
     rows: the masks row of each run, None where it has none. truth: the true mask, bool (H, W), where that is known.
+    change: what is done to the photograph first, such as blurring its faces; RGB uint8 (H, W, 3) before and after.
     side: length of the longer side in pixels. Quality and side go down until the data URIs fit into max_bytes together;
     at a quarter of the side they are taken as they are.
     """
@@ -57,6 +60,7 @@ def draw(
         if isinstance(content, BadImage):
             raise content
         image = originals.decode(row, content)
+        image = change(image) if change else image
     except BadImage as error:
         remark = error.message
     for scale, quality in QUALITIES:

@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal, NamedTuple
@@ -19,7 +20,7 @@ from raypipe import segmenters
 from raypipe.evaluation.labels import Labels, place_of
 from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
-from raypipe.pictures import legend
+from raypipe.pictures import faces, legend
 from raypipe.pictures.layers import draw
 from raypipe.pictures.overlay import COLOURS
 from raypipe.report import html, measures, truth, words
@@ -57,6 +58,7 @@ class Report:
     label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
     # of a mask of several parts, which one is boxed: that with the largest box (also None), or with the most pixels
     box_rule: Literal["largest_bbox", "largest_area"] | None = None
+    blur_faces: str | None = None  # ONNX file of a face detector, YuNet's or CenterFace's: blur what it finds
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ class RunShown(NamedTuple):
 def report(options: Report) -> Result:
     """Write the page. Raises ValueError for options that cannot work and FileNotFoundError for what is no run."""
     check(options)
-    start = time.monotonic()
+    start, blur = time.monotonic(), options.blur_faces and faces.load(options.blur_faces).blurred
     names, runs = rows.run_names(options.runs), [Run(folder) for folder in options.runs]
     source = truth.source(options)
     reference = source and str(place_of(source))
     shown = [read(run, name, runs, reference) for run, name in zip(runs, names, strict=True)]
     labels = source and truth.find(options, source, [key for run in shown for key in run.figures["key"].to_pylist()])
-    cards = draw_cards(options, shown, labels)
+    cards = draw_cards(options, shown, labels, blur)
     about = labels and truth.about(labels, source, [card["truth"] for card in cards])
     panes = [pane for card in cards for pane in card["panes"] if pane]
     views = [name for name in titles() if any(name in pane["figures"] for pane in panes)]
@@ -119,6 +121,7 @@ def report(options: Report) -> Result:
         words=words.glossary({n: headings()[n] for n in views}, odd, notes, labels and labels.task.HOLDS),
         charts=charts(shown),
         truth=about,
+        has_blur=blur is not None,
         bins=measures.by_size(runs, reference=reference),
         errors=[errors(run) for run in shown],
         provenance=[_provenance(run) for run in shown],
@@ -186,20 +189,25 @@ def shortened(views: list[str]) -> dict[str, str]:
 # Pictures
 
 
-def draw_cards(options: Report, shown: list[RunShown], labels: Labels | None = None) -> list[dict]:
-    """One card per chosen image, oddest first: its picture, per run what was found, and what is true."""
+def draw_cards(
+    options: Report, shown: list[RunShown], labels: Labels | None = None, change: Callable | None = None
+) -> list[dict]:
+    """One card per chosen image, oddest first: its picture, per run what was found, and what is true.
+
+    change: what is done to photographs first.
+    """
     choices = measures.choose([run.good for run in shown], options.sample)
     keys = [choice.key for choice in choices]
     chosen = [_chosen(run, keys) for run in shown]
     panes_of = [[of_run.get(key) for of_run in chosen] for key in keys]
     wanted = [next(pane for pane in panes if pane)["row"] for panes in panes_of]
     contents = Originals(options.input, column=options.column, allow_private=options.allow_private).fetch(wanted)
-    budget = PICTURE_BYTES // max(len(choices), 1)
+    how = {"side": options.side, "max_bytes": PICTURE_BYTES // max(len(choices), 1), "change": change}
     cards = []
     truths = truth.read(labels, wanted)
     for choice, panes, (row, content), true in zip(choices, panes_of, contents, truths, strict=True):
         found = [pane and pane["row"] for pane in panes]
-        picture = draw(content, found, truth=true.mask, side=options.side, max_bytes=budget)
+        picture = draw(content, found, truth=true.mask, **how)
         for pane, layers in zip(panes, picture.layers, strict=True):
             judged = labels.task.cells(pane["row"], true.label) if pane and true.boxes else {}
             pane and pane.update(layers=layers, judged=judged)
