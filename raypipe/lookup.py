@@ -8,11 +8,14 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
+MOST_SAID = 40  # names
+
 
 def suggest(name: object, known: Iterable[str]) -> str:
-    """What to write instead of an unknown name: the nearest known one, else all of them."""
+    """What to write instead of an unknown name: the nearest known one, else all of them, or the first of very many."""
     known = list(known)
     near = get_close_matches(str(name), known, 1)
+    known = known if len(known) <= MOST_SAID else [*known[:MOST_SAID], f"... ({len(known):,} in all)"]
     return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from raypipe import images, lookup, storage
+from raypipe.evaluation import classmaps
+from raypipe.evaluation.task import Task
 from raypipe.evaluation.tasks import boxes
 from raypipe.inputs import folders
 from raypipe.inputs.items import PICTURES, LeftOut
 from raypipe.inputs.maskfiles import Matches
 from raypipe.storage import Location, join
 
-TASKS = {"masks": "saliency", "boxes": "boxes"}  # what data sets with such labels are for, unless told otherwise
+# what data sets with such labels are for, unless told otherwise
+TASKS = {"masks": "saliency", "boxes": "boxes", "classes": "semantic"}
+UNPAIRED = 10  # photographs without a label, or the reverse, that are named
 HEAD_BYTES = 1 << 20  # of a photograph, in which its orientation is looked for
 
 
@@ -26,7 +30,10 @@ class Layout(NamedTuple):
     labels: tuple[str, ...]  # folders of masks or of VOC's annotations, or COCO's one file
     listed: tuple[str, ...] = ()  # files with a photograph's name per line; none = all photographs
     split: str | None = None  # which of several such files, unless told otherwise; it is the one of the papers
-    holds: Literal["masks", "boxes"] = "masks"
+    holds: Literal["masks", "boxes", "classes"] = "masks"
+    form: str = "indices"  # of label maps (`classmaps.FORMS`)
+    ends: tuple[str, str] = ("", "")  # how the stems of photographs and of labels end, before which they are equal
+    depth: int = 1  # parts of a path that tell photographs apart: 2 = the folder too
 
 
 def _duts(part: str) -> tuple[str, str]:
@@ -39,6 +46,17 @@ def _voc(year: int) -> Layout:
     return Layout((f"{root}/JPEGImages",), (f"{root}/Annotations",), (split,), "trainval", "boxes")
 
 
+def _imagenet_s(count: int) -> Layout:
+    root = f"{{ImageNetS{count}/,ImageNet-S/ImageNetS{count}/,}}"
+    photographs, labels = (f"{root}{{split}}{what}" for what in ("", "-segmentation"))
+    return Layout((photographs,), (labels,), split="validation", holds="classes", form="packed")
+
+
+VOC2012 = "{VOC2012/VOCdevkit/VOC2012/,VOCdevkit/VOC2012/,VOC2012/,}"
+VOC2010 = VOC2012.replace("2012", "2010")  # whose photographs PASCAL Context labels
+COCO2017 = "{COCO/,coco/,coco2017/,}"
+CITYSCAPES = "{cityscapes/,Cityscapes/,}"
+COCA = "{CoCA/,}"
 OMRON = "{DUT-OMRON,DUTS-OMRON}"  # how its folder is spelled
 LAYOUTS = {
     "duts-tr": Layout(_duts("TR")[:1], _duts("TR")[1:]),
@@ -56,6 +74,36 @@ LAYOUTS = {
         ("{,COCO/,COCO/annotations/}coco_20k_filenames.txt",),  # of LOST (Simeoni et al., BMVC 2021)
         holds="boxes",
     ),
+    "voc2012": Layout(
+        (f"{VOC2012}JPEGImages",),
+        (f"{VOC2012}SegmentationClass",),
+        (f"{VOC2012}ImageSets/Segmentation/{{split}}.txt",),
+        "val",
+        "classes",
+    ),
+    "coco2017": Layout(
+        (f"{COCO2017}{{images/,}}{{split}}2017",),
+        (f"{COCO2017}annotations/instances_{{split}}2017.json",),
+        split="val",
+        holds="classes",
+    ),
+    "coca": Layout((f"{COCA}image",), (f"{COCA}binary",), holds="classes", depth=2),
+    "cityscapes_object": Layout(
+        (f"{CITYSCAPES}leftImg8bit/{{split}}",),
+        (f"{CITYSCAPES}gtFine/{{split}}",),
+        split="val",
+        holds="classes",
+        form="ids",
+        ends=("_leftImg8bit", "_gtFine_labelIds"),
+    ),
+    **{f"imagenet_s{count}": _imagenet_s(count) for count in (50, 300, 919)},
+    "pascal_context_59": Layout(
+        (f"{VOC2010}JPEGImages",),
+        (f"{VOC2010}SegmentationClassContext",),
+        (f"{VOC2010}ImageSets/SegmentationContext/{{split}}.txt",),
+        "val",
+        "classes",
+    ),
 }
 
 
@@ -66,12 +114,21 @@ class DataSet:
     name: str
     split: str | None
     is_usual: bool  # of its splits it is the one that papers report
-    holds: Literal["masks", "boxes"]  # what its labels are
+    layout: Layout
     images: Location  # the folder of its photographs: what `label` and `sweep` take as their input
     labels: Location  # where its labels are: a folder, or COCO's one file
     stems: frozenset[str]  # of all that belongs to it
     photographs: Mapping[str, str]  # stem -> where the photograph is
     location: Mapping[str, str]  # stem -> where the label is
+
+    @property
+    def holds(self) -> str:
+        """What its labels are: masks, boxes or classes."""
+        return self.layout.holds
+
+    def stem_of(self, key: str) -> str:
+        """What tells its photographs apart of an image's key."""
+        return _stem(key, self.layout.ends[0], self.layout.depth) or ""
 
     def match(self, keys: Iterable[str]) -> Matches:
         """Which label belongs to which image, by stem. keys: those of all images; one may stand twice.
@@ -80,19 +137,21 @@ class DataSet:
         """
         claimants = defaultdict(list)
         for key in dict.fromkeys(keys):
-            claimants[stem_of(key)].append(key)
+            claimants[self.stem_of(key)].append(key)
         found = {}
         for stem, place in self.location.items():
             its = claimants.get(stem, ())
             its = its if len(its) < 2 else [key for key in its if self._is_at(stem, key)]
             if len(its) == 1:
                 found[its[0]] = place
-        unused = [posixpath.basename(place) for stem, place in self.location.items() if stem not in claimants]
+        unused = [stem for stem in self.location if stem not in claimants]
+        if folders.kind(self.labels) == "folder" and self.layout.depth == 1:
+            unused = [posixpath.basename(self.location[stem]) for stem in unused]
         return Matches(found, unused)
 
     def outside(self, keys: Iterable[str]) -> set[str]:
         """The images that are none of the data set's, or of another split of it."""
-        return {key for key in keys if stem_of(key) not in self.stems}
+        return {key for key in keys if self.stem_of(key) not in self.stems}
 
     def orientation(self, key: str) -> int:
         """How an image's label is to be turned (`images.UPRIGHT`): as its photograph's EXIF says; 1 = not at all.
@@ -100,8 +159,11 @@ class DataSet:
         The label was made of the photograph as it is stored, unless it is a mask with EXIF of its own, by which it was
         turned when it was read. Raises BadImage when these cannot be read.
         """
-        found = _orientation(self.photographs.get(stem_of(key)))
-        return 1 if found > 1 and self.holds == "masks" and _orientation(self.location[stem_of(key)]) > 1 else found
+        stem = self.stem_of(key)
+        found = _orientation(self.photographs.get(stem))
+        if found == 1 or self.holds == "boxes":
+            return found
+        return 1 if _orientation(classmaps.file_of(self.location[stem])) > 1 else found
 
     def _is_at(self, stem: str, key: str) -> bool:
         return f"/{self.photographs.get(stem, '')}".endswith(f"/{key}")
@@ -112,9 +174,22 @@ def names() -> list[str]:
     return sorted(LAYOUTS)
 
 
-def task_of(dataset: str | None) -> str:
-    """The task that a data set is for; of none, which means labels of one's own, `pattern`."""
-    return TASKS[LAYOUTS[dataset].holds] if dataset in LAYOUTS else "pattern"
+def task_of(dataset: str | None, classes: str | None = None) -> str:
+    """The task that a data set is for; of labels of one's own `semantic` with classes, else `pattern`."""
+    if dataset in LAYOUTS:
+        return TASKS[LAYOUTS[dataset].holds]
+    return "semantic" if classes else "pattern"
+
+
+def bound(task: Task, source: str | DataSet, classes: str | None = None) -> Task:
+    """A task for labels from there: it knows the classes of a data set, else those that are said (`classes.read`).
+
+    Raises ValueError where a task needs classes that nobody says, or knows none.
+    """
+    is_named = isinstance(source, DataSet) and source.holds == "classes"
+    if is_named and classes is not None:
+        raise ValueError(f"--classes has no effect with --dataset {source.name}, which has its own; leave one out")
+    return task.of_classes(source.name if is_named else classes)
 
 
 def chosen(options) -> str | DataSet:
@@ -159,18 +234,36 @@ def find(name: str, root: str, split: str | None = None) -> DataSet:
         text = f"{name} is not in {Location(root)}, which has none of: {looked}"
         advice = f", and --split {split} names the list" if split else ""
         raise ValueError(f"{text}; --root is the folder in which these lie{advice}")
-    photographs, labels = _by_stem(found[0], PICTURES), _labels(found[1], layout.holds)
+    photographs = _by_stem(found[0], PICTURES, layout.ends[0], layout.depth)
+    labels = _labels(name, found[1], layout)
     stems = _listed(found[2]) if layout.listed else photographs.keys() | labels.keys()
     photographs, labels = ({s: place for s, place in each.items() if s in stems} for each in (photographs, labels))
     if not photographs.keys() & labels.keys():
         listed = f" that {found[2]} names" if layout.listed else ""
         raise ValueError(f"{name}: no label in {found[1]} has the stem of a photograph in {found[0]}{listed}")
-    return DataSet(name, split, split == usual, layout.holds, *found[:2], frozenset(stems), photographs, labels)
+    if layout.holds == "classes":
+        _check_pairs(name, found, stems, photographs, labels)
+    return DataSet(name, split, split == usual, layout, *found[:2], frozenset(stems), photographs, labels)
 
 
 def stem_of(name: str) -> str:
     """The name of a file without folder and ending."""
     return posixpath.splitext(posixpath.basename(name))[0]
+
+
+def _stem(name: str, end: str, depth: int) -> str | None:
+    """The last parts of a path without what the last one ends with; None where it does not end so."""
+    stem = "/".join(posixpath.splitext(name)[0].split("/")[-depth:])
+    return stem.removesuffix(end) if stem.endswith(end) else None
+
+
+def _check_pairs(name: str, places: list[Location], stems: Collection[str], *pairs: Mapping[str, str]) -> None:
+    """Raise ValueError for photographs without a label and the reverse: what a mean speaks of would be another set."""
+    for what, there in zip(("photograph", "label"), pairs, strict=True):
+        if missing := sorted(stems - there.keys()):
+            more = ", ..." if len(missing) > UNPAIRED else ""
+            text = f"{len(missing):,} images have no {what}: {', '.join(missing[:UNPAIRED])}{more}"
+            raise ValueError(f"{name}: {text}; photographs are in {places[0]}, labels in {places[1]}")
 
 
 def _first(root: str, patterns: Iterable[str]) -> Location | None:
@@ -182,12 +275,17 @@ def _first(root: str, patterns: Iterable[str]) -> Location | None:
     return None
 
 
-def _labels(place: Location, holds: str) -> dict[str, str]:
-    if holds == "masks":
-        return _by_stem(place, PICTURES)
-    if folders.kind(place) == "folder":
+def _labels(name: str, place: Location, layout: Layout) -> dict[str, str]:
+    if layout.holds == "boxes" and folders.kind(place) == "folder":
         return _by_stem(place, {".xml"})
-    return {stem_of(name): label for name, label in boxes.instances(place).items()}
+    if layout.holds == "boxes":
+        return {stem_of(file): label for file, label in boxes.instances(place).items()}
+    if folders.kind(place) == "file":
+        return {stem_of(file): label for file, label in classmaps.instances(place).items()}
+    if layout.depth > 1:
+        found = classmaps.of_class_folders(place, name)
+        return {_stem(file, "", layout.depth): label for file, label in found.items()}
+    return _by_stem(place, PICTURES, layout.ends[1])
 
 
 def _orientation(place: str | None) -> int:
@@ -203,12 +301,12 @@ def _head(place: str) -> bytes:
         return file.read(HEAD_BYTES)
 
 
-def _by_stem(folder: Location, suffixes: Iterable[str]) -> dict[str, str]:
+def _by_stem(folder: Location, suffixes: Iterable[str], end: str = "", depth: int = 1) -> dict[str, str]:
     """Where each file with one of these endings is, by its stem; the first by name where several have one."""
     found = {}
     for name in folders.walk(folder, LeftOut()):
-        if posixpath.splitext(name)[1].lower() in suffixes:
-            found.setdefault(stem_of(name), join(folder, name))
+        if posixpath.splitext(name)[1].lower() in suffixes and (stem := _stem(name, end, depth)):
+            found.setdefault(stem, join(folder, name))
     return found
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -39,12 +39,17 @@ class Evaluate:
     # folder of label images, matched by relative path, then by a name that is unique; for boxes a folder of VOC's XML
     # files or a JSON file of COCO
     labels: str | None = None
-    # instead of labels: duts-tr, duts-te, dut-omron, ecssd (masks), voc07, voc12, coco20k (boxes), with published rows
+    # instead of labels: duts-tr, duts-te, dut-omron, ecssd (masks), voc07, voc12, coco20k (boxes), voc2012, coco2017,
+    # coca, cityscapes_object, imagenet_s50, imagenet_s300, imagenet_s919, pascal_context_59 (classes)
     dataset: str | None = None
     root: str | None = None  # folder in which data sets lie, as their authors pack them; a path or a URI
-    split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers' (trainval)
+    split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers'
+    # of labels of one's own for task semantic, whose values are 1, 2, ... in the order of the classes, or whose folders
+    # bear their names: a data set's list, a file of names, or names separated by commas
+    classes: str | None = None
     # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity; saliency: objects,
-    # as masks; boxes: objects, as boxes. None = what the data set is for, and pattern for other labels
+    # as masks; boxes: objects, as boxes; semantic: classes, by name. None = what the data set is for, semantic for
+    # labels of one's own with classes, and pattern for other labels
     task: str | None = None
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
     # what is set in labels: light on dark, dark ink on a white or transparent sheet, what is opaque in cut-outs, any
@@ -72,6 +77,7 @@ class Evaluation:
     titles: dict[str, str]  # the values in words
     groups: dict[str, dict[str, float | None]]  # per group: images, failed, and the values
     details: dict  # further results of the task
+    of_details: list  # of these, a table for people: its heads, and lines of names and cells
     published: list[dict]  # what papers print for the same data set (`summary.PUBLISHED`)
     outside: int = 0  # images of the run that are none of the data set's, or of another split of it
     unused_examples: list[str] = field(default_factory=list)  # names of labels that belong to no image
@@ -92,6 +98,10 @@ class Evaluation:
             [(line, [values.get(name, "") for name in names]) for line, values in lines],
         )
         means = [f"{cell(self.means[name]):>9}  {name}: {title}" for name, title in self.titles.items()]
+        heads, its = self.of_details
+        if its:
+            more = [(f"... and {len(its) - TERMINAL_GROUPS:,} more", [""] * len(heads))]
+            means += ["", *lines_of("", heads, [*its[:TERMINAL_GROUPS], *more[: len(its) > TERMINAL_GROUPS]])]
         papers = beside({rows.run_names((self.run,))[0]: self.means}, self.published)
         papers = ["", *papers] if papers else []
         return "\n".join([*table, "", *means, *papers, *self.remarks(), f"per image: {self.table}"])
@@ -166,8 +176,9 @@ def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Compar
     names = rows.run_names(options.runs)
     if not names:
         raise ValueError("evaluate needs a run, or several to compare")
-    task = task or tasks.find(options.task or datasets.task_of(options.dataset))()
+    task = task or tasks.find(options.task or datasets.task_of(options.dataset, options.classes))()
     source = datasets.chosen(options)
+    task = datasets.bound(task, source, options.classes)
     runs: dict[str, Evaluation] = {}
     for name, folder in zip(names, options.runs, strict=True):
         known = next((parse(each.label_kind or "") for each in runs.values()), None)
@@ -265,7 +276,8 @@ class Tally:
             "unused_examples": list(labels.unused[:EXAMPLES]),
             "empty_labels": self._empty,
             "means": self._task.values(self._sums),
-            "details": self._task.details(self._sums),
+            "details": (details := self._task.details(self._sums)),
+            "of_details": self._task.lines(details),
             "group_means": {name: _mean(values[name] for values in groups.values()) for name in shown},
             "titles": {name: f"{each.title}, {each.unit}" if each.unit else each.title for name, each in shown.items()},
             "groups": groups,
@@ -292,7 +304,7 @@ def _measured(run: Run, labels: Labels, by: str, reference: str) -> Iterator[dic
         label, status = labels.read(row)
         if status != "ok":
             return known | {"status": status}
-        is_empty = isinstance(label, np.ndarray) and not label.any()
+        is_empty = isinstance(label, np.ndarray) and label.dtype.kind == "b" and not label.any()
         return known | labels.task.cells(row | is_hard, label) | {"status": status, "is_empty": is_empty}
 
     every = (row for table in rows.batches(run, leaves=labels.task.LEAVES) for row in table.to_pylist())
@@ -307,7 +319,7 @@ def _mean(values: Iterator[float | None]) -> float | None:
 
 def _file_name(source: str | DataSet, task: Task) -> str:
     """Of the tables against one folder of labels or one data set, with a task's options where it has any."""
-    options, text = asdict(task), normalise(place_of(source)).rstrip("/")
+    options, text = task.options(), normalise(place_of(source)).rstrip("/")
     text += "" if isinstance(source, str) else f"/{source.split}"
     text += json.dumps(options, sort_keys=True) if options else ""
     name = "labels" if isinstance(source, str) else source.name

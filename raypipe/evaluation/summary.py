@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import yaml
 
 from raypipe.evaluation.datasets import DataSet
-from raypipe.evaluation.task import Task
+from raypipe.evaluation.task import Task, Value
 from raypipe.schema import VERSION
 
 # One printed value of a paper for the same data set.
@@ -47,7 +46,7 @@ def table(task: Task, found: Mapping, *, method: str, dataset: DataSet | None) -
     known = {name: found[name] for name in ("run", "images", "outside", "unused_labels", "empty_labels", "published")}
     known |= {"method": method, "reference": found["labels"], "lacking": [*found["lacking"].items()]}
     known |= {"dataset": dataset and dataset.name, "split": dataset and dataset.split}
-    known |= {"options": json.dumps(asdict(task), sort_keys=True)}
+    known |= {"options": json.dumps(task.options(), sort_keys=True)}
     values = [(name, pa.float64()) for name in task.SHOWN]
     columns = [*SUMMARY, *values, *task.DETAILS, ("published", pa.list_(PUBLISHED))]
     schema = pa.schema(columns, metadata={"raypipe.schema": str(VERSION)})
@@ -62,22 +61,20 @@ def of_run(rows: pa.Table, summary: pa.Table) -> pa.Table:
     return rows.replace_schema_metadata({"raypipe.schema": str(VERSION)})
 
 
-def published(dataset: DataSet | None, metrics: Collection[str], *, method: str | None = None) -> list[dict]:
+def published(dataset: DataSet | None, metrics: Mapping[str, Value], *, method: str | None = None) -> list[dict]:
     """What papers print for a data set, as PUBLISHED, in their order; nothing for a split that they do not use.
 
-    metrics: those of a task, of which their tables have some. method: whose rows alone are wanted; None = all.
+    metrics: those of a task (`Task.SHOWN`), of which their tables have some. method: whose rows alone are wanted; None
+    = all.
     """
-    if dataset is None or not dataset.is_usual:
+    if dataset is None:
         return []
-    record = _record()
     return [
-        {
-            "paper": each["paper"],
-            **{name: each[name] for name in ("table", "row", "metric", "value")},
-            "note": _note(each),
-        }
-        for each in record["values"]
+        {name: each[name] for name in ("paper", "table", "row", "metric")}
+        | {"value": _in_our_unit(each, metrics[each["metric"]]), "note": _note(each)}
+        for each in _record()["values"]
         if each.get("dataset") == dataset.name and each.get("metric") in metrics
+        if (each["split"] == dataset.split if "split" in each else dataset.is_usual)
         if method in (None, _method(each))
     ]
 
@@ -123,11 +120,19 @@ def _method(value: dict) -> str | None:
     return paper["ours"].get(value["row"], paper["tables"][value["table"]]).get("method")
 
 
+def _in_our_unit(printed: dict, ours: Value) -> float:
+    """A printed value: many papers print percent of what we have as a share."""
+    is_percent = _record()["papers"][printed["paper"]]["tables"][printed["table"]]["unit"] == "percent"
+    return round(printed["value"] / 100, 6) if is_percent and not ours.unit.startswith("%") else printed["value"]
+
+
 def _note(value: dict) -> str | None:
     """What to know of a printed value."""
     if value.get("variant_inferred"):
         return "which trick a row stands for is inferred from the rows' order"
     if variant := value.get("variant"):
         return f"{value['metric']} of {value['row']} is another F, to be compared with {variant} (--f-variants)"
+    if "note" in value:
+        return value["note"]
     protocol = _record()["papers"][value["paper"]]["tables"][value["table"]].get("protocol")
     return protocol and f"protocol {protocol}"

@@ -15,13 +15,18 @@ class Sums:
     Null and what is not finite are no measure: they have no part in that column, and `lacking` counts them.
     """
 
-    def __init__(self, columns: Iterable[str], rows: Iterable[dict] = ()):
-        """columns: what is summed, numbers or lists of numbers. rows: images to begin with, as `add` takes them."""
+    def __init__(self, columns: Iterable[str], rows: Iterable[dict] = (), *, places: Iterable[str] = ()):
+        """columns: what is summed, numbers or lists of numbers. rows: images to begin with, as `add` takes them.
+
+        places: columns of counts by place, such as those of a confusion matrix: pairs of a place and a whole number.
+        What is not in them is 0.
+        """
         self.images = 0
         self.lacking: Counter[str] = Counter()  # images by column: no value, or a list in which one is missing
         self._totals: dict[str, list[int]] = {name: [] for name in columns}  # by element, in units of 2 ** -UNIT_BITS
         self._counts: dict[str, list[int]] = {name: [] for name in self._totals}  # images that have the element
         self._lists: set[str] = set()
+        self._places: dict[str, Counter[int]] = {name: Counter() for name in places}
         for row in rows:
             self.add(row)
 
@@ -31,6 +36,8 @@ class Sums:
         Raises ValueError when a column's list has another length than before; an empty one is no measure.
         """
         self.images += 1
+        for name, counts in self._places.items():
+            counts.update(dict(row.get(name) or ()))
         for name, totals in self._totals.items():
             value, counts = row.get(name), self._counts[name]
             elements = value if isinstance(value, list) else [value]
@@ -52,6 +59,10 @@ class Sums:
         pairs = zip(self._totals[name], self._counts[name], strict=True)
         known = [total / (1 << UNIT_BITS) if count else None for total, count in pairs]
         return known if name in self._lists else (known or [None])[0]
+
+    def places(self, name: str) -> dict[int, int]:
+        """The sums of a column of counts by place, exact, of the places that occur."""
+        return dict(self._places[name])
 
     def count(self, name: str) -> int | list[int]:
         """The images that have a value in a column, by element where it holds lists."""

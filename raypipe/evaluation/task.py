@@ -49,8 +49,8 @@ class Value(NamedTuple):
 class Task(ABC):
     """One task. The fields are its options: flags behind `--task NAME`, recorded with what it measured.
 
-    Measures are numbers or lists of one length, which are summed over images; what has no sense as a sum, as an index,
-    may stand beside them.
+    Measures are numbers, lists of one length or counts by place (a map of whole numbers), which are summed over images;
+    what has no sense as a sum, as an index, may stand beside them.
     """
 
     COLUMNS: ClassVar[tuple[tuple[str, pa.DataType], ...]]  # of the table per image, its own ones only
@@ -60,7 +60,7 @@ class Task(ABC):
         tuple[tuple[str, pa.DataType], ...]
     ] = ()  # what the summary's table holds besides, such as curves
     METRIC: ClassVar[str]  # the one of them that ranks the settings of a sweep, unless told otherwise
-    HOLDS: ClassVar[str] = "masks"  # what labels it reads, of a data set: masks or boxes
+    HOLDS: ClassVar[str] = "masks"  # what labels it reads, of a data set: masks, boxes or classes
     PER_IMAGE: ClassVar[tuple[str, ...]] = ()  # those which are columns too and which a report shows image by image
 
     def __init_subclass__(cls, **options):
@@ -73,6 +73,19 @@ class Task(ABC):
     def name(self) -> str:
         """The task's name: that of the file it lives in."""
         return type(self).__module__.rpartition(".")[2]
+
+    def options(self) -> dict:
+        """What it measures by, as it is recorded with what it measured."""
+        return asdict(self)
+
+    def of_classes(self, text: str | None) -> Task:
+        """The task for labels of these classes. text: as `classes.read` takes it; None = it is not said.
+
+        Raises ValueError where that has no effect or is needed.
+        """
+        if text is not None:
+            raise ValueError(f"--classes has no effect: task {self.name} knows no classes; add --task semantic")
+        return self
 
     @abstractmethod
     def measure(self, row: dict, label: Any) -> dict:
@@ -123,6 +136,10 @@ class Task(ABC):
         """What DETAILS names, from the sums over all images."""
         return {}
 
+    def lines(self, details: Mapping) -> tuple[list[str], list[tuple[str, list]]]:
+        """What a terminal shows of the details: the heads of a table's columns, and its lines by their names."""
+        return [], []
+
     def tables(self, images: pa.Table) -> dict[str, pa.Table]:
         """Further tables about a run by their names, such as size_bins. images: the table per image, without lists."""
         return {}
@@ -148,7 +165,8 @@ class Task(ABC):
 
     def sums(self, rows: Iterable[dict] = ()) -> Sums:
         """The sums over some images. rows: of its table, those with the status "ok"."""
-        return Sums((name for name, kind in self.COLUMNS if _is_summed(kind)), rows)
+        places = [name for name, kind in self.COLUMNS if pa.types.is_map(kind)]
+        return Sums((name for name, kind in self.COLUMNS if _is_summed(kind)), rows, places=places)
 
     def values(self, sums: Sums) -> dict[str, float | None]:
         """What `summary` gives, in the order of SHOWN; None for what is no number."""
@@ -157,7 +175,7 @@ class Task(ABC):
 
     def schema(self) -> pa.Schema:
         """The columns of the table per image. Options of the task, where it has any, are in the metadata."""
-        metadata, options = {"raypipe.schema": str(VERSION)}, asdict(self)
+        metadata, options = {"raypipe.schema": str(VERSION)}, self.options()
         if options:
             metadata["raypipe.options"] = json.dumps(options, sort_keys=True)
         return pa.schema([*KNOWN, *self.COLUMNS, STATUS], metadata=metadata)
@@ -178,6 +196,8 @@ def _is_summed(kind: pa.DataType) -> bool:
 
 
 def _plain(value):
+    if isinstance(value, dict):
+        return [(int(place), int(count)) for place, count in value.items()]
     if isinstance(value, np.ndarray | list | tuple):
         return [_plain(element) for element in value]
     value = value.item() if isinstance(value, np.generic) else value

@@ -51,7 +51,9 @@ def find(options, place: str | DataSet, keys: Iterable[str]) -> Labels:
     """The labels of images. place: of `source`. keys: of all images. Raises what `match` raises."""
     limits = {"max_bytes": Evaluate.max_bytes, "max_pixels": Evaluate.max_pixels}
     kind = chosen(options.label_kind, options.label_value)
-    return match(_task(options, place), place, keys, of="an image of the runs", kind=kind, **limits)
+    return match(
+        datasets.bound(_task(options, place), place), place, keys, of="an image of the runs", kind=kind, **limits
+    )
 
 
 def read(labels: Labels | None, rows: Iterable[dict]) -> Iterator[Truth]:

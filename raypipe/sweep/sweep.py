@@ -89,7 +89,7 @@ def sweep(
     """
     start = time.monotonic()
     refuse_given(job, flags)
-    job, task, source = settled(job, task)
+    job, task, source = settled(job, task, segmenter)
     common, folder = Trial(job, segmenter, refiner, task, source), Folder(job.output)
     space = check(common)
     planned = plan(common, draw(common, space), given)
@@ -106,7 +106,7 @@ def configuration(common: Trial, space: search.Space) -> dict:
     """What all trials of a sweep's folder have in common, and the names of the swept fields."""
     job, segmenter, refiner = common.sweep, common.segmenter, common.refiner
     fixed = settings(segmenter) | {"threshold": segmenter.threshold} | (asdict(refiner) if refiner else {})
-    fixed = {key: value for key, value in (fixed | asdict(common.task)).items() if key not in space}
+    fixed = {key: value for key, value in (fixed | common.task.options()).items() if key not in space}
     sources = {"input": Location(job.input), "labels": Location(job.labels)}
     common = {"method": segmenter.name, **sources, "dataset": job.dataset, "split": job.split, "column": job.column}
     common |= {"task": job.task, "refine": job.refine}

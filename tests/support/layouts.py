@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from raypipe import classes
+
 SIZE = (24, 32)
 MASKS = {  # data set -> folders of photographs and of masks
     "duts-tr": [
@@ -88,3 +90,86 @@ def write_coco(root: Path, boxes: dict[str, list], *, listed=None) -> None:
     (root / "COCO/annotations/instances_train2014.json").write_text(content)
     lines = "".join(f"train2014/{stem}.jpg\n" for stem in listed or boxes)
     (root / "coco_20k_filenames.txt").write_text(lines)
+
+
+CLASSES = {  # data set of classes -> the folders of photographs and labels in each of its layouts, and its split's list
+    "voc2012": [(f"{root}JPEGImages", f"{root}SegmentationClass") for root in ("VOCdevkit/VOC2012/", "")],
+    "pascal_context_59": [("VOCdevkit/VOC2010/JPEGImages", "VOCdevkit/VOC2010/SegmentationClassContext")],
+    "coco2017": [("coco/val2017", "coco/annotations"), ("images/val2017", "annotations")],
+    "coca": [("CoCA/image", "CoCA/binary"), ("image", "binary")],
+    "cityscapes_object": [("cityscapes/leftImg8bit/val", "cityscapes/gtFine/val")],
+    **{
+        f"imagenet_s{n}": [
+            (f"ImageNetS{n}/validation", f"ImageNetS{n}/validation-segmentation"),
+            ("validation", "validation-segmentation"),
+        ]
+        for n in (50, 300, 919)
+    },
+}
+LISTS = {"voc2012": "ImageSets/Segmentation/val.txt", "pascal_context_59": "ImageSets/SegmentationContext/val.txt"}
+
+
+def write_classes(root: Path, name: str, labels: dict[str, np.ndarray], i: int = 0, **options) -> Path:
+    """Photographs and labels of a data set of classes in its i-th layout. Returns the photographs' folder.
+
+    labels: int (H, W) by the stem of the photograph's path in its folder: 0 = background, 1, 2, ... = a class, -1 =
+    ignored. Of CoCA one class each, the folder's; COCO and Cityscapes ignore nothing.
+    """
+    photographs, folder = (root / each for each in CLASSES[name][i])
+    end = "_leftImg8bit" if name == "cityscapes_object" else ""
+    for stem, label in labels.items():
+        path = photographs / f"{stem}{end}.{'png' if end else 'jpg'}"
+        write_photos(path.parent, [path.name], label.shape, **options)
+        if name != "coco2017":
+            target = folder / f"{stem}{'_gtFine_labelIds' if end else ''}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            picture_of(name, label).save(target)
+    if name == "coco2017":
+        write_instances(folder / "instances_val2017.json", labels)
+    if name in LISTS:
+        place = folder.parent / LISTS[name]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(f"{stem}\n" for stem in labels))
+    return photographs
+
+
+def picture_of(name: str, label: np.ndarray) -> Image.Image:
+    """A label as the files of a data set store it."""
+    facts = classes.facts(name)
+    if name == "coca":
+        return Image.fromarray(np.where(label > 0, 255, 0).astype(np.uint8))
+    if name == "cityscapes_object":
+        return Image.fromarray(np.array([0, *facts["source_ids"]], np.uint8)[label])
+    stored = np.where(label < 0, facts["ignore_index"], label)
+    if name.startswith("imagenet_s"):
+        return Image.fromarray(np.stack([stored % 256, stored // 256, 0 * stored], -1).astype(np.uint8))
+    picture = Image.fromarray(stored.astype(np.uint8))
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+    return picture
+
+
+def write_instances(place: Path, labels: dict[str, np.ndarray]) -> None:
+    """COCO's annotations whose objects are the classes of label maps; every second one is a crowd."""
+    ids, images, annotations = classes.facts("coco2017")["source_ids"], [], []
+    for i, (stem, label) in enumerate(labels.items()):
+        images.append({"id": i, "file_name": f"{stem}.jpg", "height": label.shape[0], "width": label.shape[1]})
+        for number in np.unique(label[label > 0]).tolist():
+            mask = label == number
+            entry = {"id": len(annotations), "image_id": i, "iscrowd": number % 2, "category_id": ids[number - 1]}
+            annotations.append(entry | {"area": int(mask.sum()), "segmentation": outlines(mask, number % 2)})
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
+def outlines(mask: np.ndarray, is_crowd: int) -> dict | list:
+    """A mask as COCO has it: run lengths of a crowd, as numbers, and else a polygon for each run of pixels in a row."""
+    height, width = mask.shape
+    if is_crowd:
+        pixels = [0, *mask.T.ravel().tolist()]
+        starts = [i for i in range(1, len(pixels)) if pixels[i] != pixels[i - 1]]
+        return {"size": [height, width], "counts": np.diff([1, *starts, len(pixels)]).tolist()}
+    found = []
+    for y in range(height):
+        edges = np.flatnonzero(np.diff(np.r_[False, mask[y], False])).tolist()
+        found += [[x, y, end, y, end, y + 1, x, y + 1] for x, end in zip(edges[::2], edges[1::2], strict=True)]
+    return found
