@@ -198,20 +198,25 @@ def blur(images: Sequence[Tensor], sigmas: Sequence[float | None], size: int) ->
     """Images (C, H, W) after Gaussian filters of `size` x `size` px, mirrored at their edges; None: as they are."""
     pairs = zip(images, sigmas, strict=True)
     with autocast(images[0].device.type, "float32"):  # as matrices are multiplied
-        return [image if sigma is None else _blurred(image, sigma, size // 2) for image, sigma in pairs]
+        return [image if sigma is None else blurred(image[None], sigma, size)[0] for image, sigma in pairs]
 
 
-def _blurred(image: Tensor, sigma: float, radius: int) -> Tensor:
-    """As products with a matrix for rows and one for columns, which is faster than convolutions of this width."""
-    offsets = torch.arange(-radius, radius + 1, device=image.device)
-    weights = (offsets / sigma).square().mul(-0.5).softmax(0)
-    rows, columns = (_filter(side, offsets, weights) for side in image.shape[1:])
-    return rows @ image @ columns.T
+def blurred(images: Tensor, sigmas: Tensor | float, size: int) -> Tensor:
+    """`blur` of images of one size (n, C, H, W), with one sigma for all or (n,): in matrices of float32.
+
+    As products with a matrix for rows and one for columns, which is faster than convolutions of this width.
+    """
+    offsets = torch.arange(-(size // 2), size // 2 + 1, device=images.device)
+    sigmas = torch.as_tensor(sigmas, device=images.device).reshape(-1, 1)
+    weights = (offsets / sigmas).square().mul(-0.5).softmax(1)  # (n or 1, size)
+    rows, columns = (_filter(side, offsets, weights) for side in images.shape[2:])
+    return rows @ images @ columns.mT
 
 
 def _filter(side: int, offsets: Tensor, weights: Tensor) -> Tensor:
-    """The (side, side) matrix that averages neighbours; those beyond an edge are mirrored at the last pixel."""
+    """Matrices (n, 1, side, side) that average neighbours; those beyond an edge are mirrored at the last pixel."""
     sources = (torch.arange(side, device=offsets.device)[:, None] + offsets).abs()
-    sources = side - 1 - (side - 1 - sources).abs()  # (side, 2 radius + 1)
-    matrix = torch.zeros(side, side, device=offsets.device)
-    return matrix.scatter_add_(1, sources, weights.expand(side, -1))
+    sources = side - 1 - (side - 1 - sources).abs()  # (side, size)
+    matrix = torch.zeros(len(weights), side, side, device=offsets.device)
+    shape = len(weights), *sources.shape
+    return matrix.scatter_add_(2, sources.expand(shape), weights[:, None].expand(shape))[:, None]
