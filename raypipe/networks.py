@@ -29,6 +29,7 @@ FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what `from_pretrained
 OLD_WEIGHTS = ("pytorch_model*.bin",)  # read instead where a repository has no safetensors
 NESTED = ("*/*",)  # variants for other libraries lie in folders of a repository
 OF_ONE = "lost"  # a method of one network, as which `raypipe weights` fetches any alone
+OPEN_CLIP = "open_clip_config.json"  # what a folder of open_clip says of its network
 SMALL = 10_000_000  # numbers that need no memory to speak of
 MAX_LAYERS = 1000  # of a network; the largest here has 40
 DTYPES = ("auto", "float32", "bfloat16")
@@ -75,7 +76,7 @@ def look_for_each(method: Segmenter) -> None:
                     begins = [content.read(8) + b"{"]  # a length, then JSON
             check_begins(file, begins, method=method.name, expected="a checkpoint")
         expected, config = method.model_types.get(field), path / "config.json"
-        if path.is_dir() and expected and config.is_file():
+        if path.is_dir() and expected and config.is_file() and not (path / OPEN_CLIP).is_file():
             found = json.loads(config.read_bytes()).get("model_type")
             if found != expected:
                 text = f"{field} {str(path)!r} holds a network of type {found!r}, expected {expected!r}"

@@ -6,7 +6,6 @@ layer (Zhou et al., ECCV 2022): without its attention each patch keeps what is i
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -26,15 +25,13 @@ log = logging.getLogger("raypipe")
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], by which every CLIP was trained
 STD = (0.26862954, 0.26130258, 0.27577711)
 TEMPLATES = Path(__file__).with_name("templates.txt")  # 85 contexts, of the kinds that CLIP's and NamedMask's have
-LITERAL_EPS = 1e-6  # of the LayerNorms in MaskCLIP's released ViT, which also has the exact GELU; CLIP has 1e-5
 TINY = 1e-8  # the shortest vector that is divided by its length (MaskCLIP)
 LONGEST = 20  # sides of its square that a prepared image is long at most; archives reject longer ones
-GRIDS = 16  # whose position embeddings are kept
 _TEXTS: dict[tuple[str, str, str], np.ndarray] = {}  # rows of `texts` by text network, templates and query
 
 
 class Clip:
-    """A frozen CLIP with a vision transformer."""
+    """A frozen CLIP: with a vision transformer (`clip_vit`) or, in a folder of open_clip, a residual one."""
 
     def __init__(
         self, path: Path, *, method: str, device: str, dtype: str = "auto", vision: bool = True, text: bool = True,
@@ -48,25 +45,13 @@ class Clip:
         another constant in every LayerNorm than the network was trained with. Raises ValueError for other weights, and
         for no complete tokenizer where texts are needed.
         """
-        from transformers import CLIPModel
-
-        network = networks.pretrained(CLIPModel, path, method=method, device=device)
-        config = network.config
-        self._path, self._method, self._device, self._dtype = path, method, device, dtype
-        self.width, self.patch, self.size = (
-            config.projection_dim, config.vision_config.patch_size, config.vision_config.image_size,
-        )  # fmt: skip
-        self._context = config.text_config.max_position_embeddings
-        if text:
-            self._tokenizer = tokenizer(path, config.text_config.vocab_size, method=method)
-        if literal:
-            _read_literally(network.vision_model)
-        self._is_whole = vision and text
-        for is_needed, half in ((vision, "vision_model"), (text, "text_model")):
-            if not is_needed:
-                delattr(network, half)
-        self._network = network
-        self._positions = functools.lru_cache(GRIDS)(self._resampled)
+        options = {"method": method, "device": device, "dtype": dtype, "vision": vision, "text": text}
+        if (path / networks.OPEN_CLIP).is_file():
+            from raypipe.features.clip_resnet import Resnet as Network
+        else:
+            from raypipe.features.clip_vit import Vit as Network
+        self._network, self._method, self._device = Network(path, literal=literal, **options), method, device
+        self.width, self.patch, self.size = self._network.width, self._network.patch, self._network.size
 
     def texts(self, queries: Sequence[str], templates: str = "default") -> np.ndarray:
         """What CLIP makes of each query: float32 (C, D), rows of length 1.
@@ -76,7 +61,7 @@ class Clip:
         query without a single token.
         """
         patterns = read_templates(templates)
-        of_all = self._digest_of_texts, digest(patterns)
+        of_all = self._network.digest_of_texts, digest(patterns)
         for query in queries:
             if (*of_all, query) not in _TEXTS:
                 features = self.text_features([pattern.replace("{}", query) for pattern in patterns], query)
@@ -87,31 +72,22 @@ class Clip:
         """CLIP's features of texts as they are, not normalised: float32 (n, D). query: what they are about."""
         import torch
 
-        tokens = self.tokens(texts, query)
-        longest = max(map(len, tokens))
-        end = self._tokenizer.eos_token_id  # what follows it has no effect: a token sees only those before
-        padded = torch.tensor([[*each, *[end] * (longest - len(each))] for each in tokens], device=self._device)
-        ends = torch.tensor([each.index(end) for each in tokens], device=self._device)
-        with torch.no_grad(), networks.autocast(self._device, "float32"):
-            states = self._network.text_model(input_ids=padded).last_hidden_state  # (n, T, d)
-            return self._network.text_projection(states[torch.arange(len(tokens), device=self._device), ends])
+        with torch.no_grad():
+            return self._network.of_tokens(self.tokens(texts, query))
 
     def tokens(self, texts: Sequence[str], query: str = "") -> list[list[int]]:
         """The numbers of each text's tokens, start and end included, cut to what the network reads.
 
         A cut is said in the log. Raises ValueError for a query, or a text, in which the tokenizer finds nothing.
         """
-        special, end = set(self._tokenizer.all_special_ids), self._tokenizer.eos_token_id
-        asked, *found = self._tokenizer([query or texts[0], *texts])["input_ids"]
-        if not set(asked) - special:
-            raise ValueError(
-                f"{self._method}: the tokenizer finds nothing in the text {query or texts[0]!r}; change it"
-            )
-        longest = max(map(len, found))
-        if longest > self._context:
+        words, most, query = self._network.tokenizer, self._network.context, query or texts[0]
+        asked, *found = words([query, *texts])["input_ids"]
+        if not set(asked) - set(words.all_special_ids):
+            raise ValueError(f"{self._method}: the tokenizer finds nothing in the text {query!r}; change it")
+        if (longest := max(map(len, found))) > most:
             text = "%s: %r makes a text of %d tokens, of which %d are read: its end is cut"
-            log.warning(text, self._method, query or texts[0], longest, self._context)
-        return [ids if len(ids) <= self._context else [*ids[: self._context - 1], end] for ids in found]
+            log.warning(text, self._method, query, longest, most)
+        return [ids if len(ids) <= most else [*ids[: most - 1], words.eos_token_id] for ids in found]
 
     def embed(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """What CLIP makes of whole images: float32 (B, D), rows of length 1. images: RGB uint8 (H, W, 3)."""
@@ -126,14 +102,10 @@ class Clip:
         import torch
 
         rows = [np.empty((0, self.width), np.float32)]
-        vision = self._network.vision_model
         for batch in networks.batches(squares, self._device):
             planes = torch.from_numpy(np.stack(batch)).to(self._device).permute(0, 3, 1, 2)
             with torch.no_grad():
-                tokens = self._through(normalise(planes), vision.encoder.layers)
-                with networks.autocast(self._device, "float32"):
-                    features = self._network.visual_projection(vision.post_layernorm(tokens[:, 0].float()))
-            rows.append(_unit(features).cpu().numpy())
+                rows.append(_unit(self._network.of_pixels(normalise(planes))).cpu().numpy())
         return np.concatenate(rows)
 
     def dense(self, pixels: Tensor, *, residual: Literal["full", "plain"] = "full", keys: bool = False):
@@ -143,74 +115,12 @@ class Clip:
         MaskCLIP's code has it, or plain, as its paper describes it. keys: gives a pair with float32 (B, d, h, w), the
         keys of the last layer through its output projection.
         """
-        import torch
-
-        values, found = self.values(pixels, residual=residual, keys=keys)
-        with torch.no_grad(), networks.autocast(self._device, "float32"):
-            features = self._network.visual_projection(values.movedim(1, 3)).movedim(3, 1)
+        features, found = self._network.dense(pixels, residual=residual, keys=keys)
         return (features, found) if keys else features
-
-    def values(self, pixels: Tensor, *, residual: str = "full", keys: bool = False) -> tuple[Tensor, Tensor | None]:
-        """What `dense` projects, float32 (B, d, h, w) after the last LayerNorm, and the keys of `dense` or None."""
-        import torch
-
-        vision = self._network.vision_model
-        *before, last = vision.encoder.layers
-        attention, height = last.self_attn, pixels.shape[2] // self.patch
-        with torch.no_grad():
-            tokens = self._through(pixels, before)
-            with networks.autocast(self._device, self._dtype):
-                given = last.layer_norm1(tokens)
-                values = attention.out_proj(attention.v_proj(given))  # no attention: every token has its own value
-                if residual == "full":
-                    values = values + tokens
-                    values = values + last.mlp(last.layer_norm2(values))
-                found = attention.out_proj(attention.k_proj(given)) if keys else None
-            with networks.autocast(self._device, "float32"):
-                values = vision.post_layernorm(values.float())
-        return _grid(values, height), None if found is None else _grid(found.float(), height)
 
     def digest(self) -> str:
         """sha256 of the tensors of both halves, whichever are there: the same of every file that holds this CLIP."""
-        from transformers import CLIPModel
-
-        network = self._network
-        if not self._is_whole:
-            network = networks.pretrained(CLIPModel, self._path, method=self._method, device="cpu")
-        return networks.digest(network.state_dict())
-
-    @functools.cached_property
-    def _digest_of_texts(self) -> str:
-        halves = (self._network.text_model, self._network.text_projection)
-        return networks.digest({f"{i}.{k}": v for i, half in enumerate(halves) for k, v in half.state_dict().items()})
-
-    def _through(self, pixels: Tensor, layers) -> Tensor:
-        """All tokens (B, 1 + h * w, d), the class token first, behind the given layers."""
-        import torch
-
-        vision = self._network.vision_model
-        with networks.autocast(self._device, "float32"):
-            patches = vision.embeddings.patch_embedding(pixels)  # (B, d, h, w)
-            positions = self._positions(*patches.shape[2:])
-            first = vision.embeddings.class_embedding + positions[:1]
-            patches = patches.flatten(2).transpose(1, 2) + positions[1:]
-            tokens = vision.pre_layrnorm(torch.cat([first.expand(len(patches), -1, -1), patches], dim=1))
-        with networks.autocast(self._device, self._dtype):
-            for layer in layers:
-                tokens = layer(tokens, attention_mask=None)
-        return tokens
-
-    def _resampled(self, height: int, width: int) -> Tensor:
-        """The position embedding of a grid: float32 (1 + height * width, d), that of the class token first."""
-        import torch
-        from torch.nn.functional import interpolate
-
-        stored, side = self._network.vision_model.embeddings.position_embedding.weight, self.size // self.patch
-        if (height, width) == (side, side):  # not by their number: 7 x 28 are as many as 14 x 14
-            return stored
-        grid = stored[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
-        grid = interpolate(grid, size=(height, width), mode="bicubic")
-        return torch.cat([stored[:1], grid[0].flatten(1).T])
+        return self._network.digest()
 
 
 def normalise(images: Tensor, statistics: Literal["clip", "imagenet"] = "clip") -> Tensor:
@@ -278,20 +188,6 @@ def digest(templates: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(templates).encode()).hexdigest()
 
 
-def tokenizer(path: Path, words: int, *, method: str):
-    """CLIP's tokenizer beside its weights. words: what the network knows. Raises ValueError where files lack."""
-    from transformers import CLIPTokenizer
-
-    try:
-        found = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        if len(found) < words:  # without any file transformers makes up a vocabulary of two words
-            raise ValueError(f"its vocabulary has {len(found)} words of {words}")
-    except Exception as error:  # many kinds: one file of two, torn files
-        text = f"{path} holds no complete tokenizer ({one_line(error)})"
-        raise ValueError(f"{method}: {text}; expected vocab.json and merges.txt, or tokenizer.json") from error
-    return found
-
-
 def _listed(text: str) -> list[str]:
     try:
         found = json.loads(text)
@@ -300,22 +196,6 @@ def _listed(text: str) -> list[str]:
     if not all(isinstance(line, str) for line in found):
         raise ValueError(f"templates: expected a list of texts, got {text[:80]!r}")
     return found
-
-
-def _read_literally(vision) -> None:
-    """Change a vision network to what MaskCLIP's released code runs."""
-    import torch
-
-    for module in vision.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.eps = LITERAL_EPS
-    for layer in vision.encoder.layers:
-        layer.mlp.activation_fn = torch.nn.GELU()
-
-
-def _grid(tokens: Tensor, height: int) -> Tensor:
-    """Tokens of patches (B, d, h, w) out of all tokens (B, 1 + h * w, d)."""
-    return tokens[:, 1:].unflatten(1, (height, -1)).movedim(3, 1)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from raypipe import networks
-from raypipe.features import clip
+from raypipe.features import clip_vit
 from raypipe.segmenters import _inside
 from raypipe.types import PatternSegmenter, Segments
 
@@ -89,7 +89,7 @@ class Clipseg(PatternSegmenter):
         import torch
 
         words = network.config.text_config.vocab_size
-        tokens = clip.tokenizer(self._path, words, method=self.name)(self.prompt, return_tensors="pt")
+        tokens = clip_vit.tokenizer(self._path, words, method=self.name)(self.prompt, return_tensors="pt")
         count, most = tokens.input_ids.shape[1], network.config.text_config.max_position_embeddings
         if count > most:
             raise ValueError(f"clipseg: prompt must have at most {most} tokens, got {count}; use fewer words")

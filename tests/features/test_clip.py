@@ -13,7 +13,7 @@ from skimage import data
 from support.golden import arrays
 from support.tiny._clip import write_model
 
-from raypipe.features import clip
+from raypipe.features import clip, clip_vit
 from raypipe.features.clip import Clip, normalise, prepare, read_templates, settle_templates
 
 
@@ -76,7 +76,7 @@ def test_dense_features_are_the_reference_s(golden, name):
     below, right = (-side % network.patch for side in pixels.shape[2:])
     padded = torch.nn.functional.pad(pixels, (0, right, 0, below))
     features, keys = network.dense(padded, keys=True)
-    np.testing.assert_allclose(network.values(padded)[0][0], case["value_tokens"], atol=2e-4)
+    np.testing.assert_allclose(network._network.values(padded)[0][0], case["value_tokens"], atol=2e-4)
     np.testing.assert_allclose(features[0], case["dense_features"], atol=2e-4)
     np.testing.assert_allclose(keys[0].flatten(1).T, case["key_tokens"], atol=2e-4)
     for residual, key in (("full", "cosine"), ("plain", "cosine_plain")):
@@ -88,7 +88,7 @@ def test_dense_features_are_the_reference_s(golden, name):
 
 def test_the_complete_vocabulary_gives_clips_own_tokens(shared):
     folder = shared / "golden" / "models" / "clip-tokenizer"
-    found = clip.tokenizer(folder, 49408, method="test")
+    found = clip_vit.tokenizer(folder, 49408, method="test")
     # numbers as OpenAI's own tokenizer gives them
     expected = {"a diagram": [320, 22697], "a photo of a cat.": [320, 1125, 539, 320, 2368, 269]}
     for text, ids in expected.items():
@@ -121,11 +121,11 @@ def test_an_ensemble_is_the_normalised_mean_of_normalised_answers(weights, tiny,
 def test_a_text_is_asked_once_in_a_process_and_alone(weights):
     one, other = (Clip(weights, method="test", device="cpu", vision=False) for _ in range(2))
     both = one.texts(["some cat", "some much longer text about a dog"])
-    torch.nn.init.zeros_(other._network.text_model.final_layer_norm.weight)
-    torch.nn.init.zeros_(other._network.text_model.final_layer_norm.bias)
-    assert other._digest_of_texts != one._digest_of_texts  # another network: asked anew
+    torch.nn.init.zeros_(other._network._network.text_model.final_layer_norm.weight)
+    torch.nn.init.zeros_(other._network._network.text_model.final_layer_norm.bias)
+    assert other._network.digest_of_texts != one._network.digest_of_texts  # another network: asked anew
     assert not np.array_equal(other.texts(["some cat"]), both[:1])
-    torch.nn.init.zeros_(one._network.text_projection.weight)  # would give nothing, if it were asked again
+    torch.nn.init.zeros_(one._network._network.text_projection.weight)  # would give nothing, if it were asked again
     np.testing.assert_array_equal(one.texts(["some cat"]), both[:1])
     again = Clip(weights, method="test", device="cpu")
     clip._TEXTS.clear()
@@ -183,9 +183,9 @@ def test_dense_features_are_the_last_layer_without_its_attention(weights, tiny):
 
 
 def test_positions_are_resampled_where_only_the_shape_differs(tiny):
-    stored = tiny._network.vision_model.embeddings.position_embedding.weight
-    assert torch.equal(tiny._positions(4, 4), stored)
-    other = tiny._positions(2, 8)  # as many cells
+    stored = tiny._network._network.vision_model.embeddings.position_embedding.weight
+    assert torch.equal(tiny._network._positions(4, 4), stored)
+    other = tiny._network._positions(2, 8)  # as many cells
     assert other.shape == stored.shape and torch.equal(other[0], stored[0])
     assert (other[1:] - stored[1:]).abs().max() > 0.1
 
@@ -205,7 +205,7 @@ def test_bfloat16_stays_near_float32_and_what_comes_out_is_float32(weights, tiny
 def test_the_digest_is_that_of_the_tensors(weights, tiny, tmp_path):
     halves = [Clip(weights, method="test", device="cpu", **half) for half in ({"vision": False}, {"text": False})]
     assert {each.digest() for each in halves} == {tiny.digest()}
-    tiny._network.save_pretrained(tmp_path, max_shard_size="50KB")
+    tiny._network._network.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert Clip(tmp_path, method="test", device="cpu", text=False).digest() == tiny.digest()
     other = write_model(tmp_path / "other", seed=1)
@@ -216,7 +216,7 @@ def test_a_long_text_is_cut_at_its_end_with_a_warning(tmp_path, caplog):
     network = Clip(write_model(tmp_path, context=20), method="archive", device="cpu", vision=False)
     with caplog.at_level(logging.WARNING, "raypipe"):
         (short, cut) = network.tokens(["z" * 18, "z" * 18 + " and what follows"], "the query")
-    assert short == cut and len(cut) == 20 and cut[-1] == network._tokenizer.eos_token_id
+    assert short == cut and len(cut) == 20 and cut[-1] == network._network.tokenizer.eos_token_id
     assert "archive: 'the query' makes a text of 34 tokens, of which 20 are read: its end is cut" in caplog.text
     texts = network.texts(["z" * 30, "z" * 31], "none")
     np.testing.assert_array_equal(texts[0], texts[1])
