@@ -69,8 +69,6 @@ class NamedMask(Segmenter):
             raise FileNotFoundError(f"namedmask: {text}")
 
     def load(self, device: str) -> None:
-        import torch
-
         from raypipe.segmenters.namedmask import network
 
         self.fetch()
@@ -78,7 +76,7 @@ class NamedMask(Segmenter):
         deeplab, told = network.read(self._path, method=self.name)
         self._names = self._classes(deeplab.classes - 1, told.get("classes"))
         network.fold(deeplab)
-        self.use(deeplab.to(device, memory_format=torch.channels_last), device, self._names)
+        self.use(deeplab.to(device, memory_format=layout(device)), device, self._names)
 
     def use(self, network, device: str, names: Sequence[str]) -> None:
         """Label with a network on a device, in eval mode, that is no file, in the place of `load`.
@@ -145,7 +143,7 @@ class NamedMask(Segmenter):
         mean, std = (
             seen.new_tensor(each, dtype=torch.float32) for each in (networks.IMAGENET_MEAN, networks.IMAGENET_STD)
         )
-        pixels = ((seen / 255 - mean) / std).permute(0, 3, 1, 2)  # channels last in memory, as the network has them
+        pixels = ((seen / 255 - mean) / std).permute(0, 3, 1, 2).contiguous(memory_format=layout(self._device))
         with torch.inference_mode(), networks.autocast(self._device, self.dtype):
             return self._network.coarse(pixels).float()
 
@@ -156,6 +154,13 @@ class NamedMask(Segmenter):
             raise BadImage("segment", "non_finite", text)
         rows = _named.Upsampling(logits, size)
         return _named.label_map(rows, size, self._names, temperature=1.0, background=True)
+
+
+def layout(device: str):
+    """How images lie in memory: channels last on a GPU; a CPU needs up to twice as long for these."""
+    import torch
+
+    return torch.channels_last if device == "cuda" else torch.contiguous_format
 
 
 def reduced(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
