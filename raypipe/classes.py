@@ -44,6 +44,13 @@ class Classes:
     def queries(self) -> tuple[str, ...]:
         return tuple(category.query for category in self.categories)
 
+    @functools.cached_property
+    def numbers(self) -> dict[str, int]:
+        """The value in a label map of each name, `normalised`; other names that the data set has are in it too."""
+        found = {normalised(name): i for i, name in enumerate(self.names, 1)}
+        aliases = facts(self.source)["aliases"] if self.source else {}
+        return found | {normalised(other): found[normalised(name)] for other, name in aliases.items()}
+
 
 def names() -> list[str]:
     """The data sets whose class lists are known."""

@@ -82,8 +82,8 @@ def match(folder: str, keys: Iterable[str], known: Classes) -> Matches:
     In folders of classes files are masks where their values are no numbers of classes. Raises ValueError for a folder
     without labels, or an export whose numbers are those of other classes, and FileNotFoundError.
     """
-    keys, number = list(keys), {classes.normalised(name): i for i, name in enumerate(known.names, 1)}
-    if (found := _by_class(folder, number)) and _are_masks(found, len(number)):
+    keys, number = list(keys), known.numbers
+    if (found := _by_class(folder, number)) and _are_masks(found, len(known.categories)):
         return _of_masks(folder, found, keys)
     matches = maskfiles.match(folder, keys)
     for value, name in matches.meanings.items():
@@ -98,7 +98,7 @@ def of_class_folders(place: Location, name: str) -> dict[str, str]:
 
     name: of the data set's class list. Raises ValueError for a folder of another name.
     """
-    number = {classes.normalised(each): i for i, each in enumerate(classes.read(name).names, 1)}
+    number = classes.read(name).numbers
     files = (each for each in folders.walk(place, LeftOut()) if posixpath.splitext(each)[1].lower() in PICTURES)
     found = {}
     for file in files:

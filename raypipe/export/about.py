@@ -8,6 +8,9 @@ from csv import writer as csv_writer
 from dataclasses import dataclass
 from functools import cached_property
 
+from raypipe import classes
+from raypipe.classes import Classes
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how a spreadsheet recognises a formula
 
 
@@ -26,20 +29,27 @@ class About:
     category: str  # name of segments without a label and without a part's name
     unlabelled: bool  # there are segments without a label
     instances: bool  # label maps hold the segments' own numbers: no name tells those of an image apart
+    classes: Classes | None  # whose numbers and order the categories have, whether they occur or not
 
     @cached_property
     def categories(self) -> list[str]:
         """Names of what segments show; the number of a category is its place from 1."""
+        if self.classes:
+            return list(self.classes.names)
         return list(dict.fromkeys([*self.labels, *((self.parts or (self.category,)) if self.unlabelled else ())]))
 
     def name(self, segment: dict) -> str:
         """The category's name of a segment."""
+        if self.classes:
+            return self.categories[self.number(segment) - 1]
         if segment["label"] is not None:
             return segment["label"]
         return self.parts[segment["segment"]] if self.parts else self.category
 
     def number(self, segment: dict) -> int:
         """The category's number of a segment, from 1."""
+        if self.classes:
+            return self.classes.numbers[classes.normalised(segment["label"])]
         return self.categories.index(self.name(segment)) + 1
 
     def text(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from types import ModuleType
@@ -12,7 +12,8 @@ from types import ModuleType
 import pyarrow.compute as pc
 import tyro
 
-from raypipe import segmenters
+from raypipe import classes, lookup, segmenters
+from raypipe.classes import Classes
 from raypipe.export import formats
 from raypipe.export.about import About, csv_line
 from raypipe.export.target import RECORD, Target
@@ -32,11 +33,14 @@ class Export:
     """Hand a run's masks to another tool, in a new folder."""
 
     run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
-    format: str  # coco, csv, cutout, hf, labelstudio, png, webdataset or yolo: what the tool reads
+    format: str  # coco, csv, cutout, hf, imagenets, labelstudio, png, webdataset or yolo: what the tool reads
     output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
     where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
     join: str | None = None  # Parquet table of one row per image (key or image_id) with more columns for --where
     category: str | None = None  # name of segments without a label; None = cluster 0, ..., pattern or the method's name
+    # a data set's list such as voc2012, a file of names, or names separated by commas: categories have its numbers and
+    # its order; None = those that occur, by name
+    classes: str | None = None
     input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
     column: str | None = None  # as for `label`: the column of --input that holds URIs or images
     allow_private: bool = False  # as for `label`: originals may lie in a private network
@@ -119,6 +123,13 @@ def check(options: Export, form: ModuleType) -> None:
         raise ValueError("--column has no effect without --input")
     if not form.CATEGORIES and options.category:
         raise ValueError(f"--category has no effect: {options.format} does not name what segments show")
+    if not form.CATEGORIES and options.classes:
+        raise ValueError(f"--classes has no effect: {options.format} does not number what segments show")
+    if options.category and options.classes:
+        raise ValueError("--category has no effect with --classes, which names what segments show")
+    lists = getattr(form, "LISTS", ())
+    if lists and options.classes not in lists:
+        raise ValueError(f"--format {options.format} needs the numbers of its data set: --classes {'|'.join(lists)}")
     if options.join and not options.where:
         raise ValueError("--join has no effect without --where, which may use its columns")
     source, output = (normalise(uri or "").rstrip("/") + "/" for uri in (options.input, options.output))
@@ -136,6 +147,7 @@ def describe(run: Run, options: Export) -> About:
         found = pc.struct_field(pc.list_flatten(batch["segments"]), "label")
         most, unlabelled = max(most, lengths or 0), unlabelled or found.null_count > 0
         labels.update(label for label in pc.unique(found).to_pylist() if label is not None)
+    known = None if options.classes is None else _numbered(run, options.classes, labels, unlabelled)
     kind = segmenters.find(method) if method in segmenters.names() else None  # it need not be installed here
     parts = () if kind is None or options.category or most > len(kind.parts) else tuple(kind.parts[:most])
     return About(
@@ -150,7 +162,19 @@ def describe(run: Run, options: Export) -> About:
         category=options.category or ("pattern" if kind and issubclass(kind, PatternSegmenter) else method),
         unlabelled=unlabelled or not labels,
         instances=most > 1 and not (labels or parts or options.category),
+        classes=known,
     )
+
+
+def _numbered(run: Run, text: str, labels: Iterable[str], unlabelled: bool) -> Classes:
+    """The classes that a text means. Raises ValueError where segments of the run have no number in them."""
+    known = classes.read(text)
+    if unlabelled:
+        raise ValueError(f"--classes: {run} has segments without a name, which have no number; leave it out")
+    for label in sorted(labels):
+        if classes.normalised(label) not in known.numbers:
+            raise ValueError(f"--classes: {run} names segments {label!r}; {lookup.suggest(label, known.names)}")
+    return known
 
 
 def _exportable(

@@ -94,7 +94,7 @@ class Semantic(Task):
         """A task of these classes; it keeps those that it has. Raises ValueError where there are none."""
         task = copy.copy(self)
         task._of(self._known if text is None else classes.read(text))
-        if task.expert is not None and classes.normalised(task.expert) not in task._numbers:
+        if task.expert is not None and classes.normalised(task.expert) not in task.known.numbers:
             hint = lookup.suggest(task.expert, task.known.names)
             raise ValueError(f"--expert {task.expert!r} is none of the classes; {hint}")
         return task
@@ -133,7 +133,7 @@ class Semantic(Task):
     def of_map(self, predicted: np.ndarray, label: np.ndarray) -> dict:
         """COLUMNS of class numbers int32 (H, W), as of `predicted`, against a label, as of `read`."""
         if self.expert is not None:
-            label = np.where(label > 0, label == self._numbers[classes.normalised(self.expert)], label)
+            label = np.where(label > 0, label == self.known.numbers[classes.normalised(self.expert)], label)
             if not (label > 0).any():
                 return {}
         counts = confusion(predicted, label, len(self.names))
@@ -190,11 +190,7 @@ class Semantic(Task):
             columns, shown = (*columns, ("binary_iou", pa.float64())), EXPERT | shown
         if has_sizes:
             columns, shown = (*columns, *((f"confusion_{size}", COUNTS) for size in SIZES)), shown | OF_SIZES
-        names = known.names if known else ()
-        numbers = {classes.normalised(name): i for i, name in enumerate(names, 1)}
-        aliases = classes.facts(known.source)["aliases"] if known and known.source else {}
-        numbers |= {classes.normalised(other): numbers[classes.normalised(name)] for other, name in aliases.items()}
-        more = {"_known": known, "_numbers": numbers, "_has_sizes": has_sizes, "COLUMNS": columns, "SHOWN": shown}
+        more = {"_known": known, "_has_sizes": has_sizes, "COLUMNS": columns, "SHOWN": shown}
         more["METRIC"] = "miou" if self.expert is None else "binary_iou"
         for name, value in more.items():
             object.__setattr__(self, name, value)
@@ -205,14 +201,14 @@ class Semantic(Task):
         if label is None and self.expert is None:
             text = "a mask without a name; this task is for methods that name their masks"
             raise ValueError(f"{where}: {text}; add --expert CLASS, or --task saliency for the object whatever it is")
-        number = 0 if label is None else self._numbers.get(classes.normalised(label), 0)
+        number = 0 if label is None else self.known.numbers.get(classes.normalised(label), 0)
         if label is not None and not number:
             names = self.known.source or f"{len(self.known.names)} classes"
             text = f"a mask is named {label!r}, which is none of {names}"
             raise ValueError(f"{where}: {text}; {lookup.suggest(label, self.known.names)}")
         if self.expert is None:
             return number
-        return int(label is None or number == self._numbers[classes.normalised(self.expert)])
+        return int(label is None or number == self.known.numbers[classes.normalised(self.expert)])
 
     def _ratios(self, sums: Sums) -> Ratios:
         return ratios(sums.places("confusion"), len(self.names))

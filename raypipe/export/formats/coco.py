@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 
+from raypipe import classes
 from raypipe.export.about import About
 from raypipe.export.target import Target
 
@@ -26,7 +27,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     info |= {name: getattr(about, name) for name in ("method", "settings", "provenance", "licence", "where")}
     with target.stream("annotations.json") as file, tempfile.TemporaryFile() as entries:
         file.write(b'{"info": ' + _json(info) + b',\n"licenses": [],\n"categories": ')
-        file.write(_json([{"id": i, "name": name} for i, name in enumerate(about.categories, 1)]))
+        file.write(_json([{"id": _id(i, about), "name": name} for i, name in enumerate(about.categories, 1)]))
         file.write(b',\n"annotations": [')
         for image_id, row in enumerate(images, 1):
             entry = {"id": image_id, "file_name": row["key"], "width": row["width"], "height": row["height"]}
@@ -50,13 +51,19 @@ def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) 
     return {
         "id": annotation_id,
         "image_id": image_id,
-        "category_id": about.number(segment),
+        "category_id": _id(about.number(segment), about),
         "segmentation": {"size": segment["size"], "counts": segment["counts"]},
         "area": segment["area"],
         "bbox": segment["bbox"],
         "iscrowd": 0,
         "segment": segment["segment"],
     } | scored
+
+
+def _id(number: int, about: About) -> int:
+    """The id of a category: COCO's own, which has gaps, where categories are numbered as COCO's."""
+    is_coco = about.classes is not None and about.classes.source == "coco2017"
+    return classes.facts("coco2017")["source_ids"][number - 1] if is_coco else number
 
 
 def _json(content) -> bytes:

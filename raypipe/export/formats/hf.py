@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe.export.about import About
-from raypipe.export.formats.png import label_map, value_names
+from raypipe.export.formats.png import label_map, value_names, value_of
 from raypipe.export.target import Target
 from raypipe.images import encode_png
 from raypipe.inputs.originals import portable
@@ -90,7 +90,7 @@ def _card(about: About) -> str:
         "tags": ["raypipe", about.method],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     }
-    values = "\n".join(f"| {i if i < 255 else i + 1} | {name} |" for i, name in enumerate(value_names(about)[:1000], 1))
+    values = "\n".join(f"| {value_of(i, about)} | {name} |" for i, name in enumerate(value_names(about)[:1000], 1))
     settings = json.dumps({"settings": about.settings, **about.provenance}, indent=2, default=str)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# Segmentation masks by {about.method}\n\n"

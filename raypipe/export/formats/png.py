@@ -35,7 +35,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
         values = label_map(row, about, remarks)
         target.put(_with_palette(values) if values.dtype == np.uint8 else encode_png(values), target.name(row, ".png"))
     lines = [("value", "name"), (0, "background")]
-    lines += [(_value(number), name) for number, name in enumerate(value_names(about), 1)]
+    lines += [(value_of(number, about), name) for number, name in enumerate(value_names(about), 1)]
     target.put(b"".join(map(csv_line, lines)), "values.csv")
     return remarks
 
@@ -44,14 +44,14 @@ def label_map(row: dict, about: About, remarks: Counter) -> np.ndarray:
     """A row's masks as (H, W) uint8, or uint16 if the run needs values above 254. Adds to the remarks.
 
     0 is background. The value is the number of the category; where nothing but their index tells the segments of an
-    image apart (SAM's library), that of the segment: its index + 1. 255 is left out. Where masks of different values
-    overlap, the smaller mask lies on top.
+    image apart (SAM's library), that of the segment: its index + 1. 255 is left out, but for --classes. Where masks of
+    different values overlap, the smaller mask lies on top.
     """
     values = np.zeros((row["height"], row["width"]), np.uint16 if len(value_names(about)) >= IGNORE else np.uint8)
     is_hidden = False
     for segment in sorted(row["segments"], key=lambda segment: (-segment["area"], segment["segment"])):
         mask = masks.decode_rle(segment)
-        value = _value(segment["segment"] + 1 if about.instances else about.number(segment))
+        value = value_of(segment["segment"] + 1 if about.instances else about.number(segment), about)
         is_hidden |= bool((mask & (values != 0) & (values != value)).any())
         values[mask] = value
     remarks[OVERLAP] += is_hidden
@@ -74,5 +74,6 @@ def _with_palette(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _value(number: int) -> int:
-    return number if number < IGNORE else number + 1
+def value_of(number: int, about: About) -> int:
+    """What stands for a number in a label map."""
+    return number if number < IGNORE or about.classes else number + 1
