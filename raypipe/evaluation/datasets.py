@@ -47,7 +47,8 @@ def _voc(year: int) -> Layout:
 
 
 def _imagenet_s(count: int) -> Layout:
-    root = f"{{ImageNetS{count}/,ImageNet-S/ImageNetS{count}/,}}"
+    name = f"ImageNetS{count}/"
+    root = f"{{{name},imagenet-s/{name},ImageNet-S/{name},}}"
     photographs, labels = (f"{root}{{split}}{what}" for what in ("", "-segmentation"))
     return Layout((photographs,), (labels,), split="validation", holds="classes", form="packed")
 

@@ -200,10 +200,14 @@ def test_an_expert_is_measured_against_its_class_in_images_that_have_it(tmp_path
         ious.append((mask & target).sum() / (((mask & valid) | target).sum() + 1e-7))
         both.append((np.where(valid, target, -1), mask.astype(int)))
     assert result.means["binary_iou"] == pytest.approx(np.mean(ious), abs=1e-12)
-    assert result.means["miou"] == pytest.approx(float(plain(*zip(*both, strict=True), 2)["miou"]), abs=1e-12)
-    assert result.lacking == dict.fromkeys(["miou", "ignored_pixels", "binary_iou"], 1)
+    expected = plain(*zip(*both, strict=True), 2)
+    assert result.means["pixel_acc"] == pytest.approx(float(expected["pixel_acc"]), abs=1e-12)
+    assert result.details["class_iou"][1] == pytest.approx(float(expected["class_iou"][1]), abs=1e-12)
+    assert result.lacking == {"binary_iou": 1} and result.details["without_valid"] == 0 and not result.published
     with pytest.raises(ValueError, match="--expert 'bycicle' is none of the classes; did you mean 'bicycle'"):
         evaluate(options, Semantic(expert="bycicle"))
+    with pytest.raises(ValueError, match="--absent-zero has no effect with --expert"):
+        Semantic(expert="bicycle", absent_zero=True)
 
 
 def test_sizes_of_objects_are_counted_as_imagenet_s_does(tmp_path, rng):

@@ -20,6 +20,7 @@ from raypipe.inputs import maskfiles
 from raypipe.masks import decode_rle
 from raypipe.types import BadImage
 
+CHUNK = 1 << 15  # pixels at once: what is computed of them stays in a core's cache
 EXPERT_EPS = 1e-7  # in the denominator of an expert's IoU (NamedMask's code)
 SIZES = {"s": 5, "ms": 25, "ml": 50, "l": 100}  # most percent of an image's valid pixels (ImageNet-S's evaluation)
 COUNTS = pa.map_(pa.int64(), pa.int64())  # of a confusion matrix: label * classes + prediction -> pixels
@@ -49,6 +50,7 @@ class Semantic(Task):
         ("miou", pa.float64()),  # over the classes of the image; null without a valid pixel
         ("confusion", COUNTS),
         ("ignored_pixels", pa.int64()),
+        ("is_void", pa.bool_()),  # no pixel of the label counts
     )
     LEAVES = ("size", "counts", "area", "score", "label")
     SHOWN = {
@@ -70,7 +72,10 @@ class Semantic(Task):
     PER_IMAGE = ("miou",)
 
     def __post_init__(self):
-        """Show what the options ask for."""
+        """Show what the options ask for. Raises ValueError for those that have no effect."""
+        if self.expert is not None and (self.absent_zero or self.object_sizes):
+            name = "--absent-zero" if self.absent_zero else "--object-sizes"
+            raise ValueError(f"{name} has no effect with --expert, which is one class against all else")
         self._of(None)
 
     @property
@@ -83,8 +88,8 @@ class Semantic(Task):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is measured, from 0: the background and the classes, or the expert's one."""
-        return ("background", *((self.expert,) if self.expert else self.known.names))
+        """What is measured, from 0: the background and the classes, or all else and the expert's one."""
+        return ("all else", self.expert) if self.expert is not None else ("background", *self.known.names)
 
     def options(self) -> dict:
         """The classes too."""
@@ -134,13 +139,14 @@ class Semantic(Task):
         """COLUMNS of class numbers int32 (H, W), as of `predicted`, against a label, as of `read`."""
         if self.expert is not None:
             label = np.where(label > 0, label == self.known.numbers[classes.normalised(self.expert)], label)
-            if not (label > 0).any():
-                return {}
-        counts = confusion(predicted, label, len(self.names))
-        found = {"confusion": counts, "ignored_pixels": np.count_nonzero(label < 0)}
-        found["miou"] = ratios(counts, len(self.names)).miou
+        found = {"ignored_pixels": np.count_nonzero(label < 0), "is_void": bool((label < 0).all())}
+        if self.expert is not None and not (label > 0).any():
+            return found
+        found["confusion"] = counts = confusion(predicted, label, len(self.names))
         if self.expert is not None:
             found["binary_iou"] = binary_iou(predicted, label)
+        else:
+            found["miou"] = ratios(counts, len(self.names)).miou
         if self._has_sizes:
             found |= {f"confusion_{size}": its for size, its in of_sizes(counts, len(self.names)).items()}
         return found
@@ -150,11 +156,11 @@ class Semantic(Task):
         if self._known is None:
             return dict.fromkeys(self.SHOWN)
         found = self._ratios(sums)
-        values = {name: getattr(found, name) for name in Semantic.SHOWN}
+        values = {name: getattr(found, name) for name in Semantic.SHOWN if name in self.SHOWN}
+        if self.expert is not None:
+            return values | {"binary_iou": sums.mean("binary_iou")}
         if self.absent_zero:
             values["miou"] = float(np.nansum(found.class_iou)) / len(self.names) if found.class_pixels.any() else None
-        if self.expert is not None:
-            values["binary_iou"] = sums.mean("binary_iou")
         for size in SIZES if self._has_sizes else ():
             its = ratios(sums.places(f"confusion_{size}"), len(self.names))
             present = its.class_iou[its.class_pixels > 0]
@@ -165,7 +171,7 @@ class Semantic(Task):
         """Each class's IoU, and what was left out."""
         counts = {"confusion": [*sums.places("confusion").items()]}
         counts["ignored_pixels"] = int(sums.total("ignored_pixels") or 0)
-        counts["without_valid"] = sums.lacking["miou"] - sums.lacking["ignored_pixels"]
+        counts["without_valid"] = int(sums.total("is_void") or 0)
         if self._known is None:
             return dict.fromkeys(dict(self.DETAILS)) | counts
         found = self._ratios(sums)
@@ -186,8 +192,10 @@ class Semantic(Task):
         """Set the classes, and the columns and values that options and they ask for."""
         columns, shown = Semantic.COLUMNS, Semantic.SHOWN
         has_sizes = self.object_sizes or (known is not None and known.source.startswith("imagenet_s"))
+        has_sizes = has_sizes and self.expert is None
         if self.expert is not None:
-            columns, shown = (*columns, ("binary_iou", pa.float64())), EXPERT | shown
+            columns = (("binary_iou", pa.float64()), *columns[1:])  # instead of miou
+            shown = EXPERT | {"pixel_acc": shown["pixel_acc"]}
         if has_sizes:
             columns, shown = (*columns, *((f"confusion_{size}", COUNTS) for size in SIZES)), shown | OF_SIZES
         more = {"_known": known, "_has_sizes": has_sizes, "COLUMNS": columns, "SHOWN": shown}
@@ -233,15 +241,18 @@ def confusion(predicted: np.ndarray, label: np.ndarray, count: int) -> dict[int,
     """
     if predicted.shape != label.shape:
         raise ValueError(f"semantic: the prediction has the size {predicted.shape}, the label {label.shape}")
-    valid = (label >= 0) & (label < count)
-    wanted, found = label[valid], predicted[valid]
-    if found.size and not 0 <= found.min() <= found.max() < count:
-        text = f"expected classes 0 to {count - 1}, got {found.min()} to {found.max()}"
+    if predicted.size and not 0 <= predicted.min() <= predicted.max() < count:
+        text = f"expected classes 0 to {count - 1}, got {predicted.min()} to {predicted.max()}"
         raise ValueError(f"semantic: the prediction has numbers that are no class: {text}")
-    (rows, row), (columns, column) = _compact(wanted, count), _compact(found, count)
-    pixels = np.bincount(row * len(columns) + column, minlength=len(rows) * len(columns))
+    label = np.where((label >= 0) & (label < count), label, count).ravel()  # `count`: ignored
+    (rows, row), (columns, column) = _compact(label, count), _compact(predicted.ravel(), count)
+    cells = (len(rows) + 1) * len(columns)
+    pixels = np.zeros(cells, np.int64)
+    for part in range(0, label.size, CHUNK):
+        cell = row[label[part : part + CHUNK]] * len(columns) + column[predicted.ravel()[part : part + CHUNK]]
+        pixels += np.bincount(cell, minlength=cells)
     places = (rows[:, None] * count + columns).ravel()
-    return {int(place): int(number) for place, number in zip(places, pixels, strict=True) if number}
+    return {int(place): int(number) for place, number in zip(places, pixels, strict=False) if number}
 
 
 def ratios(counts: Mapping[int, int], count: int) -> Ratios:
@@ -294,11 +305,13 @@ def _rank(segment: Mapping) -> tuple[float, int]:
 
 
 def _compact(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers below `count` that occur, ascending, and each value's place among them."""
-    there = np.flatnonzero(np.bincount(values, minlength=count))
-    place = np.zeros(count, np.int64)
-    place[there] = np.arange(len(there))
-    return there, place[values]
+    """The numbers below `count` that occur, ascending, and of each number its place among them; of `count` the next."""
+    there = np.zeros(count + 1, bool)
+    there[values] = True
+    numbers = np.flatnonzero(there[:count])
+    place = np.full(count + 1, len(numbers))
+    place[numbers] = np.arange(len(numbers))
+    return numbers, place
 
 
 TASK = Semantic
