@@ -23,6 +23,13 @@ def names(segmenter: type[Segmenter] | None, found: Iterable[list[dict]]) -> lis
     return [_name(i, len(labels), here, ends, parts) for i, here in enumerate(labels)][: len(COLOURS)]
 
 
+def has_names(found: Iterable[list[dict]]) -> bool:
+    """Whether masks are told apart by their labels: at some index two images have different ones."""
+    first: dict[int, str] = {}
+    labels = ((i, segment.get("label")) for segments in found for i, segment in enumerate(segments))
+    return any(label and first.setdefault(i, label) != label for i, label in labels)
+
+
 def _name(i: int, count: int, labels: set, ends: tuple[str, str], parts: Sequence[str]) -> str:
     label = next(iter(labels)) if len(labels) == 1 else None
     name = label or (parts[i] if i < len(parts) else "mask" if count == 1 else f"mask {i + 1}")

@@ -10,7 +10,7 @@ import numpy as np
 from raypipe import masks
 from raypipe.pictures.overlay import COLOURS
 
-LINES = 18  # of text that a picture's longer side has room for
+LINES = 22  # of text that a picture's longer side has room for
 ADVANCE = 0.6  # width of a letter, in heights of a line, on average
 
 

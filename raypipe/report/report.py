@@ -22,6 +22,7 @@ from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
 from raypipe.pictures import faces, legend
 from raypipe.pictures.layers import draw
+from raypipe.pictures.names import height
 from raypipe.pictures.overlay import COLOURS
 from raypipe.report import html, measures, truth, words
 from raypipe.run import Run, attempts, provenance, rows
@@ -50,10 +51,11 @@ class Report:
     allow_private: bool = False  # as for `label`: originals may lie in a private network
     # ground truth, as for `evaluate`: a folder of label images, or of boxes with --task boxes (VOC's XML, COCO's JSON)
     labels: str | None = None
-    dataset: str | None = None  # instead of labels: duts-tr, duts-te, dut-omron, ecssd, voc07, voc12, coco20k
+    dataset: str | None = None  # instead of labels: duts-te, voc12, voc2012, ... (raypipe evaluate --help)
     root: str | None = None  # folder in which data sets lie
     split: str | None = None  # of a data set that has several; None = the papers'
-    task: str | None = None  # that reads the labels; None = boxes for a data set of boxes, else masks
+    classes: str | None = None  # of labels of one's own for task semantic, as for `evaluate`
+    task: str | None = None  # that reads the labels; None = what a data set holds, else semantic with classes, or masks
     label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels; None finds it
     label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
     # of a mask of several parts, which one is boxed: that with the largest box (also None), or with the most pixels
@@ -122,6 +124,7 @@ def report(options: Report) -> Result:
         charts=charts(shown),
         truth=about,
         has_blur=blur is not None,
+        has_names=any(card["picture"].names for card in cards),
         bins=measures.by_size(runs, reference=reference),
         errors=[errors(run) for run in shown],
         provenance=[_provenance(run) for run in shown],
@@ -203,14 +206,17 @@ def draw_cards(
     wanted = [next(pane for pane in panes if pane)["row"] for panes in panes_of]
     contents = Originals(options.input, column=options.column, allow_private=options.allow_private).fetch(wanted)
     how = {"side": options.side, "max_bytes": PICTURE_BYTES // max(len(choices), 1), "change": change}
+    classes = labels.task.names if labels and labels.task.HOLDS == "classes" else None
+    if classes is None and legend.has_names(pane["row"]["segments"] for panes in panes_of for pane in panes if pane):
+        classes = ()
     cards = []
     truths = truth.read(labels, wanted)
     for choice, panes, (row, content), true in zip(choices, panes_of, contents, truths, strict=True):
-        found = [pane and pane["row"] for pane in panes]
-        picture = draw(content, found, truth=true.mask, **how)
-        for pane, layers in zip(panes, picture.layers, strict=True):
-            judged = labels.task.cells(pane["row"], true.label) if pane and true.boxes else {}
-            pane and pane.update(layers=layers, judged=judged)
+        found = [pane and truth.named(labels, pane["row"]) for pane in panes]
+        picture = draw(content, found, truth=true.mask, classes=classes, **how)
+        for pane, its, layers in zip(panes, found, picture.layers, strict=True):
+            judged = labels.task.cells(its, true.label) if pane and true.boxes else {}
+            pane and pane.update(row=its, layers=layers, judged=judged)
         values = [pane and pane["figures"] for pane in panes]
         card = {"choice": choice, "row": row, "picture": picture, "panes": panes, "figures": values}
         cards.append(card | {"truth": true._replace(mask=None, label=None)})  # whole images of all cards would add up
@@ -332,7 +338,12 @@ def render(**content) -> str:
     """The page's HTML."""
     content |= {"titles": headings(), "metrics": [*measures.measured(), "score"], "meaning": words.NOTES | words.SIGNS}
     content |= {"colours": [f"#{bytes(colour).hex()}" for colour in COLOURS]}
-    content |= {"number": _number, "commas": "{:,}".format, "of_images": count_of_images}
+    content |= {
+        "line": lambda picture: f"{height((picture.height, picture.width)):.1f}",
+        "number": _number,
+        "commas": "{:,}".format,
+        "of_images": count_of_images,
+    }
     content["two"] = lambda value: "–" if value is None else f"{value:.2f}"
     content |= {"lowered": measures.lowered, "better": {n: each.better for n, each in measures.measured().items()}}
     return html.render("report.html.j2", "report.js", **content)

@@ -12,6 +12,8 @@ VIEWS = {
 }
 TRUTH = {
     "masks": "the label, white in a pane of its own and its outline over the masks; not over the original",
+    "classes": "the label in a pane of its own, in the colours of the masks with the same names and white where pixels "
+    "do not count, and its outlines over the masks; not over the original",
     "boxes": "the boxes of the label, white; where they are, the box of the first mask is called correct or wrong",
 }
 FIGURES = {
@@ -26,6 +28,8 @@ FIGURES = {
     "saliency_iou": "how well the first mask meets the label: 1 = the same pixels, 0 = none in common",
     "saliency_mae": "how far the first mask, of probabilities where the method has them, is from the label: mean over "
     "the pixels, 0 = nowhere",
+    "semantic_miou": "how well the named masks meet the classes of the label: the mean of the IoU of each class in the "
+    "image, background included; 1 = the same pixels, 0 = none in common",
     "boxes_box_iou": "how well the box of the first mask meets the nearest true box: 1 = the same, 0 = nothing in "
     "common. Above 0.5 it is correct",
     "seconds": "what the method took for an image, without reading, refining and writing",
@@ -63,7 +67,7 @@ def glossary(
 ) -> dict[str, str]:
     """Words of a page and what they mean.
 
-    figures: titles by name. signs: what is odd. notes: of the images. truth: what labels hold, masks or boxes.
+    figures: titles by name. signs: what is odd. notes: of the images. truth: what labels hold, masks, classes or boxes.
     """
     words = {name.capitalize(): text for name, text in VIEWS.items()}
     words |= {"Truth": TRUTH[truth]} if truth else {}
