@@ -6,7 +6,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.layouts import ALL, BOXES, MASKS, SIZE, voc_xml, write_coco, write_masks, write_photos, write_voc
+from support.layouts import (
+    ALL,
+    BOXES,
+    CLASSES,
+    LISTS,
+    MASKS,
+    SIZE,
+    voc_xml,
+    write_coco,
+    write_masks,
+    write_photos,
+    write_voc,
+)
 from support.written import masks_row, write_run
 
 from raypipe import images
@@ -62,6 +74,11 @@ def test_a_root_without_the_folders_names_all_that_it_looked_for(tmp_path, name)
     expected = {folder for pair in MASKS.get(name, []) for folder in pair}
     expected |= {f"{root}/{each}" for root in BOXES.get(name, []) for each in ("JPEGImages", "Annotations")}
     expected |= {f"{root}/ImageSets/Main/trainval.txt" for root in BOXES.get(name, [])}
+    expected |= {folder for pair in CLASSES.get(name, [])[:1] for folder in pair if name != "coco2017"}
+    if name == "coco2017":
+        expected = {"coco/val2017", "coco/annotations/instances_val2017.json", "annotations/instances_val2017.json"}
+    if name in LISTS:
+        expected |= {f"VOCdevkit/VOC{'2012' if name == 'voc2012' else '2010'}/{LISTS[name]}"}
     if name == "coco20k":
         expected = {"COCO/images/train2014", "COCO/annotations/instances_train2014.json", "coco_20k_filenames.txt"}
     with pytest.raises(ValueError, match=f"{name} is not in {tmp_path}, which has none of: ") as error:

@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from support.layouts import BOXES, MASKS, SIZE, write_coco, write_masks, write_photos, write_voc
+from support.layouts import BOXES, MASKS, SIZE, write_classes, write_coco, write_masks, write_photos, write_voc
 from support.written import masks_row, write_run
 
 from raypipe.cli.verbs import main
+from raypipe.evaluation.datasets import find
 from raypipe.evaluation.evaluate import Evaluate, evaluate
-from raypipe.evaluation.summary import PUBLISHED, cell
+from raypipe.evaluation.summary import PUBLISHED, cell, published
+from raypipe.evaluation.tasks.semantic import Semantic
 
 RECORD = yaml.safe_load(files("raypipe.evaluation").joinpath("published.yaml").read_text())
 OURS = [each for each in RECORD["values"] if each["paper"] == "two_tricks"]  # its 258 values
@@ -100,6 +102,33 @@ def test_runs_stand_side_by_side_above_the_papers(tmp_path, capsys):
     start = next(i for i, line in enumerate(lines) if line.startswith("published "))
     assert [line.split() for line in lines[start + 1 : start + 3]] == [["first", "100.000"], ["run", "100.000"]]
     assert lines[start + 3].split() == ["LOST", "(two_tricks,", "table", "2)", "64.000"]
+
+
+SEMANTIC = [each for each in RECORD["values"] if each["paper"] in ("namedmask", "namedmask_main")]
+
+
+@pytest.mark.parametrize("name", sorted({each["dataset"] for each in SEMANTIC}))
+def test_shares_stand_beside_what_papers_print_as_percent_of_the_same_split(tmp_path, name):
+    stem = {"coca": "UAV/a", "cityscapes_object": "ulm/a"}.get(name, "a")
+    write_classes(tmp_path, name, {stem: np.tile(np.arange(2, dtype=np.int32) * 2, (SIZE[0], SIZE[1] // 2))})
+    dataset = find(name, str(tmp_path))
+    wanted = {(each["paper"], each["table"], each["row"]): each for each in SEMANTIC if each["dataset"] == name}
+    wanted = {key: each["value"] for key, each in wanted.items() if each.get("split", dataset.split) == dataset.split}
+    found = {(each["paper"], each["table"], each["row"]): each for each in published(dataset, Semantic.SHOWN)}
+    assert found.keys() == wanted.keys() and found
+    assert all(found[key]["value"] == pytest.approx(value / 100, abs=1e-9) for key, value in wanted.items())
+    assert all(("of the test split" in (each["note"] or "")) == name.startswith("imagenet") for each in found.values())
+    ours = published(dataset, Semantic.SHOWN, method="namedmask")
+    assert {each["row"] for each in ours} == {"NamedMask"}
+
+
+def test_the_training_split_has_the_rows_of_the_papers_ablation(tmp_path):
+    write_classes(tmp_path, "voc2012", {"a": np.zeros(SIZE, np.int32)})
+    lists = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    (lists / "val.txt").rename(lists / "train.txt")
+    rows = published(find("voc2012", str(tmp_path), "train"), Semantic.SHOWN)
+    assert [(each["row"], each["value"]) for each in rows[:2]] == [("without copy-paste", 0.566), ("n_max 2", 0.587)]
+    assert len(rows) == 6
 
 
 @pytest.mark.parametrize("split", ["val", "train"])

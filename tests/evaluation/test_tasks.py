@@ -87,6 +87,13 @@ def test_sums_are_the_same_in_any_order():
     assert none.total("x") is none.mean("x") is None and none.lacking["x"] == 3
 
 
+def test_counts_by_place_add_up_in_any_order_and_beyond_64_bits():
+    rows = [{"x": [(3, 2**62), (920 * 919, 1)]}, {"x": []}, {"x": None}, {}, {"x": [(3, 2**62)]}, {"x": [(3, 2**62)]}]
+    for order in itertools.islice(itertools.permutations(rows), 0, 720, 37):
+        sums = Sums([], order, places=["x"])
+        assert sums.places("x") == {3: 3 * 2**62, 920 * 919: 1} and sums.images == 6
+
+
 def test_options_of_a_task_have_a_table_of_their_own_and_are_recorded(tmp_path):
     pairs = {"a.png": (12, 8), "b.png": (9, 2)}
     tables = [evaluated(tmp_path, pairs, Area(least=least)).table for least in (0, 4, 4)]
