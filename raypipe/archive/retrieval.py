@@ -1,6 +1,6 @@
 """Rank a table of embeddings against queries and look candidates up in it: in a plain loop, and on Ray Data.
 
-A part of the table is a pyarrow Table with at least `image_id`, `key`, `embedding` (a fixed-size list of float16 or
+A part of the table is a pyarrow Table with at least `image_id`, `key`, `embedding` (a list of float16 or
 float32, a unit vector; null in rows with an error) and `error` ("" = good). No image stands there twice.
 """
 
@@ -39,7 +39,7 @@ def rank(parts: Iterable[pa.Table], queries: np.ndarray, k: int, among: pa.Array
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
     """A column of embeddings without nulls as an array (n, D) of its own precision."""
     values = column.combine_chunks().flatten()
-    return values.to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 def rank_on_ray(dataset, queries: np.ndarray, k: int, *, consumers: int, among: pa.Array | None = None) -> TopK:

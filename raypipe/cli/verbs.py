@@ -67,6 +67,7 @@ VERBS = {
         "training",
     ),
     "train": Verb("training", "images without labels -> weights of a method; resumable", ("recipe",)),
+    "archive": Verb("archive", "names of categories -> the images of a corpus that show them, found by CLIP"),
     "agree": Verb("evaluation", "runs of several methods against each other: which masks to trust, without labels"),
     "benchmark": Verb("benchmark", "measured ratios on this machine"),
 }

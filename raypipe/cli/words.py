@@ -35,6 +35,7 @@ EXAMPLES = {  # of each verb, for its help; METHOD stands for the one that was n
     "sweep --train": "raypipe sweep METHOD --train --input photos/ --validate ecssd --root data/ --output sweep "
     "--over tau=0.2,0.4",
     "train": "raypipe train METHOD --input photos/ --output weights/METHOD --workers 2",
+    "archive": "raypipe archive --input photos/ --output archive --classes cat,dog --concepts default --faces none",
     "agree": "raypipe agree runs/kmeans runs/watershed",
     "benchmark": "raypipe benchmark --quick --only kmeans guided",
 }

@@ -34,6 +34,7 @@ class Item(NamedTuple):
     row: int | None = None
     column: str | None = None
     public: bool = False  # an address out of a list: it may lead to public addresses of the web alone
+    record: tuple | None = None  # of a list: (None, its cells by column); of a table: (its location, the row)
 
 
 def unlisted(location: Location, name: str, start: int) -> Item:
@@ -80,7 +81,7 @@ def manifest_of(items: Iterator[Item]) -> tuple[pa.Table, int]:
             ids.add(digest)
             image_id, location = digest.hex(), item.location
             key = _unique(item.key, image_id, keys)
-            rows.append((image_id, location + item.part, key, location.uri, *item[3:]))
+            rows.append((image_id, location + item.part, key, location.uri, *item[3:8]))
         columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
         chunks.append(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
     return pa.concat_tables(chunks or [schema.MANIFEST.empty_table()]), again

@@ -80,11 +80,13 @@ def rows_of(
     folder: str | None,
     stem: str,
     embedded: Callable[[str, str, str, int], Item],
+    recorded: Callable[[str, dict], tuple] = lambda number, cells: (None, cells),
 ) -> Iterator[Item]:
     """A row per picture in a column of records; those without are counted in `skipped`.
 
     folder: the column with the folders of the files, if there is one. stem: begins the key of a picture in a cell.
-    embedded(text, key, part, index): the row of such a picture, which is the index-th of its cell.
+    embedded(text, key, part, index): the row of such a picture, which is the index-th of its cell. recorded(number,
+    cells): what `Item.record` says of a record.
     """
     for place, record in found:
         word, _, number = place.partition(" ")
@@ -92,9 +94,10 @@ def rows_of(
             for index, leaf, is_one in _pictures(record, column):
                 if is_picture(leaf):
                     part = number if is_one else f"{number}.{index}"
-                    yield embedded(leaf, f"{stem}/{part.replace('.', '/')}", f"#{word}={part}", index)
+                    item = embedded(leaf, f"{stem}/{part.replace('.', '/')}", f"#{word}={part}", index)
                 else:
-                    yield addresses.item(joined(record.get(folder), leaf))
+                    item = addresses.item(joined(record.get(folder), leaf))
+                yield item._replace(record=recorded(number, record))
         except Unusable as error:
             skipped.add(str(error), place)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -14,9 +15,10 @@ import pyarrow as pa
 from raypipe import storage
 from raypipe.inputs import archives, folders
 from raypipe.inputs.columns import picture_of
-from raypipe.inputs.items import PICTURES, Item, LeftOut, manifest_of
+from raypipe.inputs.items import PICTURES, Item, LeftOut, hashed, manifest_of
 from raypipe.inputs.lists import BASE64, SUFFIXES, list_entries, picture_text
-from raypipe.inputs.tables import list_tables, read_cell
+from raypipe.inputs.records import LINE
+from raypipe.inputs.tables import list_tables, plain_columns, read_cell
 from raypipe.inputs.tars import list_tars
 from raypipe.storage import Location, map_ahead
 from raypipe.types import BadImage
@@ -48,16 +50,12 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     Raises ValueError (nothing there, no such column, unknown scheme, unreadable) or FileNotFoundError.
     """
     source, skipped = Location(source), LeftOut()
-    try:
+    with _explained(source):
         if (images := archives.images(source)) is not None:
             _refuse_column(column)
             return images
         items = _items(source, column, skipped, allow_private)
         first = next(items, None)
-    except FileNotFoundError:
-        raise FileNotFoundError(storage.missing(source)) from None
-    except OSError as error:
-        raise ValueError(f"{storage.fetch_error(error, source).message}") from error
     if first is None:
         why = f"left out: {skipped}" if skipped else "choose a folder, list or table that holds some"
         raise ValueError(f"no images, .tar or .parquet files in {source}; {why}")
@@ -68,6 +66,45 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
         many = "1 entry is" if again == 1 else f"{again:,} entries are"
         log.warning("%s: %s listed twice and labelled once", source, many)
     return manifest
+
+
+def records(
+    source: str, select: Callable[[pa.Table], Sequence], *, column: str | None = None, allow_private: bool = False
+) -> Iterator[tuple[str, object]]:
+    """What the rows of the tables or of the list behind the images say: pairs of an image's id and a value.
+
+    select: from the plain columns of a table (no pictures, no nested values) to a value for each of its rows. The other
+    arguments as of `list_inputs`. An image that is listed twice comes twice. Raises ValueError for an input that has no
+    columns, and what `list_inputs` and `select` raise.
+    """
+    source = Location(source)
+    with _explained(source):
+        is_archive = archives.images(source) is not None
+        items = iter(()) if is_archive else _items(source, column, LeftOut(), allow_private)
+        for location, its in itertools.groupby(items, key=lambda item: item.record and item.record[0]):
+            found = [(hashed(storage.normalise(item.location) + item.part).hex(), item.record) for item in its]
+            if location is None:
+                if not all(record and record[1].keys() - {LINE} for _, record in found):
+                    raise ValueError(f"{source} has no columns: they are those of a list (.csv, .jsonl) or table")
+                values = select(pa.Table.from_pylist([_plain(cells) for _, (_, cells) in found]))
+            else:
+                rows = select(plain_columns(location))
+                values = [rows[row] for _, (_, row) in found]
+            yield from zip((image_id for image_id, _ in found), values, strict=True)
+
+
+def _plain(cells: dict) -> dict:
+    return {name: value for name, value in cells.items() if not isinstance(value, dict | list | bytes)}
+
+
+@contextlib.contextmanager
+def _explained(source: Location) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(storage.missing(source)) from None
+    except OSError as error:
+        raise ValueError(f"{storage.fetch_error(error, source).message}") from error
 
 
 def _items(source: Location, column: str | None, skipped: LeftOut, allow_private: bool) -> Iterator[Item]:

@@ -145,6 +145,7 @@ class _Table:
         """A row per picture. are_pictures: so the first one says; what has no bytes is known when it is fetched."""
         are_pictures = are_pictures or _kind(self._type) == "bytes"
         options = {"folder": folder, "stem": self._stem, "embedded": self._item}
+        options["recorded"] = lambda number, _: (self._location, int(number))
         row = 0
         for group in range(self._footer.num_row_groups):
             if are_pictures and not self._is_empty(group):
@@ -194,7 +195,8 @@ class _Table:
         row = int(part.removeprefix("#row=").partition(".")[0])
         column = f"{self._name}.bytes" if f"{self._name}.bytes" in self._stored else self._name
         start = index if _is_list(self._type) else None
-        return Item(self._location, key, part, start, None, row, column, self._is_public)
+        record = (self._location, row)
+        return Item(self._location, key, part, start, None, row, column, self._is_public, record)
 
 
 @lru_cache(maxsize=1)  # consecutive rows share it; more than one may not fit in memory
@@ -204,6 +206,16 @@ def _column(location: Location, stored: tuple[str, ...], group: int) -> pa.Chunk
     filesystem, path = storage.resolve(location)
     with filesystem.open_input_file(path) as file, storage.open_table(file, _footer(location)) as table:
         return table.read_row_group(group, columns=list(stored)).column(0)
+
+
+@storage.patiently
+def plain_columns(location: Location) -> pa.Table:
+    """The columns of a table that hold numbers, times, truth values or text."""
+    names = [f.name for f in _footer(location).schema.to_arrow_schema() if not pa.types.is_nested(f.type)]
+    names = [name for name in names if _kind(_footer(location).schema.to_arrow_schema().field(name).type) != "bytes"]
+    filesystem, path = storage.resolve(location)
+    with filesystem.open_input_file(path) as file, storage.open_table(file, _footer(location)) as table:
+        return table.read(columns=names)
 
 
 @lru_cache(maxsize=8)

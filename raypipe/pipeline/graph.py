@@ -47,6 +47,7 @@ class Here:
         self._run, self._work = run, replace(work, device=device_here(job.device, gpus=work.gpus))
         self._size, self._parts = block_size(job, work, on_gpu=self._work.device == "cuda"), itertools.count()
         self._segment, known = stages.Segment(self._work), _known(work, pending)
+        self._work = replace(self._work, **self._work.learned())
         run.freeze(settings, known | {"weights": self._segment.checksums()})
 
     def count(self, before: int) -> Counts:
@@ -103,7 +104,9 @@ def label_on_ray(
         resources = cluster.resources(gpus=work.gpus, device=job.device, actors=job.actors)
         work = replace(work, device=resources.device)
         known = _known(work, pending)
-        run.freeze(settings, known | {"weights": probe(work, gpus=resources.gpus)})
+        weights, learned = probe(work, gpus=resources.gpus)
+        run.freeze(settings, known | {"weights": weights})
+        work = replace(work, **learned)
         ledger = workers.Ledger.remote()
         sink = workers.CommitSink(run, work.attempt, ledger)
         rows = graph(job, work, run.write_pending(pending, work.attempt), len(pending), resources, ledger)
@@ -152,8 +155,10 @@ def block_size(job: Label, work: Work, *, on_gpu: bool) -> int:
     return min(batches, max(int(BLOCK_SECONDS / work.timeout), job.batch_size or 1))
 
 
-def probe(work: Work, *, gpus: float) -> dict[str, str]:
-    """Load the method once on a worker, before the job starts. Returns its weights' checksums. gpus: of the worker.
+def probe(work: Work, *, gpus: float) -> tuple[dict[str, str], dict]:
+    """Load the method once on a worker, before the job starts. gpus: of the worker.
+
+    Returns its weights' checksums and what the work learns by loading.
 
     Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
     """
@@ -162,8 +167,8 @@ def probe(work: Work, *, gpus: float) -> dict[str, str]:
     from raypipe.runtime.cluster import cause
 
     if all(method is None or type(method).load is Segmenter.load for method in (work.segmenter, work.finder)):
-        return {}
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(lambda work: stages.Segment(work).checksums())
+        return {}, {}
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_loaded)
     try:
         return ray.get(task.remote(work))
     except ray.exceptions.WorkerCrashedError as error:
@@ -171,3 +176,7 @@ def probe(work: Work, *, gpus: float) -> dict[str, str]:
     except ray.exceptions.RayError as error:
         prefix = f"{work.segmenter.name}: "
         raise ValueError(prefix + str(cause(error)).removeprefix(prefix)) from error
+
+
+def _loaded(work: Work) -> tuple[dict[str, str], dict]:
+    return stages.Segment(work).checksums(), work.learned()

@@ -58,6 +58,10 @@ class Work:
         """GPUs per actor where the device is cuda; 0 when nothing of this work can use one."""
         return max(self.segmenter.gpus, self.finder.gpus if self.finder else 0.0)
 
+    def learned(self) -> dict:
+        """What only loading the networks tells, as values of fields of this class."""
+        return {}
+
     def prepared(self, row: dict) -> dict:
         """A decoded row as it crosses to the method: another job needs less than the whole image."""
         return row
@@ -85,12 +89,12 @@ def _decoded(row: dict, content: bytes | BadImage, work: Work) -> dict:
         if work.foreground and work.foreground.is_read:
             limits = {"max_bytes": work.max_bytes, "max_pixels": work.max_pixels}
             row["foreground"] = foregrounds.read(row, work.foreground, size=size, **limits)
+        note = "narrow_range" if images.has_narrow_range(content, image) else ""
+        return work.prepared(row | {"image": image, "note": note})
     except BadImage as error:
         return row | {"error": str(error)}
     except MemoryError:
         return row | {"error": str(BadImage("decode", "memory", "not enough memory to decode it"))}
-    note = "narrow_range" if images.has_narrow_range(content, image) else ""
-    return work.prepared(row | {"image": image, "note": note})
 
 
 class Segment:

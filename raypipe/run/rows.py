@@ -7,11 +7,8 @@ An id may be committed twice, by a retry or a compaction that was killed. Which 
 from __future__ import annotations
 
 import itertools
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 
 import pyarrow as pa
@@ -19,6 +16,7 @@ import pyarrow.compute as pc
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from raypipe import schema
+from raypipe.conditions import Condition
 from raypipe.lookup import one_line
 from raypipe.run.run import DamagedRun, Run, superseded
 from raypipe.storage import Location, map_ahead, open_table, resolve
@@ -162,7 +160,7 @@ def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None
     Memory is bounded by 250 rows and, for 16 bytes or so an image, by the commit records.
     Raises ValueError at once for a condition that does not work, and FileNotFoundError when the folder is no run.
     """
-    condition = None if where is None else Condition(where, joined)
+    condition = None if where is None else OverSegments(where, joined)
     return (row for batch in batches(run) for row in _chosen(batch, condition))
 
 
@@ -178,64 +176,32 @@ def run_names(uris: tuple[str, ...]) -> list[str]:
     return next(each for each in names if len(set(each)) == len(each))
 
 
-class Condition:
+class OverSegments(Condition):
     """An SQL condition over FLAT, checked when it is made."""
 
     def __init__(self, where: str, joined: pa.Table | None = None):
         """where, joined: as in `select`. Raises ValueError with DuckDB's message and the columns there are."""
-        import duckdb
-
-        self._database = duckdb.connect(config={"enable_external_access": "false"})
         self._query = f"{FLAT} SELECT row, segment FROM one_batch"
         columns = [*IMAGE_COLUMNS, *SEGMENT_COLUMNS]
+        super().__init__(where, columns)
         if joined is not None:
             key = _key(joined)
             joined = joined.select([name for name in joined.column_names if name == key or name not in columns])
-            columns += [name for name in joined.column_names if name != key]
-            self._database.register("joined", joined)
+            columns += [name for name in joined.column_names if name != key]  # the list that errors show
+            self.database.register("joined", joined)
             self._query += f" LEFT JOIN joined USING ({key})"
         self._query += f" WHERE (\n{where}\n)"  # on its own line: it may end with a comment
-        self._where, self._columns = where, columns
-        with self._explained():
-            self._check_form(where)
         self.matches(schema.MASKS.empty_table().append_column("method", pa.array([], pa.string())))
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What DuckDB says of the condition as a ValueError with the columns there are."""
-        import duckdb
-
-        try:
-            yield
-        except (duckdb.Error, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            unknown = re.search(r'column "(.+)" not found', reason)
-            text = unknown[1].strip("\"'“”‘’") if unknown else ""
-            if text and re.search(rf"(=|<>|\b(like|in)\b)\W*{re.escape(text)}", self._where, re.IGNORECASE):
-                reason += f" text stands in single quotes, '{text}'"
-            where, columns = f"--where {self._where!r}", ", ".join(self._columns)
-            raise ValueError(f"{where}: {reason}; the columns are {columns}") from None
-
-    def _check_form(self, where: str) -> None:
-        """Raise ValueError unless the text by itself is one condition that each row answers alone."""
-        query = f"SELECT 1 FROM one_batch WHERE\n{where}\n"
-        parsed = json.loads(self._database.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
-        if parsed["error"]:
-            raise ValueError(parsed["error_message"])
-        if len(parsed["statements"]) != 1:
-            raise ValueError("expected one condition, got several statements")
-        if '"class": "SUBQUERY"' in json.dumps(parsed):  # it would see 250 images at a time
-            raise ValueError("a condition cannot hold a query; give a table with more columns (--join)")
 
     def matches(self, table: pa.Table) -> dict[int, list[int]]:
         """What matches in rows of `batches`: index of the image -> indices of its segments, both ascending.
 
         Raises ValueError for a value that the condition cannot take, such as text as a number.
         """
-        self._database.register("stored", table.append_column("row", pa.array(range(len(table)), pa.int64())))
-        with self._explained():
-            pairs = self._database.execute(f"{self._query} ORDER BY row, segment").fetchall()
-        self._database.unregister("stored")
+        self.database.register("stored", table.append_column("row", pa.array(range(len(table)), pa.int64())))
+        with self.explained():
+            pairs = self.database.execute(f"{self._query} ORDER BY row, segment").fetchall()
+        self.database.unregister("stored")
         chosen: dict[int, list[int]] = {}
         for row, segment in pairs:
             chosen.setdefault(row, []).extend([] if segment is None else [segment])
@@ -267,7 +233,7 @@ def _key(joined: pa.Table) -> str | None:
     return next((name for name in ("key", "image_id") if name in joined.column_names), None)
 
 
-def _chosen(table: pa.Table, condition: Condition | None) -> Iterator[dict]:
+def _chosen(table: pa.Table, condition: OverSegments | None) -> Iterator[dict]:
     chosen = condition.matches(table) if condition else dict.fromkeys(range(len(table)))
     for row, kept in zip(table.take(pa.array(chosen, pa.int64())).to_pylist(), chosen.values(), strict=True):
         segments = [segment | {"segment": i} for i, segment in enumerate(row["segments"] or [])]
