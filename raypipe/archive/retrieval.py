@@ -51,13 +51,17 @@ def rank_on_ray(dataset, queries: np.ndarray, k: int, *, consumers: int, among: 
     """
     import ray
 
+    from raypipe.runtime.cluster import cause
+
     consume, shared = ray.remote(num_cpus=1, max_retries=0)(rank_share), ray.put((queries, k, among))
     for left in reversed(range(TRIES)):
         shares = dataset.select_columns(RANKED_COLUMNS).streaming_split(consumers, equal=False)
         running = [consume.remote(share, shared) for share in shares]
         try:
             first, *others = ray.get(running)
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+        except ray.exceptions.RayError as error:
+            if not isinstance(cause(error), ray.exceptions.RayError):  # ours, which comes again
+                raise
             if not left:
                 raise RuntimeError(f"ranking: its processes died {TRIES} times: {error}") from error
             log.warning("a process that ranks has died; ranking again")

@@ -96,3 +96,12 @@ def test_any_number_of_consumers_ranks_as_the_plain_loop_does_also_after_one_die
     flag = tmp_path / "died"
     assert listed(retrieval.rank_on_ray(dataset, queries, K, consumers=2, among=str(flag))) == expected
     assert flag.exists()
+
+
+def test_a_fault_of_the_table_is_no_death_and_is_raised_at_once(cluster):
+    dataset = ray.data.from_arrow(table(50)).drop_columns(["key"])
+    with pytest.raises(Exception, match="key"):
+        retrieval.rank_on_ray(dataset, some_queries(), K, consumers=1)
+    wide = np.eye(2, WIDTH + 1, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"embeddings: expected \(n, 25\), got \(43, 24\)"):
+        retrieval.rank_on_ray(ray.data.from_arrow(table(50)), wide, K, consumers=1)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.browsing import open_uri
+from support.layouts import write_classes
 from support.shares import row, write_run
 
-from raypipe import masks
+from raypipe import classes, masks
 from raypipe.cli.verbs import main
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.pictures.overlay import COLOURS
@@ -91,6 +92,22 @@ def test_the_worst_and_the_best_by_miou_can_be_sorted_after_evaluate(animals):
     assert values == {"right": 1.0, "wrong": pytest.approx(1 / 3), "other": None}
     assert "the worst and the best" not in page  # all images are on the page
     assert "How well" not in page and "how well the named masks meet the classes" in page
+
+
+def test_a_data_set_brings_its_classes_and_their_other_names(tmp_path):
+    label = label_map(9, 20).astype(np.int32)
+    label[IGNORED] = -1
+    write_classes(tmp_path, "voc2012", {"2007_1": label, "2007_2": label})
+    names = [*map(classes.read("voc2012").names.__getitem__, (8, 19))]
+    rows = [
+        named(f"2007_{i}.jpg", label_map(9, 20), {9: names[0], 20: other})
+        for i, other in ((1, "TVmonitor"), (2, "tree"))
+    ]
+    write_run(tmp_path / "run", rows)
+    page = page_of(tmp_path, dataset="voc2012", root=str(tmp_path))
+    found, true = panes_of(page, "2007_1.jpg")
+    assert [*texts(found)] == [*texts(true)] == names and (layer(true)[IGNORED] == 255).all()
+    assert [*texts(panes_of(page, "2007_2.jpg")[0])] == [names[0], "tree"]
 
 
 def test_names_stand_on_masks_without_labels_too_and_hostile_ones_stay_text(animals):
