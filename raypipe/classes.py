@@ -6,6 +6,7 @@ import functools
 import html
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,11 @@ class Classes:
     source: str
     categories: tuple[Category, ...]
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """What each category is called in the rows of a run: its name, or its query where others share the name."""
-        taken = [normalised(category.name) for category in self.categories]
-        return tuple(each.query if taken.count(normalised(each.name)) > 1 else each.name for each in self.categories)
+        taken = Counter(normalised(category.name) for category in self.categories)
+        return tuple(each.query if taken[normalised(each.name)] > 1 else each.name for each in self.categories)
 
     @property
     def queries(self) -> tuple[str, ...]:
