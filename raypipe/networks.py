@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
+from typing import Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -32,18 +33,20 @@ OF_ONE = "lost"  # a method of one network, as which `raypipe weights` fetches a
 OPEN_CLIP = "open_clip_config.json"  # what a folder of open_clip says of its network
 SMALL = 10_000_000  # numbers that need no memory to speak of
 MAX_LAYERS = 1000  # of a network; the largest here has 40
-DTYPES = ("auto", "float32", "bfloat16")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def settle_options(method: Segmenter) -> None:
-    """Settle the fields that `method.networks` lists, and check `method.dtype` where there is one.
+    """Settle the fields that `method.networks` lists, and check those that have a few values only.
 
     Paths become absolute, for workers may have another current folder. Where `weights` is a folder with a folder for
     each of several networks (what `raypipe weights` makes), the fields at their defaults name these. To be called in
-    `__post_init__`. Raises ValueError for an unknown dtype, no weights, and an incomplete folder.
+    `__post_init__`. Raises ValueError for an unknown value, no weights, and an incomplete folder.
     """
+    for field, hint in get_type_hints(type(method)).items():
+        if get_origin(hint) is Literal and (value := getattr(method, field)) not in (known := get_args(hint)):
+            raise ValueError(f"{method.name}: unknown {field} {value!r}; {suggest(value, known)}")
     _spread(method)
     for field in method.networks:
         weights = getattr(method, field)
@@ -51,9 +54,6 @@ def settle_options(method: Segmenter) -> None:
             raise ValueError(f"{method.name}: {field} must be a folder or a Hugging Face id, got {weights!r}")
         if (path := Path(weights).expanduser()).exists():
             setattr(method, field, str(path.absolute()))
-    dtype = getattr(method, "dtype", "auto")
-    if dtype not in DTYPES:
-        raise ValueError(f"{method.name}: unknown dtype {dtype!r}; {suggest(dtype, DTYPES)}")
 
 
 def locate_each(method: Segmenter) -> dict[str, Path]:

@@ -6,13 +6,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from raypipe import networks
 from raypipe.features.dino import Dino, Features
-from raypipe.lookup import suggest
 from raypipe.types import Segmenter, Segments
 
 COLOR = "color"  # in the place of weights: `features.color`
@@ -45,9 +44,6 @@ class Discovery(Segmenter):
 
     def __post_init__(self):
         """Settle weights. Raises ValueError for options that make no sense."""
-        for field, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and (value := getattr(self, field)) not in (known := get_args(hint)):
-                raise ValueError(f"{self.name}: unknown {field} {value!r}; {suggest(value, known)}")
         if self.max_side < 1:
             raise ValueError(f"{self.name}: max_side must be at least 1, got {self.max_side!r}")
         if self.weights == COLOR and self.networks == ("weights",):

@@ -93,7 +93,7 @@ class Upsampling:
         and enlarged further.
         """
         self._grid, self._wide, self._place = grid, None, None
-        steps = [*through, (size, size)]
+        steps = [*through, *[(size, size)] * (not through or through[-1][1] != size)]
         self._rows, self._columns = (
             _weights(grid.shape[1 + axis], [(to[axis], kept[axis]) for to, kept in steps], grid.device)
             for axis in (0, 1)

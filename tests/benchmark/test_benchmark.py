@@ -79,7 +79,7 @@ def test_only_names_the_rows_and_they_keep_their_order(tmp_path):
     assert difference["high"] < 1e-4
 
 
-@pytest.mark.parametrize("name", ["clipseg", "deep_spectral", "dino_pca", "lost", "namedmask"])
+@pytest.mark.parametrize("name", ["clipseg", "deep_spectral", "dino_pca", "lost", "maskclip", "namedmask"])
 def test_given_weights_are_those_of_both_ways(name, tmp_path):
     weights = tiny.options(name, tmp_path)["weights"]
     rows = {row.figure: row for row in methods.measure(name, dataclasses.replace(TINY, repeats=1), True, weights)}

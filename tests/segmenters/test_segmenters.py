@@ -15,7 +15,7 @@ from raypipe import segmenters
 from raypipe.pipeline.job import Label, plan_work
 from raypipe.pipeline.stages import Segment
 from raypipe.segmenters import find, names
-from raypipe.types import PatternSegmenter, Segmenter
+from raypipe.types import LabelMap, PatternSegmenter, Segmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATTERN = [name for name in names() if issubclass(find(name), PatternSegmenter)]
@@ -61,6 +61,8 @@ def check(segmenter: Segmenter, image, segments):
     assert masks.dtype == (np.float32 if segmenter.soft else bool)
     assert np.isfinite(masks).all()
     assert not masks.size or (masks.min() >= 0 and masks.max() <= 1)
+    assert not segmenter.exclusive or (masks > 0).sum(0).max() <= 1
+    assert segmenter.exclusive or not isinstance(segments, LabelMap)
     assert len(segments.labels) in (0, len(masks)) and len(segments.scores) in (0, len(masks))
     assert " " not in segments.note
 
