@@ -151,7 +151,7 @@ def _digest(row: dict, content: bytes) -> str:
     Raises BadImage where these say, as `sha256`, that the file was another one.
     """
     file, added = hashlib.sha256(content), {name: row[name] for name in row if name not in schema.MANIFEST.names}
-    if added.get("sha256", file.hexdigest()) != file.hexdigest():
+    if (added.get("sha256") or file.hexdigest()) != file.hexdigest():
         raise BadImage("fetch", "changed", f"{row['uri']} is not the file that it was: its sha256 differs")
     return hashlib.sha256(file.digest() + json.dumps(added, sort_keys=True, default=str).encode()).hexdigest()
 

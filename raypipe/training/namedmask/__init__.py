@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RANDOM = "random"  # in the place of a backbone
 POWER = 0.9  # of the polynomial by which the rates fall
-CHOICES = {"copy_paste_bbox": ("inclusive", "reference"), "padding": ("uniform", "reference"), "output_stride": (8, 16)}
+CHOICES = {"copy_paste_bbox": ("inclusive", "reference"), "padding": ("uniform", "reference")}
 PROBABILITIES = ("flip", "jitter", "grey", "blur")
 
 
@@ -102,6 +102,7 @@ class NamedMask(Recipe):
         for name in ("iterations", "n_max", "channels"):
             yield name, "at least 1", getattr(self, name) >= 1
         yield "batch_size", "at least 2, for batch norms see one value of each image", self.batch_size >= 2
+        yield "output_stride", "8 or 16", self.output_stride in (8, 16)
         yield "crop", "at least 16", self.crop >= 16
         yield "lr", "a finite number above 0", 0 < self.lr < np.inf
         yield "backbone_factor", "a finite number above 0", 0 < self.backbone_factor < np.inf
