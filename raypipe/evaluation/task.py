@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from raypipe.evaluation.sums import Sums, is_measure
 from raypipe.inputs import maskfiles
 from raypipe.inputs.maskkinds import LIGHT, Kind
 from raypipe.schema import VERSION
-from raypipe.types import BadImage
+from raypipe.types import BadImage, LabelMap
 
 # The table per image has these columns, then the task's own, which are null unless the status is "ok", then the status.
 KNOWN = (
@@ -95,6 +95,16 @@ class Task(ABC):
         label: as `read` gives it, of a row that it fits.
         """
 
+    def measure_above(
+        self, row: dict, found: LabelMap, label: Any, thresholds: Sequence[float]
+    ) -> Iterable[dict] | None:
+        """What `measure` gives of the masks above each of several thresholds, in one pass; here None: it cannot.
+
+        row: of the masks table, whose segments are those of `found` at another threshold. found: of an exclusive
+        method; a pixel is of its segment where its value is above the threshold.
+        """
+        return None
+
     @abstractmethod
     def summary(self, sums: Sums) -> dict[str, float | None]:
         """The values of SHOWN from the sums over some images, which may be none; None where nothing was measured."""
@@ -157,7 +167,14 @@ class Task(ABC):
 
     def cells(self, row: dict, label: Any) -> dict:
         """What `measure` gives, as the table holds it: plain numbers and lists, None where there is no measure."""
-        found = self.measure(row, label)
+        return self._cells(self.measure(row, label))
+
+    def cells_above(self, row: dict, found: LabelMap, label: Any, thresholds: Sequence[float]) -> list[dict] | None:
+        """`cells` of a label map's masks above each threshold; None for a task that needs each threshold's masks."""
+        measured = self.measure_above(row, found, label, thresholds)
+        return None if measured is None else [self._cells(each) for each in measured]
+
+    def _cells(self, found: dict) -> dict:
         known = dict(self.COLUMNS)
         if unknown := found.keys() - known.keys():
             raise ValueError(f"task {self.name}: {', '.join(sorted(unknown))} measured, which is none of its COLUMNS")

@@ -19,10 +19,10 @@ from raypipe.run import Run, rows
 from raypipe.storage import Location, map_ahead, open_table
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import LABEL_CHECKSUM, STORED_POST, Trial, all_posts, read_state
-from raypipe.types import BadImage, Segments
+from raypipe.types import BadImage, LabelMap, Segmenter, Segments
 
 SCORES_FILE = "scores.parquet"
-STORED_LEAVES = ("size", "counts", "score", "label", "soft")  # fields of a stored segment that scoring may need
+STORED_LEAVES = ("size", "counts", "area", "score", "label", "soft")  # fields of a stored segment that scoring may need
 
 
 def read_scores(output: str, schema: pa.Schema) -> pa.Table:
@@ -87,35 +87,57 @@ class Scorer:
         label, status = self.label(row)
         if status != "ok":
             return [known | {"status": status, STORED_POST: post} for post in posts]
-        scores = []
-        for post, labelled in self.labelled(row, posts):
-            measured = {} if labelled["error"] else self.task.cells(labelled, label)
-            scores.append(known | measured | {"status": "failed" if labelled["error"] else "ok", STORED_POST: post})
-        return scores
+        known |= {"status": "ok"}
+        return [known | cells | {STORED_POST: post} for post, cells in self._measured(row, posts, label)]
 
     def labelled(self, row: dict, posts: set[str]) -> Iterator[tuple[str, dict]]:
         """The masks row that `label` gives with each setting: as stored without refiner and with threshold 0.5."""
-        row = row | self._is_hard
-        if self._trial.refiner is None:
-            stored = {post for post in posts if self._posts[post]["threshold"] in (None, 0.5)}
-            yield from ((post, row) for post in stored)
-            posts = posts - stored
+        row, stored = row | self._is_hard, self._as_stored(posts)
+        yield from ((post, row) for post in stored)
+        for refined, alike in self._refined_each(row, posts - stored):
+            yield from ((post, self._encoded(refined, threshold)) for post, threshold in alike.items())
+
+    def _measured(self, row: dict, posts: set[str], label) -> Iterator[tuple[str, dict]]:
+        """The task's cells of each setting, or the status `failed`; all thresholds of a label map in one pass."""
+        row, stored = row | self._is_hard, self._as_stored(posts)
+        yield from ((post, self._cells(row, label)) for post in stored)
+        for refined, alike in self._refined_each(row, posts - stored):
+            cells = None
+            if isinstance(refined["found"], LabelMap) and not refined["error"]:
+                cells = self.task.cells_above(row, refined["found"], label, [*alike.values()])
+            if cells is None:
+                cells = (self._cells(self._encoded(refined, threshold), label) for threshold in alike.values())
+            yield from zip(alike, cells, strict=True)
+
+    def _cells(self, labelled: dict, label) -> dict:
+        return {"status": "failed"} if labelled["error"] else self.task.cells(labelled, label)
+
+    def _as_stored(self, posts: set[str]) -> set[str]:
+        """The settings whose masks are those of the stored row."""
+        if self._trial.refiner is not None:
+            return set()
+        return {post for post in posts if self._posts[post]["threshold"] in (None, 0.5)}
+
+    def _refined_each(self, row: dict, posts: set[str]) -> Iterator[tuple[dict, dict[str, float]]]:
+        """The row with its masks as each refiner leaves them, `error` set where that fails, and the thresholds then."""
         if not posts:
             return
         foreground = None if row["foreground"] is None else masks.decode_rle(row["foreground"])
-        row = row | {"found": _stored(row, soft=self._trial.segmenter.soft), "foreground": foreground}
+        row = row | {"found": _stored(row, self._trial.segmenter), "foreground": foreground}
 
         def refiner_of(post: str) -> str:
             return canonical({name: value for name, value in self._posts[post].items() if name != "threshold"})
 
         for refiner, alike in groupby(sorted(posts, key=refiner_of), key=refiner_of):
-            refined = self._refined(row, json.loads(refiner))
-            for post in alike:
-                threshold = self._posts[post]["threshold"]
-                if self._trial.refiner is None:
-                    threshold = as_stored(threshold)
-                work = replace(self._work, segmenter=replace(self._trial.segmenter, threshold=threshold))
-                yield post, next(stages.encode([refined], work))
+            thresholds = {post: self._posts[post]["threshold"] for post in alike}
+            thresholds = {post: 0.5 if threshold is None else threshold for post, threshold in thresholds.items()}
+            if self._trial.refiner is None:
+                thresholds = {post: as_stored(threshold) for post, threshold in thresholds.items()}
+            yield self._refined(row, json.loads(refiner)), thresholds
+
+    def _encoded(self, refined: dict, threshold: float) -> dict:
+        work = replace(self._work, segmenter=replace(self._trial.segmenter, threshold=threshold))
+        return next(stages.encode([refined], work))
 
     def image(self, row: dict) -> np.ndarray:
         """The original. Raises BadImage when it cannot be read or is not the one that was labelled."""
@@ -149,13 +171,21 @@ def as_stored(threshold: float) -> float:
     return float(masks.decode_soft(masks.encode_soft(np.full((1, 1), threshold, np.float32)))[0, 0])
 
 
-def _stored(row: dict, *, soft: bool) -> Segments:
-    """What the method found, from a stored row."""
+class _Stored(Segments):
+    """Soft masks as they are stored, decoded one at a time."""
+
+    def planes(self) -> Iterator[np.ndarray]:
+        return map(masks.decode_soft, self.masks)
+
+
+def _stored(row: dict, segmenter: Segmenter) -> Segments:
+    """What the method found, from a stored row; of an exclusive one with soft masks a LabelMap."""
     segments, size = row["segments"], (row["height"], row["width"])
-    if soft:
-        values = [masks.decode_soft(segment["soft"]) for segment in segments]
-        found = np.stack(values) if values else np.zeros((0, *size), np.float32)
-    else:
-        found = masks.decode_segments(segments, size)
     labels, scores = ([segment[name] for segment in segments] for name in ("label", "score"))
-    return Segments(found, () if None in labels else labels, () if None in scores else scores)
+    labels, scores = () if None in labels else labels, () if None in scores else scores
+    if not segmenter.soft:
+        return Segments(masks.decode_segments(segments, size), labels, scores)
+    found, nothing = _Stored([segment["soft"] for segment in segments], labels, scores), np.zeros(size, np.float32)
+    if segmenter.exclusive:
+        return LabelMap.largest(found) if segments else LabelMap(nothing.astype(np.uint8), nothing)
+    return Segments(np.stack([*found.planes()]) if segments else nothing[None][:0], labels, scores)

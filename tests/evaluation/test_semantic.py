@@ -19,6 +19,7 @@ from raypipe.evaluation.datasets import find
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks import semantic
 from raypipe.evaluation.tasks.semantic import Semantic
+from raypipe.types import LabelMap
 
 SIZE = (24, 32)
 NAMES = [(name, i) for name, layouts in CLASSES.items() for i in range(len(layouts))]
@@ -127,7 +128,42 @@ def test_sums_and_ratios_are_the_stored_ones(shared, name):
 def test_the_iou_of_an_expert_is_the_stored_one(shared):
     case = arrays(shared / "golden/semantic_evaluation/binary_iou.npz")
     for pred, target, iou in zip(case["pred"].astype(int), case["gt"].astype(int), case["iou"], strict=True):
-        assert semantic.binary_iou(pred, target) == pytest.approx(float(iou), abs=1e-12)
+        assert semantic.binary_iou(semantic.confusion(pred, target, 2)) == pytest.approx(float(iou), abs=1e-12)
+
+
+def test_all_thresholds_of_scores_are_measured_in_one_pass(shared):
+    case = arrays(shared / "golden/semantic_evaluation/threshold_sweep.npz")
+    exponents = np.exp(case["temperature"] * (case["cosine"] - case["cosine"].max(1, keepdims=True)).astype(float))
+    scores = (exponents / exponents.sum(1, keepdims=True)).astype(np.float32)
+    task, sums = Semantic().of_classes("a,b,c,d,e,f"), [Counter() for _ in case["thresholds"]]
+    for i, (plane, label) in enumerate(zip(scores, case["gt"].astype(np.int32), strict=True)):
+        label = np.where(label < 7, label, -1)
+        found = LabelMap(plane.argmax(0).astype(np.uint8) + 1, plane.max(0), "abcdef")
+        for k, measured in enumerate(task.measure_above({"key": "x"}, found, label, case["thresholds"])):
+            sums[k].update(measured["confusion"])
+            alone = task.of_map(case["label"][k, i].astype(np.int32), label)
+            assert measured == alone and measured["ignored_pixels"] == np.count_nonzero(label < 0)
+    means = [semantic.ratios(counts, 7).miou for counts in sums]
+    np.testing.assert_allclose(means, case["mean_iou"], rtol=0, atol=1e-12)
+    assert case["thresholds"][int(np.argmax(means))] == case["best_threshold"]
+
+
+@pytest.mark.parametrize("options", [{}, {"expert": "c"}, {"expert": "e"}, {"object_sizes": True}])
+def test_one_pass_over_thresholds_equals_a_loop_over_them(rng, options):
+    """Values lie on thresholds too, which come in any order and twice; the classes of the method in its own."""
+    names, steps = ["d", "b", "a", "c", "f"], np.float32([0, 0.05, 0.35, 0.7, 0.95, 1])  # the label has an e
+    task, thresholds = Semantic(**options).of_classes("a,b,c,d,e,f"), [0.35, 0.0, 0.95, 0.05, 0.35, 0.7, 0.35000002]
+    for most in (6, 6, 6, 4):  # an expert of e has no class in the last one
+        label = np.where(rng.random((30, 41)) < 0.1, -1, rng.integers(0, most + 1, (30, 41))).astype(np.int32)
+        values = np.where(rng.random(label.shape) < 0.5, rng.choice(steps, label.shape), rng.random(label.shape))
+        found = LabelMap(rng.integers(0, 6, label.shape).astype(np.uint8), values.astype(np.float32), names)
+        measured = task.measure_above({"key": "x"}, found, label, thresholds)
+        for threshold, each in zip(thresholds, measured, strict=True):
+            planes = np.stack([*found.planes()]) > np.float32(threshold)
+            assert each == task.measure(masks_row("x", planes, labels=names), label)
+    nothing = LabelMap(np.zeros(label.shape, np.uint8), np.zeros(label.shape, np.float32))
+    (each,) = task.measure_above({"key": "x"}, nothing, label, [0.5])
+    assert each == task.of_map(np.zeros(label.shape, np.int32), label)
 
 
 def test_a_class_that_never_occurs_leaves_the_mean_unless_it_counts_as_0(rng):

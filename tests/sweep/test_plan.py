@@ -18,6 +18,7 @@ from raypipe.cli.verbs import main
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.evaluation.tasks.saliency import Saliency
+from raypipe.evaluation.tasks.semantic import Semantic
 from raypipe.pipeline.job import Label, check_job
 from raypipe.pipeline.label import label
 from raypipe.refiners.bilateral import Bilateral
@@ -29,7 +30,7 @@ from raypipe.segmenters.kmeans import Kmeans
 from raypipe.sweep import page
 from raypipe.sweep.plan import check, draw, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
-from raypipe.sweep.scoring import Scorer, score
+from raypipe.sweep.scoring import Scorer, read_scores, score
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import STORED_POST, Sweep, Trial, labelled, with_images, write_state
 from raypipe.sweep.tuning import advance, count_commits, run_trial, rungs
@@ -381,6 +382,30 @@ def test_stored_masks_of_an_exclusive_method_stay_exclusive(folder, refiner):
             size = (row["height"], row["width"])
             stored, direct = (masks.decode_segments(each["segments"], size) for each in (found, rows[row["image_id"]]))
             assert stored.sum(0).max() == 1 and (stored != direct).mean() < (1e-3 if refiner else 1e-4)
+
+
+@pytest.mark.parametrize("refiner", [None, Guided()])
+def test_twenty_thresholds_are_scored_in_one_pass_as_each_alone(folder, refiner):
+    for path in (folder / "labels/wild").iterdir():  # class numbers beside the blots
+        blot = np.asarray(Image.open(path)) > 0
+        columns = np.broadcast_to(np.arange(blot.shape[1]) // 12, blot.shape)
+        Image.fromarray(np.where(blot, 4, columns % 4).astype(np.uint8)).save(path)
+    task = Semantic().of_classes("level 3,level 2,level 1,level 0")  # in another order than the method's
+    over = "threshold=0:0.95:0.05"
+    job, *rest = settled(sweep_of(folder, over, refine=refiner and "guided"), task, Levels())
+    common = Trial(job, Levels(), refiner, *rest)
+    (trial,) = with_images(plan(common, draw(common, check(common))), labelled(common))
+    advance(trial, 6)
+    found = {(row["image_id"], row[STORED_POST]): row for row in read_scores(trial.output, task.schema()).to_pylist()}
+    assert len(found) == 6 * 20
+    scorer, mious = Scorer(trial), set()
+    for row in load(trial.run).to_pylist():
+        label, _ = trial.labels.read(row)
+        for post, alone in scorer.labelled(row, {canonical(post) for post in trial.posts}):
+            expected, measured = task.cells(alone, label), found[row["image_id"], post]
+            assert {name: measured[name] for name in expected} == expected and measured["status"] == "ok"
+            mious.add(expected["miou"])
+    assert len(mious) > 40
 
 
 def test_commits_are_counted_while_trials_run(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, Value
 from raypipe.inputs import maskfiles
 from raypipe.masks import decode_rle
-from raypipe.types import BadImage
+from raypipe.types import BadImage, LabelMap
 
 CHUNK = 1 << 15  # pixels at once: what is computed of them stays in a core's cache
 EXPERT_EPS = 1e-7  # in the denominator of an expert's IoU (NamedMask's code)
@@ -135,16 +135,32 @@ class Semantic(Task):
         masks = ((numbers[i], decode_rle(row["segments"][i])) for i in order)
         return classmaps.painted(masks, (row["height"], row["width"]))
 
+    def measure_above(self, row: dict, found: LabelMap, label: np.ndarray, thresholds: Sequence[float]) -> list[dict]:
+        """COLUMNS at each threshold; all of them from one count of the image's pixels."""
+        numbers = [0, *(self._number(name, row) for name in found.labels or [None] * found.count)]
+        predicted, target = np.array(numbers)[found.index], self._target(label)
+        each = confusion_above(predicted, found.values, target, len(self.names), thresholds)
+        return [self._of_counts(counts, target) for counts in each]
+
     def of_map(self, predicted: np.ndarray, label: np.ndarray) -> dict:
         """COLUMNS of class numbers int32 (H, W), as of `predicted`, against a label, as of `read`."""
-        if self.expert is not None:
-            label = np.where(label > 0, label == self.known.numbers[classes.normalised(self.expert)], label)
-        found = {"ignored_pixels": np.count_nonzero(label < 0), "is_void": bool((label < 0).all())}
-        if self.expert is not None and not (label > 0).any():
+        target = self._target(label)
+        return self._of_counts(confusion(predicted, target, len(self.names)), target)
+
+    def _target(self, label: np.ndarray) -> np.ndarray:
+        """A label as it is measured against: of an expert 1 for its class."""
+        if self.expert is None:
+            return label
+        return np.where(label > 0, label == self.known.numbers[classes.normalised(self.expert)], label)
+
+    def _of_counts(self, counts: dict[int, int], target: np.ndarray) -> dict:
+        """COLUMNS of one image's confusion matrix; of an expert whose class is absent little."""
+        found = {"ignored_pixels": np.count_nonzero(target < 0), "is_void": bool((target < 0).all())}
+        if self.expert is not None and not (target > 0).any():
             return found
-        found["confusion"] = counts = confusion(predicted, label, len(self.names))
+        found["confusion"] = counts
         if self.expert is not None:
-            found["binary_iou"] = binary_iou(predicted, label)
+            found["binary_iou"] = binary_iou(counts)
         else:
             found["miou"] = ratios(counts, len(self.names)).miou
         if self._has_sizes:
@@ -244,15 +260,25 @@ def confusion(predicted: np.ndarray, label: np.ndarray, count: int) -> dict[int,
     if predicted.size and not 0 <= predicted.min() <= predicted.max() < count:
         text = f"expected classes 0 to {count - 1}, got {predicted.min()} to {predicted.max()}"
         raise ValueError(f"semantic: the prediction has numbers that are no class: {text}")
-    label = np.where((label >= 0) & (label < count), label, count).ravel()  # `count`: ignored
-    (rows, row), (columns, column) = _compact(label, count), _compact(predicted.ravel(), count)
-    cells = (len(rows) + 1) * len(columns)
-    pixels = np.zeros(cells, np.int64)
-    for part in range(0, label.size, CHUNK):
-        cell = row[label[part : part + CHUNK]] * len(columns) + column[predicted.ravel()[part : part + CHUNK]]
-        pixels += np.bincount(cell, minlength=cells)
-    places = (rows[:, None] * count + columns).ravel()
-    return {int(place): int(number) for place, number in zip(places, pixels, strict=False) if number}
+    return _placed(*_pairs(label, predicted, count, count), count)
+
+
+def confusion_above(
+    predicted: np.ndarray, values: np.ndarray, label: np.ndarray, count: int, thresholds: Sequence[float]
+) -> list[dict[int, int]]:
+    """`confusion` of a prediction that holds where its value is above a threshold, else 0, for each of the thresholds.
+
+    values: float32 (H, W). Pixels are counted once, by label, prediction and how many thresholds lie below their value:
+    those with more than k are above the k-th. Thresholds are compared in float32, as `values > threshold` does.
+    """
+    thresholds = np.array(thresholds, np.float32)
+    ascending = np.unique(thresholds)
+    steps = len(ascending) + 1
+    passed = predicted.astype(np.int64) * steps + np.searchsorted(ascending, values)
+    rows, columns, pixels = _pairs(label, passed, count, count * steps)
+    prediction, below = np.divmod(columns, steps)
+    ranks = np.searchsorted(ascending, thresholds)
+    return [_placed(rows, np.where(below > rank, prediction, 0), pixels, count) for rank in ranks]
 
 
 def ratios(counts: Mapping[int, int], count: int) -> Ratios:
@@ -275,11 +301,10 @@ def ratios(counts: Mapping[int, int], count: int) -> Ratios:
     return Ratios(*map(float, means), iou, wanted)
 
 
-def binary_iou(predicted: np.ndarray, label: np.ndarray) -> float:
-    """|P and G| / (|P or G| + 1e-7) where the label is 0 or 1 (NamedMask's experts); 0 for two empty ones."""
-    valid = (label == 0) | (label == 1)
-    mask, target = predicted[valid] == 1, label[valid] == 1
-    return float(np.count_nonzero(mask & target) / (np.count_nonzero(mask | target) + EXPERT_EPS))
+def binary_iou(counts: Mapping[int, int]) -> float:
+    """|P and G| / (|P or G| + 1e-7) of a confusion matrix of 2 classes (NamedMask's experts); 0 for two empty masks."""
+    both = counts.get(3, 0)
+    return both / (both + counts.get(1, 0) + counts.get(2, 0) + EXPERT_EPS)
 
 
 def of_sizes(counts: Mapping[int, int], count: int) -> dict[str, dict[int, int]]:
@@ -302,6 +327,28 @@ def of_sizes(counts: Mapping[int, int], count: int) -> dict[str, dict[int, int]]
 def _rank(segment: Mapping) -> tuple[float, int]:
     """What is larger of the segment that lies on top of others: its score, then how small it is."""
     return (-np.inf if segment["score"] is None else segment["score"], -segment["area"])
+
+
+def _pairs(label: np.ndarray, found: np.ndarray, count: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The labels below `count` and the numbers below `most` that occur, and the pixels (labels, numbers) of each pair.
+
+    Pixels of another label do not count.
+    """
+    label, found = np.where((label >= 0) & (label < count), label, count).ravel(), found.ravel()  # `count`: ignored
+    (rows, row), (columns, column) = _compact(label, count), _compact(found, most)
+    pixels = np.zeros((len(rows) + 1) * len(columns), np.int64)
+    for part in range(0, label.size, CHUNK):
+        cell = row[label[part : part + CHUNK]] * len(columns) + column[found[part : part + CHUNK]]
+        pixels += np.bincount(cell, minlength=len(pixels))
+    return rows, columns, pixels.reshape(len(rows) + 1, len(columns))[:-1]
+
+
+def _placed(rows: np.ndarray, columns: np.ndarray, pixels: np.ndarray, count: int) -> dict[int, int]:
+    """A confusion matrix by place, label * count + prediction. columns: of these predictions, one may stand twice."""
+    places, which = np.unique(rows[:, None] * count + columns, return_inverse=True)
+    sums = np.zeros(len(places), np.int64)
+    np.add.at(sums, which.ravel(), pixels.ravel())
+    return {int(place): int(number) for place, number in zip(places, sums, strict=True) if number}
 
 
 def _compact(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
