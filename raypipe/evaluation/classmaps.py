@@ -83,7 +83,11 @@ def match(folder: str, keys: Iterable[str], known: Classes) -> Matches:
     without labels, or an export whose numbers are those of other classes, and FileNotFoundError.
     """
     keys, number = list(keys), known.numbers
-    if (found := _by_class(folder, number)) and _are_masks(found, len(known.categories)):
+    found, stray = _by_class(folder, number)
+    if found and _are_masks(found, len(known.categories)):
+        if stray is not None:
+            text = f"{Location(folder)} has masks in a folder per class, but {stray!r} is in none of them"
+            raise ValueError(f"{text}; name its class in --classes, or move it elsewhere")
         return _of_masks(folder, found, keys)
     matches = maskfiles.match(folder, keys)
     for value, name in matches.meanings.items():
@@ -191,16 +195,17 @@ def _of_instances(content: Mapping, known: Classes, max_pixels: int) -> np.ndarr
         raise BadImage("decode", "corrupt", text) from error
 
 
-def _by_class(folder: str, number: Mapping[str, int]) -> dict[int, dict[str, Location]]:
-    """The files of each folder that has a class's name, by the class's number; none where some lie elsewhere."""
-    found: dict[int, dict[str, Location]] = {}
+def _by_class(folder: str, number: Mapping[str, int]) -> tuple[dict[int, dict[str, Location]], str | None]:
+    """The files of each folder that has a class's name, by the class's number; and one that lies elsewhere."""
+    found, stray = {}, None
     for name in folders.walk(folder, LeftOut()) if folders.kind(folder) == "folder" else ():
         if posixpath.splitext(name)[1].lower() in PICTURES:
             top, slash, _ = name.partition("/")
-            if not slash or classes.normalised(top) not in number:
-                return {}
-            found.setdefault(number[classes.normalised(top)], {})[name] = join(folder, name)
-    return found
+            if slash and classes.normalised(top) in number:
+                found.setdefault(number[classes.normalised(top)], {})[name] = join(folder, name)
+            else:
+                stray = stray or name
+    return found, stray
 
 
 def _are_masks(found: Mapping[int, Mapping[str, Location]], most: int) -> bool:

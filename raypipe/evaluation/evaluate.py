@@ -83,6 +83,7 @@ class Evaluation:
     unused_examples: list[str] = field(default_factory=list)  # names of labels that belong to no image
     lacking: dict[str, int] = field(default_factory=dict)  # measured images that lack a column of the task, by column
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
+    reason: str = ""  # why the first of the labels that cannot be read cannot
 
     def text(self) -> str:
         """The table of means and what was left out."""
@@ -111,7 +112,8 @@ class Evaluation:
         lines = []
         for status, keys in self.examples.items():
             more = ", ..." if self.counts[status] > len(keys) else ""
-            lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
+            why = f" ({self.reason})" if status == "bad_label" and self.reason else ""
+            lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}{why}")
         lines += [f"{count:,} images have no {name}" for name, count in self.lacking.items()]
         if self.empty_labels:
             lines.append(f"{self.empty_labels:,} of {self.counts['ok']:,} labels are empty: no pixel is set")
@@ -135,6 +137,7 @@ class Comparison:
         groups = sorted({group for each in self.runs.values() for group in each.groups})
         lines = self._by_measure(groups) if len(groups) > 1 else self._by_run()
         runs = list(self.runs.values())
+        lines += self._by_detail()
         lines += beside({name: each.means for name, each in self.runs.items()}, runs[0].published)
         remarks: dict[str, list[str]] = defaultdict(list)  # the runs of each: what labels lack is the same for most
         for name, each in self.runs.items():
@@ -151,6 +154,17 @@ class Comparison:
         ]
         table = lines_of("", ["images", "failed", *(name.replace("_", " ") for name in titles)], cells)
         return [*table, "", *(f"{name}: {title}" for name, title in titles.items()), ""]
+
+    def _by_detail(self) -> list[str]:
+        """The first column of the tables of details, a column per run."""
+        tables = [{name: cells[0] for name, cells in each.of_details[1]} for each in self.runs.values()]
+        names = list(dict.fromkeys(name for table in tables for name in table))
+        if not names:
+            return []
+        lines = [(name, [table.get(name) for table in tables]) for name in names[:TERMINAL_GROUPS]]
+        more = [f"... and {len(names) - TERMINAL_GROUPS:,} more"] * (len(names) > TERMINAL_GROUPS)
+        head = next(iter(self.runs.values())).of_details[0][0]
+        return [*lines_of(head, list(self.runs), lines), *more, ""]
 
     def _by_measure(self, groups: list[str]) -> list[str]:
         """A table per measure, a line per group and a column per run."""
@@ -223,8 +237,8 @@ def recorded(
     content = written(map(tally.counted, measured), schema)
     found = tally.summary(labels)
     if not found["counts"]["ok"]:
-        raise nothing(str(folder), source, found["counts"], found["examples"])
-    if labels.dataset and found["empty_labels"] == found["counts"]["ok"]:
+        raise nothing(str(folder), source, found["counts"], found["examples"], found["reason"])
+    if (labels.dataset or task.HOLDS == "classes") and found["empty_labels"] == found["counts"]["ok"]:
         raise empty(source)
     target = (f"task={task.name}", _file_name(source, task))
     folder.write(content, "metrics", *target)
@@ -282,6 +296,7 @@ class Tally:
             "titles": {name: f"{each.title}, {each.unit}" if each.unit else each.title for name, each in shown.items()},
             "groups": groups,
             "lacking": {name: count for name, count in self._sums.lacking.items() if count},
+            "reason": next((labels.reasons.get(key, "") for key in self._examples.get("bad_label", ())), ""),
             "examples": {status: self._examples[status] for status in WHY if status in self._examples},
         }
 
@@ -304,7 +319,7 @@ def _measured(run: Run, labels: Labels, by: str, reference: str) -> Iterator[dic
         label, status = labels.read(row)
         if status != "ok":
             return known | {"status": status}
-        is_empty = isinstance(label, np.ndarray) and label.dtype.kind == "b" and not label.any()
+        is_empty = isinstance(label, np.ndarray) and not (label > 0).any()
         return known | labels.task.cells(row | is_hard, label) | {"status": status, "is_empty": is_empty}
 
     every = (row for table in rows.batches(run, leaves=labels.task.LEAVES) for row in table.to_pylist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raypipe.evaluation import datasets
@@ -35,6 +35,7 @@ class Labels:
     kind: Kind | None = None  # of mask files; None where the labels are no such files, or those of a data set
     dataset: DataSet | None = None  # whose labels they are
     outside: Collection[str] = ()  # images that are none of the data set's, or of another split of it
+    reasons: dict[str, str] = field(default_factory=dict)  # why labels could not be read, by image, so far
 
     def read(self, row: dict) -> tuple[Any, str]:
         """A row's label and "ok", or None and one of WHY."""
@@ -48,7 +49,8 @@ class Labels:
         try:
             label = self.task.read(self.location[row["key"]], **limits)
             orientation = self.dataset.orientation(row["key"]) if self.dataset else 1
-        except BadImage:
+        except BadImage as error:
+            self.reasons[row["key"]] = error.message
             return None, "bad_label"
         if orientation > 1 and self.task.fits(row, turned := self.task.turned(label, orientation)):
             return turned, "ok"  # else the images of the run are copies that were not turned
@@ -96,18 +98,23 @@ def place_of(source: str | DataSet) -> Location:
 
 
 def nothing(
-    of: str, labels: str | DataSet, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]
+    of: str, labels: str | DataSet, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]], reason: str = ""
 ) -> ValueError:
     """The error for labels by which nothing can be measured.
 
-    of: what cannot, for people. counts, examples: of images by status, and their keys.
+    of: what cannot, for people. counts, examples: of images by status, and their keys. reason: why a label could not be
+    read.
     """
     reasons = "; ".join(f"{counts[status]:,} {WHY[status]}, such as {keys[0]!r}" for status, keys in examples.items())
     advice = "; each label needs the size of its image" if "other_size" in examples else ""
+    advice += f"; {reason}" if reason else ""
     return ValueError(f"{of} cannot be measured against {place_of(labels)}: {reasons}{advice}")
 
 
 def empty(labels: str | DataSet) -> ValueError:
-    """The error for labels of which none has a pixel that is set."""
+    """The error for labels of which none has a pixel that is set, or is of a class."""
+    if isinstance(labels, str) or labels.holds == "classes":
+        text = f"no pixel of any label in {place_of(labels)} is of a class, whose numbers are 1, 2, ..."
+        return ValueError(f"{text}; masks of 0 and 255 belong into one folder per class, with its name")
     text = f"no pixel is set in any label in {place_of(labels)}, where 128 of 255 and lighter is"
     return ValueError(f"{text}; for labels of 0 and 1 use --labels {place_of(labels)} --label-kind nonzero")

@@ -302,6 +302,21 @@ def test_own_labels_may_be_indices_palettes_or_folders_of_masks(tmp_path, rng):
         evaluate(Evaluate((str(tmp_path / "run"),), str(tmp_path / "grey"), classes="cat", task="pattern"))
 
 
+def test_masks_that_are_taken_for_label_maps_are_no_silent_zero(tmp_path, rng):
+    write_run(str(tmp_path / "run"), [row_of("1.jpg", blobs(rng, 2), ["cat", "dog"])])
+    for place in ("plain", "folders/cat", "folders/zebra"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.fromarray(np.uint8(255) * (blobs(rng, 2) == 1)).save(tmp_path / place / "1.png")
+    run = (str(tmp_path / "run"),)
+    with pytest.raises(ValueError, match="no pixel of any label in .*plain is of a class.*one folder per class"):
+        evaluate(Evaluate(run, str(tmp_path / "plain"), classes="cat,dog"))
+    with pytest.raises(ValueError, match="folder per class, but 'zebra/1.png' is in none.*name its class in --classes"):
+        evaluate(Evaluate(run, str(tmp_path / "folders"), classes="cat,dog"))
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(tmp_path / "plain/1.png")
+    with pytest.raises(ValueError, match="labels cannot be read, such as '1.jpg'; a label map in colours"):
+        evaluate(Evaluate(run, str(tmp_path / "plain"), classes="cat,dog"))
+
+
 def test_folders_of_classes_may_hold_label_maps_of_their_photographs(tmp_path, rng):
     labels = {f"{name}/1": blobs(rng, 2) for name in ("cat", "dog")}
     for stem, label in labels.items():
@@ -323,6 +338,7 @@ def test_labels_that_cannot_be_meant_are_listed_by_image_and_never_resized(tmp_p
     result = evaluated(tmp_path, "voc2012", predictions)
     assert result.counts == dict(ok=1, failed=0, no_label=0, other_size=1, bad_label=2)
     assert result.examples == {"other_size": ["002.jpg"], "bad_label": ["000.jpg", "001.jpg"]}
+    assert "2 labels cannot be read: 000.jpg, 001.jpg (a label map in colours, expected numbers of a" in result.text()
     texts = {"000": "a label map in colours, expected numbers of a palette"}
     texts["001"] = "the value 21 at row 5, column 7 is no class: they are 0 to 20, and 255"
     for stem, text in texts.items():
@@ -363,6 +379,12 @@ def test_an_evaluation_from_the_command_line_shows_classes_and_papers(tmp_path, 
     assert any(line[:1] == ["aeroplane"] for line in lines) and not any(line[:1] == ["boat"] for line in lines)
     assert main([*words, "--absent-zero"]) == 0 and main([*words, "--classes", "cat"]) == 2
     assert "--classes has no effect with --dataset voc2012" in capsys.readouterr().err
+    rows = [row_of(f"{stem}.jpg", label.clip(0), classes.read("voc2012").names) for stem, label in labels.items()]
+    write_run(str(tmp_path / "perfect"), rows)
+    assert main(["evaluate", words[1], str(tmp_path / "perfect"), *words[2:]]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    its = lines[lines.index(["iou", "run", "perfect"]) :]
+    assert its[2][0] == "aeroplane" and float(its[2][1]) < 1 and its[2][2] == "1.000"
     table = pq.read_table(tmp_path / "run/metrics/summary/task=semantic", partitioning=None)
     assert sorted(table["options"].to_pylist())[0].count('"label_classes": "voc2012"') == 1 and len(table) == 2
 
