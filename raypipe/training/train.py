@@ -51,6 +51,7 @@ from raypipe.training.work import LOOK_SECONDS, STOP, Place, Work
 log = logging.getLogger("raypipe")
 FINISHED = ("_runs", "finished.json")
 FROZEN = "training.json"
+EXPERTS = "experts"  # a folder of trainings that come before
 EPOCHS = ("metrics", "epochs.parquet")
 SKIPPED = pa.schema([("key", pa.string()), ("uri", pa.string()), ("error", pa.string())])
 QUIET = {"RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}  # the default is two seconds
@@ -158,7 +159,8 @@ def train(job: Train, recipe: Recipe) -> Trained:
 def has_begun(job: Train) -> bool:
     """Whether there is a training in the output that the same command would go on with."""
     with contextlib.suppress(Exception):  # an output that cannot be read: the error at hand says why
-        return Folder(job.output).read(FROZEN) is not None
+        folder = Folder(job.output)
+        return folder.read(FROZEN) is not None or bool(folder.folders(EXPERTS))
     return False
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,12 +23,15 @@ from raypipe.training.recipe import Recipe, Sample
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from raypipe.storage import Folder
+    from raypipe.training.job import Train
     from raypipe.training.namedmask.student import NamedMaskStudent
     from raypipe.training.namedmask.views import Draw, Placing, Square
 
 RANDOM = "random"  # in the place of a backbone
 POWER = 0.9  # of the polynomial by which the rates fall
 CHOICES = {"copy_paste_bbox": ("inclusive", "reference"), "padding": ("uniform", "reference")}
+EXPERTS = ("expert_iterations", "expert_batch_size", "expert_groups")
 PROBABILITIES = ("flip", "jitter", "grey", "blur")
 
 
@@ -63,6 +66,10 @@ class NamedMask(Recipe):
     copy_paste_bbox: Literal["inclusive", "reference"] = "inclusive"
     padding: Literal["uniform", "reference"] = "uniform"  # corner where an image lies; reference: not equally often
     min_object_fraction: float = 1e-4  # masks with a smaller share of their image are left out
+    experts: bool = True  # a network per category first, which cleans its masks: see `experts`
+    expert_iterations: int = 5_000  # steps of each
+    expert_batch_size: int = 8  # samples per step of each
+    expert_groups: tuple[str, ...] = ()  # categories that share one, each a list such as cat,dog; others have their own
     flip: float = 0.5  # probability that an image is mirrored
     jitter: float = 0.8  # probability that its colours are changed
     grey: float = 0.2  # probability that they are taken away
@@ -83,6 +90,8 @@ class NamedMask(Recipe):
         known = {classes.normalised(name) for name in self.all_names}
         if unknown := [name for name in self.only if classes.normalised(name) not in known]:
             raise ValueError(f"{self.name}: only {unknown[0]!r} is none of the categories {', '.join(self.all_names)}")
+        self.expert_groups = tuple(self.expert_groups)
+        self._check_experts()
 
     def _settled(self) -> str:
         """The classes as text that needs no file."""
@@ -97,11 +106,24 @@ class NamedMask(Recipe):
         entries = [category._asdict() for category in found.categories]
         return found.source or classes.settle(json.dumps(entries, ensure_ascii=False))
 
+    def _check_experts(self) -> None:
+        """Raise ValueError for options of experts that there are none of, and for groups that cannot be."""
+        defaults = {each.name: each.default for each in fields(NamedMask)}
+        for name in EXPERTS if not self.experts else ():
+            if (value := getattr(self, name)) != defaults[name]:
+                raise ValueError(f"{self.name}: {name} {value!r} has no effect without experts; leave it out")
+        named = [classes.normalised(name) for group in self.expert_groups for name in group.split(",")]
+        known = {classes.normalised(name) for name in self.all_names}
+        if wrong := [name for name in named if name not in known or named.count(name) > 1]:
+            text = f"{wrong[0]!r} must be one of the categories {', '.join(self.all_names)}, and in one group"
+            raise ValueError(f"{self.name}: expert_groups: {text}")
+
     def _ranges(self) -> Iterator[tuple[str, str, bool]]:
         """Options whose values are numbers: name, what it must be, whether it is."""
-        for name in ("iterations", "n_max", "channels"):
+        for name in ("iterations", "n_max", "channels", "expert_iterations"):
             yield name, "at least 1", getattr(self, name) >= 1
-        yield "batch_size", "at least 2, for batch norms see one value of each image", self.batch_size >= 2
+        for name in ("batch_size", "expert_batch_size"):
+            yield name, "at least 2, for batch norms see one value of each image", getattr(self, name) >= 2
         yield "output_stride", "8 or 16", self.output_stride in (8, 16)
         yield "crop", "at least 16", self.crop >= 16
         yield "lr", "a finite number above 0", 0 < self.lr < np.inf
@@ -119,6 +141,15 @@ class NamedMask(Recipe):
     def all_names(self) -> tuple[str, ...]:
         """The categories of the archive, in the order of their labels."""
         return classes.read(self.classes).names
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """The categories of each expert, by the label of the first of them."""
+        names = self.all_names
+        order = {classes.normalised(name): place for place, name in enumerate(names)}
+        shared = [sorted(order[classes.normalised(name)] for name in each.split(",")) for each in self.expert_groups]
+        alone = [[place] for place in set(range(len(names))).difference(*shared)]
+        return [tuple(names[place] for place in group) for group in sorted(shared + alone)]
 
     @property
     def labels(self) -> dict[str, int]:
@@ -167,6 +198,14 @@ class NamedMask(Recipe):
         seed = int(random.integers(2**62))
         squares = [views.square(sample, each, self.crop) for sample, each in zip(chosen, drawn, strict=True)]
         return squares, views.Placing(views.places(random, squares[1:], self.copy_paste_bbox), seed)
+
+    def precede(self, rows: pa.Table, job: Train, folder: Folder) -> pa.Table:
+        """The images with the masks that experts have cleaned, once these are trained."""
+        if not self.experts or self.only:
+            return rows
+        from raypipe.training.namedmask import experts
+
+        return experts.refined(self, rows, job, folder)
 
     def student(self, device: str) -> NamedMaskStudent:
         """The network. Raises ValueError for a backbone that is none."""
