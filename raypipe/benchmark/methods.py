@@ -13,7 +13,8 @@ from raypipe.benchmark.turns import halves, in_turns, segment
 from raypipe.lookup import one_line
 from raypipe.types import Segmenter, name_of
 
-SOLVERS = ("spectral", "train_sempart", "archive_ranking")  # what methods and jobs stand on, worth rows of their own
+# what methods and jobs stand on, worth rows of their own
+SOLVERS = ("spectral", "train_sempart", "archive_ranking", "cosegment")
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
 
 

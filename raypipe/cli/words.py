@@ -71,8 +71,11 @@ def example(verb: str, method: type | None) -> str:
     text = EXAMPLES[verb].replace("METHOD", name_of(method) if method else usual)
     if verb == "label" and method and not issubclass(method, PatternSegmenter):
         text = text.replace(" --foreground grabcut", "")
-    if verb == "train" and method and "masks" in method.__dataclass_fields__:
-        text = text.replace("--input photos/", "--masks runs/tokencut")
+    if verb == "train" and method:
+        options = {"archive": "--archive archive/", "masks": "--masks runs/tokencut"}
+        if given := [option for name, option in options.items() if name in method.__dataclass_fields__]:
+            text = text.replace("--input photos/", " ".join(given))
+        text = text if method.has_steps else text.replace(" --workers 2", "")
     return text
 
 

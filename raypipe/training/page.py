@@ -63,7 +63,7 @@ def write_page(folder: Folder, *, method: str, settings: Mapping[str, object], s
         curves=loss_curves(log),
         validation=validation_curves(validation) if validation else [],
         measured=newest(validation) if validation else [],
-        columns=[moment(epoch, settings) for epoch in columns],
+        columns=[moment(epoch, settings) if steps else "support" for epoch in columns],
         is_counted=not settings.get("iterations"),
         sample=sample(folder, columns),
         settings=settings,

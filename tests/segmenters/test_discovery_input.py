@@ -17,7 +17,8 @@ from raypipe.segmenters import find, names
 from raypipe.segmenters._discovery import COLOR, Discovery
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-METHODS = [name for name in names() if issubclass(find(name), Discovery)]
+# methods that name each place say something of any image: see test_reco
+METHODS = [name for name in names() if issubclass(find(name), Discovery) and not find(name).exclusive]
 ON_DINO = [name for name in METHODS if name != "selfmask"]  # whose network is trained as a whole
 ON_COLOR = [name for name in ON_DINO if len(find(name).networks) == 1]
 SIZES = [(1, 1), (7, 5), (1, 2000), (2000, 1), (60, 60), (40, 90)]
