@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 import tyro
 from PIL import Image
+from skimage.data import astronaut, chelsea, coffee, rocket
+from support import tiny
 from support.area import Area
-from support.layouts import write_voc
+from support.layouts import write_classes, write_voc
 from support.sweepable import SIZE, Gamma, Levels, sweep_of, write_labelled
 
 from raypipe import images, masks, segmenters
@@ -27,6 +29,7 @@ from raypipe.run import Run
 from raypipe.run.rows import load
 from raypipe.segmenters.gloper import Gloper
 from raypipe.segmenters.kmeans import Kmeans
+from raypipe.segmenters.maskclip import Maskclip
 from raypipe.sweep import page
 from raypipe.sweep.plan import check, draw, plan, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
@@ -406,6 +409,30 @@ def test_twenty_thresholds_are_scored_in_one_pass_as_each_alone(folder, refiner)
             assert {name: measured[name] for name in expected} == expected and measured["status"] == "ok"
             mious.add(expected["miou"])
     assert len(mious) > 40
+
+
+def test_maskclip_is_swept_over_thresholds_of_the_background_in_one_trial(tmp_path, one_thread):
+    rng, photographs = np.random.default_rng(0), [coffee(), chelsea(), astronaut(), rocket()]
+    labels = {str(i): np.kron(rng.integers(0, 21, (9, 12)), np.ones((8, 8), np.int32)) for i in range(4)}
+    folder = write_classes(tmp_path / "data", "voc2012", labels)
+    for i, photograph in enumerate(photographs):
+        Image.fromarray(photograph[:288:4, :384:4]).save(folder / f"{i}.jpg")
+    method = Maskclip(**tiny.options("maskclip", tmp_path / "clip") | {"short_side": 96})
+    options = {"dataset": "voc2012", "root": str(tmp_path / "data")}
+    sweep = Sweep(**options, output=str(tmp_path / "sweep"), over=("threshold=0:0.95:0.05",))
+    job, task, source = settled(sweep, None, method)
+    common = Trial(job, method, None, task, source)
+    (trial,) = with_images(plan(common, draw(common, check(common))), labelled(common))
+    advance(trial, 4)
+    settings, _ = read_trial(trial.output, task=task, images=trial.images)
+    means = {setting.values["threshold"]: setting.means for setting in settings}
+    assert [*means] == [i / 20 for i in range(20)] and len({each["miou"] for each in means.values()}) > 10
+    for threshold in (0.0, 0.25):
+        output = str(tmp_path / f"run-{threshold}")
+        label(Label(job.input, output, local=True), dataclasses.replace(method, threshold=threshold))
+        direct = evaluate(Evaluate((output,), **options)).means
+        # what was stored has 16 bits: a pixel or two may lie on the other side
+        assert means[threshold] == pytest.approx({name: direct[name] for name in means[threshold]}, abs=1e-4)
 
 
 def test_commits_are_counted_while_trials_run(folder):
