@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 UNITS = 2**20  # scores are whole multiples of 1 / UNITS: what differs by less is a tie, which the name decides
-GRID = 2**26  # queries and embeddings are rounded to 1 / GRID: all sums of their products are exact in 53 bits
+# Queries and embeddings are rounded to 1 / GRID, which single precision holds for all up to 1; sums of the products of
+# unit vectors then are exact in double precision, in any order.
+GRID = np.float32(2**26)
 SCORES = 8_000_000  # of one block at most: 32 MB
 MOST_ROWS = 16_384  # of one block
 ROOM = 65_536  # names that may be held beyond twice those in use
@@ -37,9 +39,9 @@ class TopK:
         if queries.ndim != 2 or not queries.size or not np.isfinite(queries).all():
             raise ValueError(f"queries: expected finite rows (C, D), got {queries.shape}")
         self.k, self.not_finite = k, 0  # rows whose embedding is no finite vector: counted, never compared
-        self._queries = np.ascontiguousarray(queries, np.float32)
-        self._grid = np.rint(np.float64(self._queries) * GRID)
-        self._lengths = np.linalg.norm(self._queries, axis=1).astype(np.float64)
+        self._queries = _rounded(np.ascontiguousarray(queries, np.float32))
+        self._exact = self._queries.astype(np.float64)
+        self._lengths = np.linalg.norm(self._exact, axis=1)
         self._scores = [np.zeros(0, np.int32) for _ in queries]  # in 1 / UNITS, of the rows held, in no order
         self._places = [np.zeros(0, np.int64) for _ in queries]  # of their names
         self._names, self._room = [], ROOM
@@ -60,18 +62,18 @@ class TopK:
             self.not_finite += int((counted & ~usable).sum())
             rows = np.flatnonzero(usable & counted)
             if len(rows):
-                self._add(block if len(rows) == len(block) else block[rows], names, first + rows)
+                self._add(_rounded(block if len(rows) == len(block) else block[rows]), names, first + rows)
 
     def _add(self, block: np.ndarray, names: Sequence, rows: np.ndarray) -> None:
-        """block: float32 (n, D), all of it counts. rows: where its names are."""
+        """block: float32 (n, D), rounded; all of it counts. rows: where its names are."""
         passes = self._passes(block)
         alive = passes.any(axis=0)
         places = len(self._names) - 1 + np.cumsum(alive)
         self._names.extend(names[row] for row in rows[alive].tolist())
         for c in np.flatnonzero(passes.any(axis=1)):
             found = np.flatnonzero(passes[c])
-            products = np.rint(block[found].astype(np.float64) * GRID) @ self._grid[c]
-            self._hold(c, np.rint(products * (UNITS / GRID**2)).astype(np.int32), places[found])
+            exact = block[found].astype(np.float64) @ self._exact[c]
+            self._hold(c, np.rint(exact * UNITS).astype(np.int32), places[found])
         self._forget()
 
     def _passes(self, block: np.ndarray) -> np.ndarray:
@@ -79,9 +81,8 @@ class TopK:
         scores, k, width = self._queries @ block.T, self.k, block.shape[1]
         longest = float(np.sqrt(np.einsum("nd,nd->n", block, block).max()))
         # A sum of D products in any order is off by at most D u / (1 - D u) times the lengths, u = 2**-24 (Higham,
-        # Accuracy and Stability of Numerical Algorithms, 2002, sec. 3.1); rounding to the grid by sqrt(D) / 2 steps.
-        margins = 2.0**-24 * (width + 16) * self._lengths * longest
-        margins += width**0.5 / GRID * (self._lengths + longest) + 1e-9
+        # Accuracy and Stability of Numerical Algorithms, 2002, sec. 3.1).
+        margins = 2.0**-24 * (width + 16) * self._lengths * longest + 1e-9
         lowest = np.full(len(scores), -np.inf)
         for c, held in enumerate(self._scores):
             if len(held) >= k:
@@ -132,3 +133,8 @@ class TopK:
             if last - first > 1:
                 names[first:last] = sorted(names[first:last])
         return Ranked(names, (scores / UNITS).astype(np.float32))
+
+
+def _rounded(vectors: np.ndarray) -> np.ndarray:
+    """float32 (n, D), as whole multiples of 1 / GRID."""
+    return np.rint(vectors * GRID) / GRID

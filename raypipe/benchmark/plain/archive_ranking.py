@@ -21,8 +21,8 @@ def compare(_subject, _device: str, _images: Sequence[np.ndarray], repeats: int)
     for _ in range(repeats):
         for times, arm in zip(seconds, (quick_order, plain_order), strict=True):
             times.append(timed(arm, embeddings, queries, keys)[0])
-    exact = np.rint(embeddings.astype(np.float64) * GRID) / GRID
-    expected = plain_order(exact, np.rint(queries.astype(np.float64) * GRID) / GRID, keys)
+    exact = [np.rint(rows * GRID).astype(np.float64) / GRID for rows in (embeddings, queries)]
+    expected = plain_order(*exact, keys)
     tracemalloc.start()
     found = quick_order(embeddings, queries, keys)
     memory = tracemalloc.get_traced_memory()[1] / 1e6
