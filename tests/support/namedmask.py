@@ -71,7 +71,7 @@ def write_masks(archive: str, run: str, masks: dict[Path, np.ndarray], **cells) 
 
 def small(pool: dict[str, str], /, **options) -> NamedMask:
     """A recipe of few channels and small samples."""
-    sizes = {"channels": 16, "crop": 32, "batch_size": 4, "iterations": 6, "min_scale": 0.4}
+    sizes = {"channels": 16, "crop": 32, "batch_size": 4, "iterations": 6, "min_scale": 0.4, "experts": False}
     return NamedMask(**pool | sizes | options)
 
 

@@ -28,7 +28,7 @@ from raypipe.training.namedmask import experts
 from raypipe.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-STEPS = {"iterations": 3, "expert_iterations": 3, "expert_batch_size": 4}
+STEPS = {"experts": True, "iterations": 3, "expert_iterations": 3, "expert_batch_size": 4}
 
 
 class Stop(BaseException):
@@ -100,7 +100,7 @@ def test_the_training_learns_from_the_masks_of_experts(given, straight, tmp_path
     for row, old in zip(found.to_pylist(), kept, strict=True):
         assert row == old | {"mask": known[row["category"], row["image_id"]]["mask"]}
     assert any(row["mask"] != old["mask"] for row, old in zip(found.to_pylist(), kept, strict=True))
-    trained(given, tmp_path / "without", small(given, iterations=3, experts=False))
+    trained(given, tmp_path / "without", small(given, iterations=3))
     assert not (tmp_path / "without/experts").exists()
     assert (tmp_path / "without/model.safetensors").read_bytes() != weights(straight)[2]
 
@@ -178,7 +178,7 @@ def test_experts_of_other_settings_or_other_masks_are_refused(given, straight, t
 
 
 def test_categories_share_an_expert(given):
-    recipe = small(given, classes="square,Disc,otter", expert_groups=("disc, otter",))
+    recipe = small(given, classes="square,Disc,otter", experts=True, expert_groups=("disc, otter",))
     assert recipe.groups == [("square",), ("Disc", "otter")]
     planned = experts.planned(recipe, recipe.rows(None))
     assert {name: each.names for name, each in planned.items()} == {"0001": ("square",), "0002": ("Disc or otter",)}
@@ -199,7 +199,7 @@ def test_categories_share_an_expert(given):
 )
 def test_options_of_experts_that_make_no_sense_are_refused(given, options, text):
     with pytest.raises(ValueError, match=f"^namedmask: {text}"):
-        small(given, **options)
+        small(given, **{"experts": True} | options)
 
 
 def test_tasks_of_ray_train_the_same_experts(given, straight, tmp_path):
