@@ -11,9 +11,9 @@ from types import ModuleType
 MOST_SAID = 40  # names
 
 
-def suggest(name: object, known: Iterable[str]) -> str:
+def suggest(name: object, known: Iterable[object]) -> str:
     """What to write instead of an unknown name: the nearest known one, else all of them, or the first of very many."""
-    known = list(known)
+    known = [str(each) for each in known]
     near = get_close_matches(str(name), known, 1)
     known = known if len(known) <= MOST_SAID else [*known[:MOST_SAID], f"... ({len(known):,} in all)"]
     return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"

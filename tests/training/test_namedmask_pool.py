@@ -142,7 +142,7 @@ def test_some_categories_alone_are_one_class(options, photos):
         ({"jitter": 1.5}, r"jitter must be a probability in \[0, 1\]"),
         ({"n_max": 1, "copy_paste_bbox": "reference"}, "copy_paste_bbox must be inclusive where n_max is 1"),
         ({"padding": "centre"}, "unknown padding 'centre'"),
-        ({"output_stride": 4}, "output_stride must be 8 or 16, got 4"),
+        ({"output_stride": 4}, "unknown output_stride 4; choose one of: 8, 16"),
         ({"classes": "disc, disc"}, "disc"),
         ({"archive": "/nowhere"}, "no archive.json there"),
     ],

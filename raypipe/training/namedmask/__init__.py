@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 RANDOM = "random"  # in the place of a backbone
 POWER = 0.9  # of the polynomial by which the rates fall
-CHOICES = {"copy_paste_bbox": ("inclusive", "reference"), "padding": ("uniform", "reference")}
 EXPERTS = ("expert_iterations", "expert_batch_size", "expert_groups")
 PROBABILITIES = ("flip", "jitter", "grey", "blur")
 
@@ -84,7 +83,7 @@ class NamedMask(Recipe):
         if self.backbone == RANDOM:
             self.networks = ()
         networks.settle_options(self)
-        self.refuse_unknown(CHOICES, self._ranges())
+        self.refuse_unknown({}, self._ranges())
         self.classes = self._settled()
         self.only = tuple(self.only)
         known = {classes.normalised(name) for name in self.all_names}
@@ -124,7 +123,6 @@ class NamedMask(Recipe):
             yield name, "at least 1", getattr(self, name) >= 1
         for name in ("batch_size", "expert_batch_size"):
             yield name, "at least 2, for batch norms see one value of each image", getattr(self, name) >= 2
-        yield "output_stride", "8 or 16", self.output_stride in (8, 16)
         yield "crop", "at least 16", self.crop >= 16
         yield "lr", "a finite number above 0", 0 < self.lr < np.inf
         yield "backbone_factor", "a finite number above 0", 0 < self.backbone_factor < np.inf
