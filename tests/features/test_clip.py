@@ -182,6 +182,15 @@ def test_dense_features_are_the_last_layer_without_its_attention(weights, tiny):
         torch.testing.assert_close(found.flatten(2).movedim(1, 2), expected, rtol=0, atol=1e-5)
 
 
+def test_networks_of_other_sizes_are_read(tmp_path):
+    other = Clip(write_model(tmp_path, size=84, patch=14), method="test", device="cpu", text=False)
+    assert (other.size, other.patch, other.width) == (84, 14, 24)
+    pixels = torch.randn(1, 3, 84, 84, generator=torch.Generator().manual_seed(0))
+    wide = other.dense(torch.cat([pixels, pixels], 3))
+    assert other.dense(pixels).shape == (1, 24, 6, 6) and wide.shape == (1, 24, 6, 12) and wide.isfinite().all()
+    assert other.embed([data.chelsea()]).shape == (1, 24)
+
+
 def test_positions_are_resampled_where_only_the_shape_differs(tiny):
     stored = tiny._network._network.vision_model.embeddings.position_embedding.weight
     assert torch.equal(tiny._network._positions(4, 4), stored)
