@@ -66,8 +66,10 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     typed = _typed_flags(words)
     path = typed.get("config")
     values = _of_file(path) if path else {}
-    chosen = {name: typed.get(name) or values.get(name) for name in ("refine", "task", "dataset", "classes")}
-    chosen |= {"task": chosen["task"] or datasets.task_of(chosen["dataset"], chosen["classes"])}
+    chosen = values | {name.replace("-", "_"): value for name, value in typed.items() if value}
+    chosen = {name: chosen.get(name) for name in ("refine", "task", "dataset", "label_classes", "classes")}
+    known = chosen["label_classes"] or chosen["classes"]
+    chosen |= {"task": chosen["task"] or datasets.task_of(chosen["dataset"], known)}
     chosen |= {first: argv[0]} if first else {}
     kinds = {name: ROOMS[name].find(chosen[name]) for name in parts if chosen[name] not in (None, "None")}
     if "refine" in parts and "refine" not in kinds:

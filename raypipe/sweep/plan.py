@@ -22,22 +22,23 @@ DRAWS = 16  # of a random search, unless told otherwise
 def settled(job: Sweep, task: Task | None, segmenter: Segmenter | None = None) -> tuple[Sweep, Task, str | DataSet]:
     """The job with what it leaves open, the task, by its name if None, and where the labels come from.
 
-    Labels of one's own are of the method's classes, where the task has any.
-
     What it leaves open: the task's name, metric and goal; of a data set the photographs, labels and split. Paths become
     absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown task or
     metric, and for labels or images that are not named or named twice.
     """
-    classes = getattr(segmenter, "classes", None)
-    task = task or tasks.find(job.task or datasets.task_of(job.dataset, classes))()
+    known = job.label_classes or getattr(segmenter, "classes", None)
+    task = task or tasks.find(job.task or datasets.task_of(job.dataset, known))()
+    paths = {name: absolute(path) for name in ("input", "labels", "root", "output") if (path := getattr(job, name))}
+    job = replace(job, task=task.name, **paths)
+    source = datasets.chosen(job)
+    if job.label_classes is None and (job.dataset or task.HOLDS != "classes"):
+        known = None  # the method's are none of the task's business
+    task = datasets.bound(task, source, known)
     metric = job.metric or task.METRIC
     if metric not in task.SHOWN:
         raise ValueError(f"--metric {metric!r}: task {task.name!r} has {', '.join(task.SHOWN)}")
     goal = job.goal or ("max" if task.SHOWN[metric].better == "high" else "min")
-    paths = {name: absolute(path) for name in ("input", "labels", "root", "output") if (path := getattr(job, name))}
-    job = replace(job, task=task.name, metric=metric, goal=goal, **paths)
-    source = datasets.chosen(job)
-    task = datasets.bound(task, source, classes if job.dataset is None and task.HOLDS == "classes" else None)
+    job = replace(job, metric=metric, goal=goal)
     if isinstance(source, DataSet):
         job = replace(job, input=job.input or source.images.uri, labels=source.labels.uri, split=source.split)
     if job.input is None:

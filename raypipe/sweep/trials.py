@@ -44,7 +44,7 @@ class Sweep:
     # folder, glob, list, table or tar of images, as of `label`; those that have a label are used. None = the data set's
     input: str | None = None
     labels: str | None = None  # folder of label images, matched by relative path, then by a name that is unique
-    dataset: str | None = None  # instead of labels, as of `evaluate`: ecssd, duts-te, voc07, ...
+    dataset: str | None = None  # instead of labels, as of `evaluate`: ecssd, voc07, voc2012, ...
     root: str | None = None  # folder in which data sets lie, as their authors pack them; a path or a URI
     split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers' (trainval)
     output: str  # the sweep's folder, made or resumed: a path or a URI
@@ -54,6 +54,8 @@ class Sweep:
     search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
     trials: int | None = None  # random, asha: how many draws; None = 16
     task: str | None = None  # what the labels show, as of `evaluate`
+    # of labels of one's own for task semantic, as `--classes` of `evaluate`; None = the method's classes
+    label_classes: str | None = None
     label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels, as of `evaluate`
     label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes
     metric: str | None = None  # the task's value that decides which setting is best; None = its own choice (dice_best)

@@ -387,6 +387,24 @@ def test_stored_masks_of_an_exclusive_method_stay_exclusive(folder, refiner):
             assert stored.sum(0).max() == 1 and (stored != direct).mean() < (1e-3 if refiner else 1e-4)
 
 
+def test_labels_of_ones_own_have_the_methods_classes_unless_others_are_named(folder):
+    job = Sweep(input="photos", labels="labels", output="sweep", over=("threshold=0.5",))
+    method = Maskclip(classes="a,b")
+    for options, names in (({}, ("a", "b")), ({"label_classes": "b,c"}, ("b", "c"))):
+        found, task, _ = settled(dataclasses.replace(job, **options), None, method)
+        assert (found.task, found.metric, task.known.names) == ("semantic", "miou", names)
+        assert task.options()["label_classes"] == list(names)
+    assert settled(dataclasses.replace(job, task="pattern"), None, method)[1] == Pattern()
+    write_classes(folder, "imagenet_s50", {"1": np.zeros((8, 8), np.int32)})
+    place = {"input": None, "labels": None, "dataset": "imagenet_s50", "root": str(folder), "metric": "miou_s"}
+    found, task, _ = settled(dataclasses.replace(job, **place), None, method)
+    assert task.known.source == "imagenet_s50" and found.input.endswith("ImageNetS50/validation")
+    with pytest.raises(ValueError, match=r"needs the classes of the labels: add --classes \(of a sweep"):
+        settled(dataclasses.replace(job, task="semantic"), None, Gamma())
+    with pytest.raises(ValueError, match="--classes has no effect with --dataset imagenet_s50"):
+        settled(dataclasses.replace(job, label_classes="a", **place), None, method)
+
+
 @pytest.mark.parametrize("refiner", [None, Guided()])
 def test_twenty_thresholds_are_scored_in_one_pass_as_each_alone(folder, refiner):
     for path in (folder / "labels/wild").iterdir():  # class numbers beside the blots

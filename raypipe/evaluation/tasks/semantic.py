@@ -82,7 +82,7 @@ class Semantic(Task):
     def known(self) -> Classes:
         """The classes of the labels. Raises ValueError where nobody said which."""
         if self._known is None:
-            advice = "add --classes with a list's name, a file or names, or --dataset with --root"
+            advice = "add --classes (of a sweep --label-classes) with a list's name, a file or names"
             raise ValueError(f"task semantic needs the classes of the labels: {advice}")
         return self._known
 
@@ -98,7 +98,7 @@ class Semantic(Task):
     def of_classes(self, text: str | None) -> Semantic:
         """A task of these classes; it keeps those that it has. Raises ValueError where there are none."""
         task = copy.copy(self)
-        task._of(self._known if text is None else classes.read(text))
+        task._of(self.known if text is None else classes.read(text))
         if task.expert is not None and classes.normalised(task.expert) not in task.known.numbers:
             hint = lookup.suggest(task.expert, task.known.names)
             raise ValueError(f"--expert {task.expert!r} is none of the classes; {hint}")
