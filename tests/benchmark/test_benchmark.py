@@ -97,6 +97,15 @@ def test_the_solver_is_measured_on_photographs_and_a_made_up_graph(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_images_are_cosegmented_as_by_the_matrix_of_all_pairs(monkeypatch):
+    for name, value in {"IMAGES": 12, "WIDTH": 16, "SIDE": 4}.items():
+        monkeypatch.setattr(twins_of.find("cosegment"), name, value)
+    rows = {row.figure: row for row in methods.measure("cosegment", TINY, False)}
+    assert len(rows["times faster than plain, 12 images of 4 x 4 x 16"].values) == TINY.repeats
+    assert max(rows["largest difference, 12 images of 4 x 4 x 16"].values) < 1e-5
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_archives_are_ranked_in_the_order_of_a_full_sort(monkeypatch):
     monkeypatch.setattr(twins_of.find("archive_ranking"), "IMAGES", 3000)
     rows = {row.figure: row for row in methods.measure("archive_ranking", TINY, False)}

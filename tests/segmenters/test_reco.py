@@ -115,7 +115,7 @@ def test_one_class_is_everywhere(folder, tmp_path, image):
     alone = write_bank(tmp_path / "bank", names=("cat",), **options)
     for score in ("crf", "softmax100"):
         (found,) = loaded(tmp_path, background_score=score).segment([image])
-        assert found.labels == ["cat"] and found.values.min() == pytest.approx(1)
+        assert found.labels == ["cat"] and found.values.min() == pytest.approx(1) and found.note == "few_classes"
     assert bank.read(alone, method="reco").names == ("cat",)
 
 
@@ -192,3 +192,16 @@ def test_features_that_are_not_finite_are_a_bad_image(folder, image):
     method._vectors[0, 0] = float("nan")
     with pytest.raises(BadImage, match="no finite numbers"):
         list(method.segment([image]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("score", ["crf", "softmax100", "raw"])
+def test_a_gpu_labels_as_the_cpu_does(score, folder, image):
+    options = {"background_score": score, "threshold": 0.0, "dtype": "float32"}
+    here, there = loaded(folder, **options), ReCo(weights=str(folder / "bank"), short_side=64, **options)
+    there.load("cuda")
+    images = [image, image[:, ::-1], image[:20]]
+    for one, other in zip(here.segment(images), there.segment(images), strict=True):
+        names = [np.array(["", *each.labels])[each.index] for each in (one, other)]
+        assert (names[0] == names[1]).mean() > 0.99
+        np.testing.assert_allclose(one.values, other.values, atol=1e-3)

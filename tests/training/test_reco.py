@@ -67,7 +67,7 @@ def made(output, its: ReCo, **options):
 @pytest.fixture(scope="module")
 def straight(archive, nets, tmp_path_factory):
     output = tmp_path_factory.mktemp("bank") / "out"
-    return made(output, recipe(archive, nets))[1], output
+    return made(output, recipe(archive, nets), device="cpu")[1], output
 
 
 def seen(path: str) -> torch.Tensor:
@@ -251,3 +251,9 @@ def test_images_gathered_on_ray_make_the_same_bank(archive, nets, straight, tmp_
     train(Train(output=str(tmp_path / "out"), device="cpu"), recipe(archive, nets))
     found = load_file(tmp_path / "out" / bank.FILE)
     assert np.array_equal(found["vectors"], straight[0].vectors)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_bank_of_the_cpu(archive, nets, straight, tmp_path):
+    found = made(tmp_path / "out", recipe(archive, nets, dtype="float32"), device="cuda")[1]
+    np.testing.assert_allclose(found.vectors, straight[0].vectors, atol=1e-3)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 UNSET = "none"  # every bank is of one's own archive
 BACKBONE, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch16"
 MOST = 0.7311  # that a score of `raw` can be: the sigmoid of a cosine of 1
+FEW = 3  # classes among which the likeliest is likely everywhere: nothing is background
 AT_ONCE = 16 * 320 * 640  # px that go through a network together on a GPU
 
 
@@ -43,7 +44,8 @@ class Scores(NamedTuple):
 class ReCo(Discovery):
     """One soft mask per class that is the likeliest somewhere: its score there, and 0 elsewhere.
 
-    Scores of few classes are hardly ever low: with one class every pixel is of it, unless `background_score` is raw.
+    Notes: `few_classes`, with up to three classes the probability of the likeliest is high everywhere: use
+    --background-score raw with a --threshold, or name what else is in the images.
     """
 
     # of the score of the likeliest class; 0 = no background (NamedMask supplement: 0.9, of a score that it does not
@@ -194,12 +196,11 @@ class ReCo(Discovery):
 
     def answer(self, images: Sequence[np.ndarray], features: Sequence[Scores]) -> Iterator[LabelMap]:
         for image, scores in zip(images, features, strict=True):
-            size = image.shape[:2]
-            if self.background_score == "crf":
-                yield _named.label_map(self._settled(image, scores), size, self._names)
-            else:
-                temperature = 100.0 if self.background_score == "softmax100" else None
-                yield _named.label_map(product(scores, size), size, self._names, temperature=temperature)
+            size, kind, few = image.shape[:2], self.background_score, len(self._names) <= FEW
+            rows = self._settled(image, scores) if kind == "crf" else product(scores, size)
+            temperature = 100.0 if kind == "softmax100" else None
+            note = "few_classes" if few and kind != "raw" else ""
+            yield _named.label_map(rows, size, self._names, temperature=temperature, note=note)
 
     find = answer  # nothing is hopeless: a place always has a likeliest class
 
