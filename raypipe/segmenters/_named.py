@@ -101,20 +101,9 @@ class Upsampling:
 
     def __call__(self, first: int, last: int) -> Tensor:
         """Rows first to before last: float32 (C, last - first, W)."""
-        import torch
-
-        (starts, weights), count = self._rows, last - first
-        starts, weights = starts[first:last], weights[first:last]
+        starts, weights = (each[first:last] for each in self._rows)
         wide = self._widened(starts[0], starts[-1] + weights.shape[1])  # (C, k, W)
-        rows = wide.new_empty((len(wide), count, wide.shape[2]))
-        edges = [0, *np.flatnonzero(np.diff(starts)) + 1, count]
-        for begin, end in zip(edges, edges[1:], strict=False):  # rows that lie between the same ones of the grid
-            part, its = rows[:, begin:end], weights[begin:end]
-            for k in range(weights.shape[1]):
-                place = starts[begin] - starts[0] + k
-                one, share = wide[:, place : place + 1], its[:, k, None]
-                torch.mul(one, share, out=part) if k == 0 else part.addcmul_(one, share)
-        return rows
+        return (mixed_at_once if wide.is_cuda else mixed)(wide, starts - starts[0], weights)
 
     def _widened(self, first: int, last: int) -> Tensor:
         """Rows of the grid at the image's width. Kept, since the next rows of the image often lie between them too."""
@@ -126,6 +115,35 @@ class Upsampling:
                 self._wide.addcmul_(rows[..., starts + k], weights[:, k])
             self._place = (first, last)
         return self._wide
+
+
+def mixed(wide: Tensor, starts: np.ndarray, weights: Tensor) -> Tensor:
+    """Weighted sums (C, n, W) of neighbouring rows of (C, k, W).
+
+    starts: the first row of each sum, (n,), ascending. weights: of that row and those that follow it, (n, K).
+    """
+    import torch
+
+    count = len(starts)
+    rows = wide.new_empty((len(wide), count, wide.shape[2]))
+    edges = [0, *np.flatnonzero(np.diff(starts)) + 1, count]
+    for begin, end in zip(edges, edges[1:], strict=False):  # sums of the same rows
+        part, its = rows[:, begin:end], weights[begin:end]
+        for k in range(weights.shape[1]):
+            one, share = wide[:, starts[begin] + k][:, None], its[:, k, None]
+            torch.mul(one, share, out=part) if k == 0 else part.addcmul_(one, share)
+    return rows
+
+
+def mixed_at_once(wide: Tensor, starts: np.ndarray, weights: Tensor) -> Tensor:
+    """As `mixed`, for a GPU: there each of a hundred small steps takes as long as all of them."""
+    import torch
+
+    places = torch.from_numpy(starts).to(wide.device)
+    rows = wide[:, places] * weights[:, 0, None]
+    for k in range(1, weights.shape[1]):
+        rows.addcmul_(wide[:, places + k], weights[:, k, None])
+    return rows
 
 
 def _weights(cells: int, steps: Sequence[tuple[int, int]], device) -> tuple[np.ndarray, Tensor]:

@@ -41,6 +41,14 @@ def test_rows_are_those_of_torchs_interpolation_and_do_not_depend_on_the_tiles(s
         torch.testing.assert_close(torch.cat(tiles, 1), whole, atol=0, rtol=0)
 
 
+def test_a_gpu_mixes_all_rows_at_once_as_a_cpu_does_part_by_part():
+    wide, weights = torch.rand(3, 6, 5), torch.rand(9, 3)
+    starts = np.array([0, 0, 0, 1, 1, 2, 2, 3, 3])
+    expected = [sum(wide[:, start + k] * weights[i, k] for k in range(3)) for i, start in enumerate(starts)]
+    for mix in (_named.mixed, _named.mixed_at_once):
+        np.testing.assert_allclose(mix(wide, starts, weights), torch.stack(expected, dim=1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("tile", [1, 1000, 1 << 20])
 @pytest.mark.parametrize("temperature", [None, 1.0, 100.0])
 def test_a_label_map_has_the_first_largest_class_and_its_probability(tile, temperature, monkeypatch):
