@@ -133,6 +133,13 @@ def locate(weights: str, *, method: str, option: str = "weights") -> Path:
     raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {path} holds none; {way_out}")
 
 
+def told_classes(weights: str) -> str | None:
+    """The classes that the config.json in a local folder of weights names, as `classes.read` takes them, if any."""
+    config = Path(weights).expanduser() / "config.json"
+    found = json.loads(config.read_bytes()).get("classes") if config.is_file() else None
+    return found and json.dumps(found, ensure_ascii=False)
+
+
 def is_hub_id(weights: str) -> bool:
     """Whether a text reads as `org/name` or `org/name@revision`."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights) is not None

@@ -14,6 +14,7 @@ from support import tiny
 from support.area import Area
 from support.layouts import write_classes, write_voc
 from support.sweepable import SIZE, Gamma, Levels, sweep_of, write_labelled
+from support.tiny import namedmask, reco
 
 from raypipe import images, masks, segmenters
 from raypipe.cli.verbs import main
@@ -451,6 +452,21 @@ def test_maskclip_is_swept_over_thresholds_of_the_background_in_one_trial(tmp_pa
         direct = evaluate(Evaluate((output,), **options)).means
         # what was stored has 16 bits: a pixel or two may lie on the other side
         assert means[threshold] == pytest.approx({name: direct[name] for name in means[threshold]}, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "known"), [("reco", reco.NAMES), ("namedmask", namedmask.CLASSES)])
+def test_labels_of_ones_own_are_of_the_classes_that_the_weights_name(folder, name, known, one_thread):
+    for path in (folder / "labels/wild").iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 2).save(path)
+    method = segmenters.find(name)(**tiny.options(name, folder / "weights"))
+    job, task, source = settled(sweep_of(folder, "threshold=0:0.95:0.05", limit=2), None, method)
+    assert task.name == "semantic" and task.known.names == known
+    common = Trial(job, method, None, task, source)
+    (trial,) = with_images(plan(common, draw(common, check(common))), labelled(common))
+    advance(trial, 2)
+    scores = read_scores(trial.output, task.schema())
+    assert len(scores) == 2 * 20 and set(scores["status"].to_pylist()) == {"ok"}
+    assert len(set(scores["miou"].to_pylist())) > 2
 
 
 def test_commits_are_counted_while_trials_run(folder):

@@ -61,6 +61,9 @@ class NamedMask(Segmenter):
         if self.classes is not None:
             self.classes = classes.settle(self.classes)
 
+    def vocabulary(self) -> str | None:
+        return self.classes or networks.told_classes(self.weights) or self._published()
+
     def fetch(self) -> None:
         """Raise FileNotFoundError for a training that is under way."""
         path = Path(self.weights)
@@ -85,14 +88,18 @@ class NamedMask(Segmenter):
         """
         self._network, self._device, self._names = network, device, tuple(names)
 
+    def _published(self) -> str | None:
+        """The data set's list that the name of a published file tells."""
+        name = PurePosixPath(self.weights).stem.removeprefix("namedmask_")
+        return name if name in classes.names() else None
+
     def _classes(self, count: int, told: Sequence[str] | None) -> tuple[str, ...]:
         """The names of the network's classes, as many as it has beside the background, by label.
 
         told: those of its config.json. Raises ValueError where nobody tells them, or others than `classes` does.
         """
-        file = PurePosixPath(self.weights).stem.removeprefix("namedmask_")
-        if told is None and file in classes.names():
-            told = classes.read(file).names
+        if told is None and (name := self._published()):
+            told = classes.read(name).names
         chosen = classes.read(self.classes).names if self.classes else told
         if chosen is None:
             text = (

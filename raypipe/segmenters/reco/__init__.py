@@ -106,6 +106,9 @@ class ReCo(Discovery):
                 setattr(self, field, told[field])
         return told
 
+    def vocabulary(self) -> str | None:
+        return networks.told_classes(self.weights)
+
     def fetch(self) -> None:
         """Raise FileNotFoundError, with the way out, where there is no bank, or not a network it was made with."""
         if self.weights == UNSET:
