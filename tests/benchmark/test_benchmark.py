@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from skimage import data
 from support import tiny
+from support.namedmask import write_backbone
 
 from raypipe import lookup, refiners, segmenters
 from raypipe.benchmark import methods, pipeline, processes
@@ -127,6 +128,21 @@ def test_training_is_measured_at_equal_losses(monkeypatch):
     (ours,), (other,) = (rows[f"kept for the way back{each}{case}"].values for each in ("", ", plain"))
     assert 0 < ours < 0.7 * other  # the teacher's decoder is most of the rest
     assert min(rows[f"losses alone{case}"].values) > 0 and min(rows[f"head alone{case}"].values) > 0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_named_masks_are_trained_at_equal_losses_on_equal_samples(monkeypatch, tmp_path):
+    twin = twins_of.find("train_namedmask")
+    network = {"channels": 16, "backbone": write_backbone(tmp_path / "resnet.pth")}
+    for name, value in {"CPU": (32, 4), "GPU": (32, 4), "SIDE": 48, "SAMPLES": 12, "NETWORK": network}.items():
+        monkeypatch.setattr(twin, name, value)
+    rows = {row.figure: row for row in methods.measure("train_namedmask", dataclasses.replace(TINY, repeats=1), False)}
+    case = ", augmentation, 48 px, one core"
+    assert len(rows[f"times faster than plain{case}"].values) == 1
+    assert max(rows[f"share of colours unlike plain{case}"].values) < 0.01
+    case = ", 32 px, 4 per step, cpu"
+    assert min(rows[f"steps per second{case}"].values) > 0
+    assert rows[f"relative difference of a loss to plain{case}"].values[0] < 1e-3
 
 
 def test_every_plain_twin_is_that_of_a_method_a_refiner_or_a_solver():
