@@ -100,7 +100,7 @@ class Evaluation:
         )
         means = [f"{cell(self.means[name]):>9}  {name}: {title}" for name, title in self.titles.items()]
         heads, its = self.of_details
-        if its:
+        if its := [(name, cells) for name, cells in its if cells[0] is not None]:
             more = [(f"... and {len(its) - TERMINAL_GROUPS:,} more", [""] * len(heads))]
             means += ["", *lines_of("", heads, [*its[:TERMINAL_GROUPS], *more[: len(its) > TERMINAL_GROUPS]])]
         papers = beside({rows.run_names((self.run,))[0]: self.means}, self.published)
@@ -158,10 +158,10 @@ class Comparison:
     def _by_detail(self) -> list[str]:
         """The first column of the tables of details, a column per run."""
         tables = [{name: cells[0] for name, cells in each.of_details[1]} for each in self.runs.values()]
-        names = list(dict.fromkeys(name for table in tables for name in table))
+        names = [name for name in tables[0] if any(table[name] is not None for table in tables)]
         if not names:
             return []
-        lines = [(name, [table.get(name) for table in tables]) for name in names[:TERMINAL_GROUPS]]
+        lines = [(name, [table[name] for table in tables]) for name in names[:TERMINAL_GROUPS]]
         more = [f"... and {len(names) - TERMINAL_GROUPS:,} more"] * (len(names) > TERMINAL_GROUPS)
         head = next(iter(self.runs.values())).of_details[0][0]
         return [*lines_of(head, list(self.runs), lines), *more, ""]

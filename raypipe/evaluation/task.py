@@ -147,7 +147,10 @@ class Task(ABC):
         return {}
 
     def lines(self, details: Mapping) -> tuple[list[str], list[tuple[str, list]]]:
-        """What a terminal shows of the details: the heads of a table's columns, and its lines by their names."""
+        """What a terminal shows of the details: the heads of a table's columns, and its lines by their names.
+
+        The first column is what runs are compared by; a line without it is left out.
+        """
         return [], []
 
     def tables(self, images: pa.Table) -> dict[str, pa.Table]:

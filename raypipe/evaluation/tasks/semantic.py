@@ -195,10 +195,9 @@ class Semantic(Task):
         return counts | {"class_iou": [None if np.isnan(each) else each for each in found.class_iou.tolist()]}
 
     def lines(self, details: Mapping) -> tuple[list[str], list[tuple[str, list]]]:
-        """A line per class that occurs."""
+        """A line per class."""
         columns = (details[name] for name in ("class_names", "class_iou", "class_pixels"))
-        its = [(name, [iou, pixels]) for name, iou, pixels in zip(*columns, strict=True) if iou is not None]
-        return ["iou", "pixels"], its
+        return ["iou", "pixels"], [(name, [iou, pixels]) for name, iou, pixels in zip(*columns, strict=True)]
 
     def outline(self, row: dict, label: np.ndarray) -> np.ndarray:
         """What is of a class, whichever it is."""
