@@ -84,6 +84,7 @@ class Evaluation:
     lacking: dict[str, int] = field(default_factory=dict)  # measured images that lack a column of the task, by column
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
     reason: str = ""  # why the first of the labels that cannot be read cannot
+    turned: int = 0  # labels of a data set that were turned like their photographs
 
     def text(self) -> str:
         """The table of means and what was left out."""
@@ -121,6 +122,8 @@ class Evaluation:
             more = ", ..." if self.unused_labels > len(self.unused_examples) else ""
             text = f"labels belong to no image: {', '.join(self.unused_examples)}{more}"
             lines.append(f"{self.unused_labels:,} {text}")
+        if self.turned:
+            lines.append(f"{self.turned:,} labels were turned, as their photographs' EXIF says")
         if self.outside:
             lines.append(f"{self.outside:,} images are none of the data set's, or of another split of it")
         return lines
@@ -297,6 +300,7 @@ class Tally:
             "groups": groups,
             "lacking": {name: count for name, count in self._sums.lacking.items() if count},
             "reason": next((labels.reasons.get(key, "") for key in self._examples.get("bad_label", ())), ""),
+            "turned": len(labels.turned),
             "examples": {status: self._examples[status] for status in WHY if status in self._examples},
         }
 

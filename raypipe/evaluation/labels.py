@@ -36,6 +36,7 @@ class Labels:
     dataset: DataSet | None = None  # whose labels they are
     outside: Collection[str] = ()  # images that are none of the data set's, or of another split of it
     reasons: dict[str, str] = field(default_factory=dict)  # why labels could not be read, by image, so far
+    turned: set[str] = field(default_factory=set)  # images whose label was turned like the photograph, so far
 
     def read(self, row: dict) -> tuple[Any, str]:
         """A row's label and "ok", or None and one of WHY."""
@@ -53,6 +54,7 @@ class Labels:
             self.reasons[row["key"]] = error.message
             return None, "bad_label"
         if orientation > 1 and self.task.fits(row, turned := self.task.turned(label, orientation)):
+            self.turned.add(row["key"])
             return turned, "ok"  # else the images of the run are copies that were not turned
         return (label, "ok") if self.task.fits(row, label) else (None, "other_size")
 

@@ -365,7 +365,9 @@ def test_a_label_is_turned_like_its_photograph(tmp_path, rng, name):
     labels = {stem: label.clip(0) for stem, label in labels.items()}
     write_classes(tmp_path, name, labels, exif=exif)
     turned = {stem: images.UPRIGHT[6](label) for stem, label in labels.items()}
-    assert evaluated(tmp_path, name, turned).means["miou"] == 1
+    result = evaluated(tmp_path, name, turned)
+    assert result.means["miou"] == 1 and result.turned == len(labels)
+    assert f"{len(labels)} labels were turned, as their photographs' EXIF says" in result.text()
 
 
 def test_an_evaluation_from_the_command_line_shows_classes_and_papers(tmp_path, rng, capsys):

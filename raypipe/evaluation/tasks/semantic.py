@@ -129,9 +129,8 @@ class Semantic(Task):
     def predicted(self, row: dict) -> np.ndarray:
         """The classes of a row's masks: int32 (H, W), 0 where there is none; of an expert 1 for its own."""
         numbers = [self._number(each["label"], row) for each in row["segments"]]
-        order = sorted(
-            reversed(range(len(numbers))), key=lambda i: _rank(row["segments"][i])
-        )  # the first of equals last
+        last_first = reversed(range(len(numbers)))  # so that of equals the first one is painted last
+        order = sorted(last_first, key=lambda i: _rank(row["segments"][i]))
         masks = ((numbers[i], decode_rle(row["segments"][i])) for i in order)
         return classmaps.painted(masks, (row["height"], row["width"]))
 
@@ -200,8 +199,8 @@ class Semantic(Task):
         return ["iou", "pixels"], [(name, [iou, pixels]) for name, iou, pixels in zip(*columns, strict=True)]
 
     def outline(self, row: dict, label: np.ndarray) -> np.ndarray:
-        """What is of a class, whichever it is."""
-        return label > 0
+        """What is of a class, whichever it is; of an expert what is of its own."""
+        return self._target(label) > 0
 
     def _of(self, known: Classes | None) -> None:
         """Set the classes, and the columns and values that options and they ask for."""
