@@ -53,4 +53,4 @@ class Condition:
         if len(parsed["statements"]) != 1:
             raise ValueError("expected one condition, got several statements")
         if '"class": "SUBQUERY"' in json.dumps(parsed):  # it would see some rows at a time
-            raise ValueError("a condition cannot hold a query; give a table with more columns (--join)")
+            raise ValueError("a condition cannot hold a query")

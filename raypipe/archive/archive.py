@@ -161,13 +161,13 @@ def archive(job: Archive) -> Made:
         told |= {"output": summary.output, "failed": summary.failed, "retryable": summary.retryable}
         reasons = [summary.reason] * bool(summary.reason)
         if summary.pending:
-            return _ended(told, {}, reasons, start, is_new=False)
+            return _ended(told, {}, reasons, start, is_new=False)  # ranked when all are there
         with held(run.folder, new_attempt()):
             state = asked.state(run, images, among, labels)
             if is_new := not is_current(run.folder, state):
-                make(job, asked, Plan(
-                    asked.classes, job.n, asked.templates, images, among, asked.concepts, asked.look, labels
-                ), run, state)  # fmt: skip
+                of_images = {"images": images, "among": among, "labels": labels}
+                of_options = {"templates": asked.templates, "concepts": asked.concepts, "look": asked.look}
+                make(job, asked, Plan(asked.classes, job.n, **of_images, **of_options), run, state)
             return _ended(told, _summary(run.folder), reasons, start, is_new=is_new)
 
 

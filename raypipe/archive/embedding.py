@@ -79,6 +79,8 @@ class Embedding(Work):
     table: str = "embeddings"  # the name of its columns in schema.TABLES: with 16 bits a value, or 32
     side: int = 0  # of the square that CLIP sees; known once it is loaded
 
+    verb = "embed"
+
     @property
     def columns(self) -> pa.Schema:
         return schema.TABLES[self.table]

@@ -16,7 +16,7 @@ from raypipe.archive.safety import Concepts
 from raypipe.archive.tools import Here, Look, OnRay
 from raypipe.classes import Classes, normalised
 from raypipe.inputs.archives import MEMBERS
-from raypipe.run import Run, rows
+from raypipe.run import Run, refuse_other, rows
 
 # NamedMask, supplement: LAION-5B, the 919 categories of ImageNet-S, after faces were left out
 PUBLISHED = {"categories": 919.0, "images": 425_618.0, "mean_per_category": 463.0, "mean_height": 326.0}
@@ -51,10 +51,11 @@ class Tables:
 
 
 def made(plan: Plan, run: Run, tools: Here | OnRay) -> Tables:
-    """The archive of a run's embeddings."""
+    """The archive of a run's embeddings. Raises OtherConfiguration where other weights than theirs read the texts."""
     names, concepts = plan.classes.names, plan.concepts
     asked = [*plan.classes.queries, *((*concepts.unsafe, *concepts.safe) if concepts else ())]
-    texts = tools.texts(asked, plan.templates)
+    texts, weights = tools.texts(asked, plan.templates)
+    refuse_other(f"{run} was made with other weights", run.configuration()["provenance"]["weights"], weights)
     queries, of_concepts = texts[: len(names)], texts[len(names) :]
 
     def refuse(rows: pa.Table) -> dict[str, str]:
@@ -119,7 +120,7 @@ def failed(run: Run, images: pa.Table) -> pa.Table:
 def figures(
     plan: Plan, run: Run, members: pa.Table, images: pa.Table, rejects: pa.Table, short: int, empty: int
 ) -> pa.Table:
-    """SUMMARY of an archive. images: its distinct ones."""
+    """SUMMARY of an archive. images: its distinct ones. short, empty: how many categories are so."""
     count = len(plan.classes.names)
     sizes = pa.concat_tables(rows.columns(run, ["image_id", "height", "width"]))
     sizes = sizes.take(pc.index_in(members["image_id"], value_set=sizes["image_id"].combine_chunks()))
@@ -127,7 +128,8 @@ def figures(
     values |= {"distinct_images": len(images), "mean_per_category": len(members) / count}
     for side in ("height", "width"):
         values[f"mean_{side}"] = pc.mean(sizes[side]).as_py() if len(members) else float("nan")
-    values["left_out_by_where"] = len(plan.images) - len(plan.among)
+    if len(plan.among) < len(plan.images):
+        values["left_out_by_where"] = len(plan.images) - len(plan.among)
     reasons = Counter(rejects["reason"].to_pylist())
     values |= {f"rejected_{reason}": reasons[reason] for reason in sorted(reasons)}
     values |= {} if plan.labels is None else purity(members, plan.labels)

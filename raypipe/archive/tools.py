@@ -46,10 +46,13 @@ class Look:
             return "broken"
 
 
-def embedded_texts(embedder: Embedder, device: str, queries: Sequence[str], templates: str) -> np.ndarray:
-    """The unit rows of `Clip.texts`."""
+def embedded_texts(
+    embedder: Embedder, device: str, queries: Sequence[str], templates: str
+) -> tuple[np.ndarray, dict[str, str]]:
+    """What CLIP makes of texts: float32 (C, D), unit rows; and the checksums of its weights."""
     path = networks.locate(embedder.clip, method=embedder.name, option="clip")
-    return Clip(path, method=embedder.name, device=device, vision=False).texts(queries, templates)
+    found = Clip(path, method=embedder.name, device=device, vision=False).texts(queries, templates)
+    return found, networks.checksums(path)
 
 
 class Here:
@@ -58,8 +61,8 @@ class Here:
     def __init__(self, run: Run, embedder: Embedder, device: str):
         self._run, self._embedder, self._device = run, embedder, device_here(device, gpus=embedder.gpus)
 
-    def texts(self, queries: Sequence[str], templates: str) -> np.ndarray:
-        """What CLIP makes of texts: float32 (C, D), unit rows."""
+    def texts(self, queries: Sequence[str], templates: str) -> tuple[np.ndarray, dict[str, str]]:
+        """As `embedded_texts`."""
         return embedded_texts(self._embedder, self._device, queries, templates)
 
     def rank(self, queries: np.ndarray, k: int, among: pa.Array | None) -> list[Ranked]:
@@ -87,7 +90,7 @@ class OnRay:
         self._run, self._embedder = run, embedder
         self._resources = cluster.resources(gpus=embedder.gpus, device=device, actors=actors)
 
-    def texts(self, queries: Sequence[str], templates: str) -> np.ndarray:
+    def texts(self, queries: Sequence[str], templates: str) -> tuple[np.ndarray, dict[str, str]]:
         import ray
 
         task = ray.remote(num_cpus=1, num_gpus=self._resources.gpus)(embedded_texts)
@@ -115,7 +118,7 @@ class OnRay:
 
         folder, data = self._run.folder, self._run.data
         paths = [folder.path(data, name) for name in self._run.parts()]
-        return ray.data.read_parquet(paths, filesystem=folder.fs, columns=names, partitioning=None)
+        return ray.data.read_parquet(paths, filesystem=folder.fs, partitioning=None).select_columns(names)
 
 
 def _looked(batch: pa.Table, look: Look) -> pa.Table:

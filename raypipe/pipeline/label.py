@@ -109,7 +109,7 @@ def begun(
         before, pending = len(listed) - len(pending), pending.slice(0, job.limit)
         if len(pending) or job.moved_from:
             refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
-        log.info("%s of %s to label", f"{len(pending):,}", count_of_images(len(images)))
+        log.info("%s of %s to %s", f"{len(pending):,}", count_of_images(len(images)), work.verb)
         it = Attempt(work, pending, before)
         if not len(pending) and run.is_complete():
             yield it

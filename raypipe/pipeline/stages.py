@@ -42,6 +42,7 @@ class Work:
     attempt: str = ""  # its name; set when it begins
 
     columns: ClassVar[pa.Schema] = schema.MASKS  # of the finished rows
+    verb: ClassVar[str] = "label"  # what is done to images
 
     @property
     def finder(self) -> Segmenter | None:

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from support.corpora import contents, draw, wanted
 from support.tiny import _clip
 
 from raypipe import networks
-from raypipe.archive.archive import Archive, archive
+from raypipe.archive.archive import archive
 from raypipe.features.clip import Clip
 from raypipe.inputs import archives
 from raypipe.inputs.manifest import list_inputs
@@ -21,21 +22,10 @@ from raypipe.maintenance.compact import Compact, compact
 from raypipe.maintenance.verify import Verify, verify
 from raypipe.run import OtherConfiguration, Run, rows
 
-FILES = ("archive.parquet", "rejects.parquet", "archive_summary.parquet", "manifest.parquet", "archive.json",
-         "archive.html")  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return _clip.write_model(tmp_path_factory.mktemp("clip"))
-
-
-def draw(folder: Path, numbers, size=(40, 48)) -> None:
-    """PNG files of coloured blobs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in numbers:
-        pixels = np.random.default_rng(i).integers(0, 256, (3, 4, 3), np.uint8)
-        Image.fromarray(pixels).resize(size[::-1]).save(folder / f"{i:04d}.png")
 
 
 @pytest.fixture
@@ -49,15 +39,9 @@ def run(tmp_path, photos, model, one_thread):
     """Makes an archive of the photographs of three categories with four images each."""
 
     def call(output="out", **options):
-        usual = {"classes": "cat,dog,tree frog", "n": 4, "safety": False, "faces": "none", "local": True}
-        usual |= {"clip": str(model), "max_bad_fraction": 1.0}
-        return archive(Archive(**{"input": str(photos), "output": str(tmp_path / output)} | usual | options))
+        return archive(wanted(photos, tmp_path / output, model, **{"local": True} | options))
 
     return call
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in FILES}
 
 
 def summary(folder: Path) -> dict[str, float]:
@@ -169,6 +153,11 @@ def test_another_model_on_the_same_output_is_refused(run, tmp_path):
         run(clip=str(other))
     with pytest.raises(OtherConfiguration, match="table"):
         run(exact=True)
+    copy = _clip.write_model(tmp_path / "changed")
+    run("changing", clip=str(copy))
+    _clip.write_model(copy, seed=2)
+    with pytest.raises(OtherConfiguration, match="other weights"):
+        run("changing", clip=str(copy), classes="cat")
 
 
 def test_fewer_images_than_asked_for_are_all_there_are_and_none_fails_the_category(run, tmp_path, photos):
