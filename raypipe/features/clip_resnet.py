@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Resnet:
-    """The two halves of a CLIP, in a folder as open_clip keeps it. Attributes and functions as `clip_vit.Vit` has."""
+    """The two halves of a CLIP in a folder as open_clip keeps it, as `clip.Clip` asks them."""
 
     def __init__(
         self, path: Path, *, method: str, device: str, dtype: str, vision: bool, text: bool, literal: bool

@@ -17,7 +17,7 @@ GRIDS = 16  # whose position embeddings are kept
 
 
 class Vit:
-    """The two halves of a CLIP. Attributes and functions of this name are what `clip.Clip` needs of a network."""
+    """The two halves of a CLIP, as `clip.Clip` asks them."""
 
     def __init__(
         self, path: Path, *, method: str, device: str, dtype: str, vision: bool, text: bool, literal: bool

@@ -53,18 +53,20 @@ def score(trial: Trial, *, threads: int = 1) -> None:
     trial = replace(trial, posts=tuple(all_posts(trial, read_state(trial.output)).values()))
     known = current(read_scores(trial.output, trial.task.schema()), trial.images)
     known = known.filter(pc.is_in(known["status"], value_set=pa.array(["ok", "failed"])))
-    scored = set(zip(known["image_id"].to_pylist(), known[STORED_POST].to_pylist(), strict=True))
+    done = set(zip(known["image_id"].to_pylist(), known[STORED_POST].to_pylist(), strict=True))
     wanted = {canonical(post) for post in trial.posts}
     committed = set(run.commits()["image_id"].to_pylist()).intersection(trial.images["image_id"].to_pylist())
-    missing = {each: {post for post in wanted if (each, post) not in scored} for each in committed}
+    missing = {each: {post for post in wanted if (each, post) not in done} for each in committed}
     if not any(missing.values()):
         return
     scorer = Scorer(trial)
     todo = (row for table in rows.batches(run, leaves=STORED_LEAVES) for row in table.to_pylist())
     todo = (row for row in todo if missing.get(row["image_id"]))
-    lists = map_ahead(lambda row: scorer(row, missing[row["image_id"]]), todo, depth=threads)
-    measured = [row for rows_of_image in lists for row in rows_of_image]
-    table = pa.concat_tables([known, pa.Table.from_pylist(measured, schema=known.schema)])
+
+    def scored(row: dict) -> pa.Table:  # numbers of a confusion matrix are smaller there than in Python
+        return pa.Table.from_pylist(scorer(row, missing[row["image_id"]]), schema=known.schema)
+
+    table = pa.concat_tables([known, *map_ahead(scored, todo, depth=threads)]).combine_chunks()
     run.folder.write_table(table, SCORES_FILE)
 
 
