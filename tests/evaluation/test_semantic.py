@@ -1,6 +1,5 @@
 """Named masks against classes: mIoU in every layout, what is ignored, whose mask is whose class, what is refused."""
 
-import io
 from collections import Counter
 from fractions import Fraction
 
@@ -389,16 +388,3 @@ def test_an_evaluation_from_the_command_line_shows_classes_and_papers(tmp_path, 
     assert its[2][0] == "aeroplane" and float(its[2][1]) < 1 and its[2][2] == "1.000"
     table = pq.read_table(tmp_path / "run/metrics/summary/task=semantic", partitioning=None)
     assert sorted(table["options"].to_pylist())[0].count('"label_classes": "voc2012"') == 1 and len(table) == 2
-
-
-def test_numbers_above_8_bits_are_read_as_they_are(tmp_path):
-    known = classes.read("imagenet_s919")
-    label = np.array([[0, 1, 254, 255, 256, 511, 919, -1]], np.int32)
-    file = io.BytesIO()
-    picture_of("imagenet_s919", label).save(file, "PNG")
-    (tmp_path / "a.png").write_bytes(file.getvalue())
-    limits = {"max_bytes": 10**6, "max_pixels": 10**6}
-    assert (classmaps.read(str(tmp_path / "a.png"), known, form="packed", **limits) == label).all()
-    Image.fromarray(label[:, :3].astype(np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(images.BadImage, match=r"a palette or grey levels, expected RGB, R \+ 256 G"):
-        classmaps.read(str(tmp_path / "a.png"), known, form="packed", **limits)
