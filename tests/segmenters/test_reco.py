@@ -82,7 +82,7 @@ def test_raw_and_tempered_scores_are_those_of_whole_arrays(is_clip_asked, folder
 
 
 def test_the_crf_sees_the_softmax_of_the_scores(folder, image):
-    method = loaded(folder, crf_size=70)  # the image's own size
+    method = loaded(folder, background_score="crf", crf_size=70)  # the image's own size
     probabilities = whole(method, image).softmax(0).numpy()
     refiner = Crf(refine_preset="reco", refine_working_size=None)
     options = {name: getattr(refiner, f"refine_{name}") for name in ("iterations", "gauss_weight", "bilateral_weight")}
@@ -91,9 +91,20 @@ def test_the_crf_sees_the_softmax_of_the_scores(folder, image):
     expected, _ = refiner(probabilities, image)
     (found,) = method.segment([image])
     np.testing.assert_allclose(found.masks.sum(0), expected.max(0), atol=0.02)
-    smaller = loaded(folder, crf_size=35)
+    smaller = loaded(folder, background_score="crf", crf_size=35)
     (reduced,) = smaller.segment([image])
     assert (np.array(["", *reduced.labels])[reduced.index] == np.array(["", *found.labels])[found.index]).mean() > 0.7
+
+
+def test_a_crf_of_many_classes_leaves_only_background_and_says_so(folder, tmp_path, image, caplog):
+    networks = {name: str(folder / name) for name in ("backbone", "clip")}
+    write_bank(tmp_path / "bank", names=[f"class {i}" for i in range(12)], **networks)
+    (found,) = loaded(tmp_path, background_score="crf").segment([image])
+    assert found.values.max() < 0.9 and "with 12 classes hardly any probability behind the CRF is above" in caplog.text
+    caplog.clear()
+    loaded(tmp_path, background_score="crf", threshold=0.0)
+    loaded(tmp_path)
+    assert not caplog.text
 
 
 def test_a_place_is_where_it_is_in_the_image(folder):

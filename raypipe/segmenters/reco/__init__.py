@@ -7,6 +7,7 @@ what `raypipe train reco` makes of an archive and the method reads, `cosegment` 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from raypipe.types import BadImage, LabelMap
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger("raypipe")
 UNSET = "none"  # every bank is of one's own archive
 BACKBONE, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch16"
 MOST = 0.7311  # that a score of `raw` can be: the sigmoid of a cosine of 1
+FLAT = 8  # classes above which probabilities behind the CRF stay near 1 / classes: its pull, 7, is shared by them all
 FEW = 3  # classes among which the likeliest is likely everywhere: nothing is background
 AT_ONCE = 16 * 320 * 640  # px that go through a network together on a GPU
 
@@ -55,9 +58,10 @@ class ReCo(Discovery):
     backbone: str = BACKBONE  # what the bank was made with. At this default, what the bank's own config.json names
     clip: str = CLIP  # likewise
     dense_clip_inference: bool = True  # CLIP's own opinion of each place counts too (paper)
-    # crf: probability behind a dense CRF, whose labels it has (paper); softmax100: of 100 times the scores, over
-    # classes; raw: the score itself, below 0.73
-    background_score: Literal["crf", "softmax100", "raw"] = "crf"
+    # what the threshold is compared with. softmax100: probability of 100 times the scores, over classes; crf: that of
+    # the scores themselves behind a dense CRF, whose labels it has (paper), hardly above 1 / classes where these are
+    # many: for --threshold 0; raw: the score itself, below 0.73
+    background_score: Literal["softmax100", "crf", "raw"] = "softmax100"
     crf_size: int = 448  # px of the longer side at which the CRF works; it keeps all classes at this size in memory
     short_side: int = 320  # px that the shorter side of an image gets (paper's protocol); up to half a patch off
     max_side: int = 1280  # px that the longer side has at most then
@@ -133,6 +137,9 @@ class ReCo(Discovery):
         found = bank.read(self._paths["weights"], method=self.name)
         self._check_network("backbone", self._dino.width, self._dino.digest(), found.vectors, found.config)
         self._names, self._temperature = found.names, found.config["text_temperature"]
+        if self.background_score == "crf" and len(self._names) > FLAT and self.threshold != 0:
+            text = "reco: with %d classes hardly any probability behind the CRF is above the threshold: pass "
+            log.warning(f"{text}--threshold 0, or --background-score softmax100", len(self._names))
         self._vectors, self._clip = torch.from_numpy(found.vectors).to(device), None
         if self.dense_clip_inference:
             options = {"method": self.name, "device": device, "dtype": self.dtype, "text": False}
