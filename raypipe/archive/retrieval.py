@@ -25,15 +25,39 @@ def rank(parts: Iterable[pa.Table], queries: np.ndarray, k: int, among: pa.Array
 
     parts: as above, of any sizes. queries: float32 (C, D), unit rows. among: ids of the images that count; None = all.
     """
+    return _rank(parts, queries, k, None if among is None else Ids(among))
+
+
+def _rank(parts: Iterable[pa.Table], queries: np.ndarray, k: int, among: Ids | None) -> TopK:
     top = TopK(queries, k)
     for part in parts:
         rows = part.filter(pc.equal(part["error"], ""))
-        if among is not None:
-            rows = rows.filter(pc.is_in(rows["image_id"], value_set=among))
+        rows = rows if among is None else among.of(rows)
         if len(rows):
             names = list(zip(rows["key"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
             top.add(vectors(rows["embedding"]), names)
     return top
+
+
+class Ids:
+    """The ids of some images, sorted once. Asking Arrow whether a part's ids are among them sorts out all of them for
+    each part, which takes a second of a million.
+    """
+
+    def __init__(self, ids: pa.Array):
+        self._sorted = np.sort(_as_bytes(ids))
+
+    def of(self, part: pa.Table) -> pa.Table:
+        """The rows of a part whose `image_id` is one of them."""
+        if not len(self._sorted) or not len(part):
+            return part.slice(0, 0)
+        asked = _as_bytes(part["image_id"])
+        places = np.minimum(np.searchsorted(self._sorted, asked), len(self._sorted) - 1)
+        return part.filter(pa.array(self._sorted[places] == asked))
+
+
+def _as_bytes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return np.array(ids.cast(pa.binary()).to_pylist(), "S")
 
 
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
@@ -53,12 +77,14 @@ def rank_on_ray(dataset, queries: np.ndarray, k: int, *, consumers: int, among: 
 
     from raypipe.runtime.cluster import cause
 
-    consume, shared = ray.remote(num_cpus=1, max_retries=0)(rank_share), ray.put((queries, k, among))
+    consumer = ray.remote(num_cpus=1)(Consumer)
+    shared = ray.put((queries, k, None if among is None else Ids(among)))
     for left in reversed(range(TRIES)):
         shares = dataset.select_columns(RANKED_COLUMNS).streaming_split(consumers, equal=False)
-        running = [consume.remote(share, shared) for share in shares]
+        actors = [consumer.remote() for _ in shares]
         try:
-            first, *others = ray.get(running)
+            pairs = zip(actors, shares, strict=True)
+            first, *others = ray.get([actor.rank.remote(share, shared) for actor, share in pairs])
         except ray.exceptions.RayError as error:
             if not isinstance(cause(error), ray.exceptions.RayError):  # ours, which comes again
                 raise
@@ -67,21 +93,25 @@ def rank_on_ray(dataset, queries: np.ndarray, k: int, *, consumers: int, among: 
             log.warning("a process that ranks has died; ranking again")
             continue
         finally:
-            for task in running:  # others would wait for the one that died
-                ray.cancel(task, force=True)
+            for actor in actors:  # others would wait for the one that died. Cancelled tasks can crash Ray's driver
+                ray.kill(actor)
         for other in others:
             first.merge(other)
         return first
 
 
-def rank_share(share, shared: tuple) -> TopK:
-    """What `rank` finds in a consumer's share (`ray.data.DataIterator`). shared: its other arguments."""
-    return rank(share.iter_batches(batch_size=MOST_ROWS, batch_format="pyarrow"), *shared)
+class Consumer:
+    """A process that ranks its share of the rows."""
+
+    def rank(self, share, shared: tuple) -> TopK:
+        """share: `ray.data.DataIterator`. shared: queries, k and Ids, or None for all."""
+        return _rank(share.iter_batches(batch_size=MOST_ROWS, batch_format="pyarrow"), *shared)
 
 
 def look_up(parts: Iterable[pa.Table], ids: pa.Array) -> pa.Table:
     """The rows of some images, in the order of the ids. Raises KeyError for an image that is in no part."""
-    rows = pa.concat_tables([_those(part, ids) for part in parts])
+    wanted = Ids(ids)
+    rows = pa.concat_tables([wanted.of(part) for part in parts])
     places = pc.index_in(ids, value_set=rows["image_id"].combine_chunks())
     if places.null_count:
         raise KeyError(f"{places.null_count} of {len(ids)} ranked images are not in the table")
@@ -90,9 +120,5 @@ def look_up(parts: Iterable[pa.Table], ids: pa.Array) -> pa.Table:
 
 def look_up_on_ray(dataset, ids: pa.Array) -> pa.Table:
     """The same of the rows of a Ray dataset, which are searched where they are."""
-    found = dataset.map_batches(_those, fn_args=(ids,), batch_size=None, batch_format="pyarrow")
+    found = dataset.map_batches(Ids(ids).of, batch_size=None, batch_format="pyarrow")
     return look_up(found.iter_batches(batch_size=None, batch_format="pyarrow"), ids)
-
-
-def _those(part: pa.Table, ids: pa.Array) -> pa.Table:
-    return part.filter(pc.is_in(part["image_id"], value_set=ids))
