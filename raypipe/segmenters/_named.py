@@ -50,7 +50,7 @@ def label_map(
         index[here] = first_of(scores, largest).cpu().numpy()
         score = largest.clamp_(0, 1) if temperature is None else tempered(scores, largest, temperature)
         values[here] = score.cpu().numpy()
-        present[np.unique(index[here])] = True
+        present |= np.bincount(index[here].ravel(), minlength=count) > 0  # np.unique takes twice as long
         first, step = here.stop, max(1, (TILE_ON_GPU if scores.is_cuda else TILE) // (count * width))
     present[:background] = False
     places = (np.cumsum(present) * present).astype(index.dtype)
