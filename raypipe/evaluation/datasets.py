@@ -187,6 +187,8 @@ def bound(task: Task, source: str | DataSet, classes: str | None = None) -> Task
 
     Raises ValueError where a task needs classes that nobody says, or knows none.
     """
+    if isinstance(source, DataSet) and source.holds != task.HOLDS:
+        return task  # which is refused where labels are matched
     is_named = isinstance(source, DataSet) and source.holds == "classes"
     if is_named and classes is not None:
         raise ValueError(f"--classes has no effect with --dataset {source.name}, which has its own; leave one out")

@@ -113,8 +113,9 @@ class Evaluation:
         lines = []
         for status, keys in self.examples.items():
             more = ", ..." if self.counts[status] > len(keys) else ""
-            why = f" ({self.reason})" if status == "bad_label" and self.reason else ""
-            lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}{why}")
+            lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
+            if status == "bad_label" and self.reason:
+                lines.append(f"{keys[0]}: {self.reason}")
         lines += [f"{count:,} images have no {name}" for name, count in self.lacking.items()]
         if self.empty_labels:
             lines.append(f"{self.empty_labels:,} of {self.counts['ok']:,} labels are empty: no pixel is set")

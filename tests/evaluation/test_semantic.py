@@ -337,7 +337,9 @@ def test_labels_that_cannot_be_meant_are_listed_by_image_and_never_resized(tmp_p
     result = evaluated(tmp_path, "voc2012", predictions)
     assert result.counts == dict(ok=1, failed=0, no_label=0, other_size=1, bad_label=2)
     assert result.examples == {"other_size": ["002.jpg"], "bad_label": ["000.jpg", "001.jpg"]}
-    assert "2 labels cannot be read: 000.jpg, 001.jpg (a label map in colours, expected numbers of a" in result.text()
+    lines = result.text().splitlines()
+    i = lines.index("2 labels cannot be read: 000.jpg, 001.jpg")
+    assert lines[i + 1].startswith("000.jpg: a label map in colours, expected numbers of a palette")
     texts = {"000": "a label map in colours, expected numbers of a palette"}
     texts["001"] = "the value 21 at row 5, column 7 is no class: they are 0 to 20, and 255"
     for stem, text in texts.items():
@@ -346,8 +348,7 @@ def test_labels_that_cannot_be_meant_are_listed_by_image_and_never_resized(tmp_p
 
 
 def test_photographs_without_a_label_are_named(tmp_path, rng):
-    labels, _ = made(rng, "voc2012")
-    write_classes(tmp_path, "voc2012", labels)
+    write_classes(tmp_path, "voc2012", made(rng, "voc2012")[0])
     (tmp_path / "VOCdevkit/VOC2012/SegmentationClass/001.png").unlink()
     with pytest.raises(ValueError, match="voc2012: 1 images have no label: 001; photographs are in .*JPEGImages"):
         find("voc2012", str(tmp_path))
@@ -380,6 +381,9 @@ def test_an_evaluation_from_the_command_line_shows_classes_and_papers(tmp_path, 
     assert any(line[:1] == ["aeroplane"] for line in lines) and not any(line[:1] == ["boat"] for line in lines)
     assert main([*words, "--absent-zero"]) == 0 and main([*words, "--classes", "cat"]) == 2
     assert "--classes has no effect with --dataset voc2012" in capsys.readouterr().err
+    assert main([*words, "--task", "saliency"]) == 2
+    error = capsys.readouterr().err
+    assert "data set voc2012 has classes, but task saliency measures masks; add --task semantic" in error
     rows = [row_of(f"{stem}.jpg", label.clip(0), classes.read("voc2012").names) for stem, label in labels.items()]
     write_run(str(tmp_path / "perfect"), rows)
     assert main(["evaluate", words[1], str(tmp_path / "perfect"), *words[2:]]) == 0
