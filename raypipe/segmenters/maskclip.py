@@ -99,7 +99,7 @@ class Maskclip(Segmenter):
         found = classes.read(self.classes)
         options = {"method": self.name, "device": device, "dtype": self.dtype, "literal": self.literal}
         self._clip, self._names = clip.Clip(self._path, **options), found.names
-        self._texts = self._clip.texts(found.queries, self.templates)  # (C, D), rows of length 1
+        self._texts = self.vectors(found.queries)
 
     def checksums(self) -> dict[str, str]:
         return networks.checksums(self._path)
@@ -135,6 +135,10 @@ class Maskclip(Segmenter):
                 raise BadImage("segment", "non_finite", text)
             yield dense
 
+    def vectors(self, queries: Sequence[str]) -> np.ndarray:
+        """What CLIP makes of texts in all contexts: float32 (C, D), rows of length 1."""
+        return self._clip.texts(queries, self.templates)
+
     def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) in px of an image as the network sees it. size: its own."""
         factor = min(self.short_side / min(size), self.max_side / max(size))
@@ -155,8 +159,7 @@ class Maskclip(Segmenter):
     def named(self, dense: Dense, size: tuple[int, int]) -> LabelMap:
         """The label map of an image of (height, width) px."""
         scores, note = self.scores(dense)
-        enlarged = [self._padded(dense.seen), dense.seen][not self.crop_padding]
-        rows = Upsampling(scores, size, through=[(enlarged, dense.seen)])
+        rows = self.enlarged(scores, dense, size)
         notes = [note, *["few_classes"] * (len(scores) <= FEW and self.background_score == "softmax100")]
         options = {"note": ",".join(filter(None, notes))}
         if self.ks:
@@ -176,6 +179,11 @@ class Maskclip(Segmenter):
         if self.ks:
             scores = smoothed(scores, dense.keys, self.ks, self.temperature, axis=self.key_norm)
         return scores, note
+
+    def enlarged(self, grid: Tensor, dense: Dense, size: tuple[int, int]) -> Upsampling:
+        """The rows of an image of (height, width) px from values (C, h, w) of its patches."""
+        whole = self._padded(dense.seen) if self.crop_padding else dense.seen
+        return Upsampling(grid, size, through=[(whole, dense.seen)])
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         patch = self._clip.patch

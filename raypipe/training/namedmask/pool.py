@@ -5,6 +5,7 @@ Masks are those of a run of any method, joined by the images' ids, or files of t
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections import Counter
@@ -83,19 +84,24 @@ def bound(archive: archives.Archive, recipe: NamedMask) -> dict[str, int]:
     Bound by name: the order of an archive that is a file means nothing. Raises ValueError for names that are none of
     the recipe's `classes`.
     """
-    known = classes.read(recipe.classes)
-    aliases = classes.facts(known.source)["aliases"] if known.source else {}
-    aliases = {classes.normalised(alias): classes.normalised(name) for alias, name in aliases.items()}
-    every, wanted, found = {classes.normalised(name) for name in known.names}, recipe.labels, {}
+    known, wanted, found = classes.read(recipe.classes), recipe.labels, {}
     for category in archive.classes.names:
-        name = classes.normalised(category)
-        name = name if name in every else aliases.get(name, name)
-        if name not in every:
-            text = f"{archive.place} has the category {category!r}, which is none of the {len(every):,} of classes"
+        place = places(known).get(classes.normalised(category))
+        if place is None:
+            every = f"{len(known.names):,}"
+            text = f"{archive.place} has the category {category!r}, which is none of the {every} of classes"
             raise ValueError(f"{recipe.name}: {text}; labels are bound by name: give those of the archive")
-        if name in wanted:
+        if (name := classes.normalised(known.names[place])) in wanted:
             found[category] = wanted[name]
     return found
+
+
+@functools.lru_cache(4)
+def places(known: classes.Classes) -> dict[str, int]:
+    """The place of each category among classes, by its name and its aliases as names are compared."""
+    found = {classes.normalised(name): place for place, name in enumerate(known.names)}
+    aliases = classes.facts(known.source)["aliases"] if known.source else {}
+    return {classes.normalised(alias): found[classes.normalised(name)] for alias, name in aliases.items()} | found
 
 
 def masks_of(recipe: NamedMask, wanted: dict[str, dict]) -> dict[str, Mask]:
