@@ -194,7 +194,7 @@ def test_what_archives_lack_is_named_with_the_way_out(archive, nets, photos, tmp
 
     text = error(contexts=("tree", "road", "person"))
     assert text.startswith("reco: no images of the contexts 'road', 'person' in ") and "contexts and " in text
-    assert "make them with `raypipe archive --input CORPUS --classes road,person --output DIR`" in text
+    assert "make them with `raypipe archive --input CORPUS --classes road,person --n 50 --output DIR --con" in text
     text = error(classes="cat,cow")
     assert text.startswith(f"reco: {archive} has no images of 'cow'; ") and "cat" in text
     none = archives.make(tmp_path / "none", {"cat": photos[:1], "dog": []})

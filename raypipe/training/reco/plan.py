@@ -108,7 +108,8 @@ def _contexts(recipe: ReCo, places: list[Archive]) -> tuple[Vector, ...]:
         found[name] = next(filter(None, each), None)
     if missing := [name for name, vector in found.items() if not vector]:
         where = " and ".join(str(archive.place) for archive in places)
-        command = f"raypipe archive --input CORPUS --classes {','.join(missing)} --output DIR"
+        command = f"raypipe archive --input CORPUS --classes {','.join(missing)} --n {recipe.k} --output DIR"
+        command += " --concepts default --faces none"
         text = f"no images of the contexts {_listed(missing)} in {where}; make them with `{command}`"
         way_out = "and pass --context-archive DIR, or pass --no-context-elimination"
         raise ValueError(f"{recipe.name}: {text} {way_out}")
