@@ -7,7 +7,7 @@ float32, a unit vector; null in rows with an error) and `error` ("" = good). No 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,23 @@ TRIES = 3  # of a ranking on Ray: a consumer that dies takes its share of the ro
 
 
 def rank(parts: Iterable[pa.Table], queries: np.ndarray, k: int, among: pa.Array | None = None) -> TopK:
-    """The k best good rows for each query, named (key, image_id). Holds a part at a time.
+    """The k best good rows for each query, named (key, image_id). Holds 16,384 rows or one part at a time.
 
     parts: as above, of any sizes. queries: float32 (C, D), unit rows. among: ids of the images that count; None = all.
     """
-    return _rank(parts, queries, k, None if among is None else Ids(among))
+    return _rank(_gathered(parts), queries, k, None if among is None else Ids(among))
+
+
+def _gathered(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in fewer parts: a run may have thousands of a few hundred, and each costs a look at every query."""
+    held, count = [], 0
+    for part in parts:
+        if held and count + len(part) > MOST_ROWS:
+            yield pa.concat_tables(held)
+            held, count = [], 0
+        held, count = [*held, part], count + len(part)
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _rank(parts: Iterable[pa.Table], queries: np.ndarray, k: int, among: Ids | None) -> TopK:
