@@ -170,16 +170,15 @@ def test_options_that_cannot_work_are_refused(options, text):
 def test_what_is_no_bank_is_told_with_the_way_out(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no bank was given; pass --weights DIR, the output of `raypipe train"):
         ReCo().fetch()
-    (tmp_path / "training.json").write_text("{}")
     with pytest.raises(ValueError, match="is no bank: its config.json must name the classes"):
         ReCo(weights=str(tmp_path))
     with pytest.raises(ValueError, match="is no bank"):
         ReCo(weights=str(folder / "backbone"))
     copy = shutil.copytree(folder / "bank", tmp_path / "bank")
-    (copy / bank.FILE).unlink()
+    (copy / "config.json").unlink()  # written last
     (copy / "training.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="is not finished; the same command makes it"):
-        ReCo(weights=str(copy)).fetch()
+        ReCo(weights=str(copy))
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,6 @@ class ReCo(Discovery):
         if self.weights == UNSET:
             text = "no bank was given; pass --weights DIR, the output of `raypipe train reco --archive ARCHIVE`"
             raise FileNotFoundError(f"reco: {text}")
-        path = Path(self.weights)
-        if (path / "training.json").is_file() and not (path / bank.FILE).is_file():
-            raise FileNotFoundError(f"reco: the bank in {path} is not finished; the same command makes it")
         told = self._take_over(networks.locate(self.weights, method=self.name))
         for field in self.networks[1:]:
             value = getattr(self, field)

@@ -44,8 +44,14 @@ def files(bank: Bank) -> dict[str, bytes]:
 
 
 def told(path: Path, *, method: str) -> dict:
-    """What the config.json of a bank says. path: its folder or file. Raises ValueError for one that is no bank's."""
-    found = originals.settings(path if path.is_dir() else path.parent, method=method)
+    """What the config.json of a bank says. path: its folder or file.
+
+    Raises ValueError for one that is no bank's, and FileNotFoundError where the bank is not finished.
+    """
+    folder = path if path.is_dir() else path.parent
+    if (folder / "training.json").is_file() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{method}: the bank in {folder} is not finished; the same command makes it")
+    found = originals.settings(folder, method=method)
     classes, has = found.get("classes"), (found.get("model_type"), found.get("text_temperature"))
     is_named = isinstance(classes, list) and all(isinstance(each, dict) and "name" in each for each in classes)
     if has[0] != KIND or not (is_named and classes) or not isinstance(has[1], float):
