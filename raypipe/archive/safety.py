@@ -17,6 +17,7 @@ import numpy as np
 from raypipe.classes import normalised
 from raypipe.lookup import one_line
 
+ROWS = 16_384  # images that are compared at a time: a large archive has a million candidates
 DEFAULT = Path(__file__).with_name("concepts.yaml")
 
 
@@ -33,9 +34,11 @@ class Concepts:
         embeddings: (n, D), unit rows of one CLIP. texts: float32 (U + S, D), its unit rows for `unsafe`, then `safe`.
         An image as close to a safe concept as to an unsafe one is safe.
         """
-        scores = np.asarray(embeddings, np.float32) @ texts.T
-        count = len(self.unsafe)
-        return scores[:, :count].max(axis=1) > scores[:, count:].max(axis=1)
+        found, count = np.zeros(len(embeddings), bool), len(self.unsafe)
+        for first in range(0, len(embeddings), ROWS):
+            scores = np.asarray(embeddings[first : first + ROWS], np.float32) @ texts.T
+            found[first : first + ROWS] = scores[:, :count].max(axis=1) > scores[:, count:].max(axis=1)
+        return found
 
 
 def read(text: str = "default") -> Concepts:

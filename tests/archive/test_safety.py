@@ -8,7 +8,9 @@ from raypipe.archive.safety import Concepts
 from raypipe.classes import normalised
 
 
-def test_an_image_is_unsafe_where_an_unsafe_concept_is_nearer_than_all_safe_ones():
+@pytest.mark.parametrize("rows", [4, safety.ROWS])
+def test_an_image_is_unsafe_where_an_unsafe_concept_is_nearer_than_all_safe_ones(monkeypatch, rows):
+    monkeypatch.setattr(safety, "ROWS", rows)
     texts = np.eye(4, 6, dtype=np.float32)
     images = np.float32([[3, 1, 2, 0], [0, 3, 2, 1], [2, 2, 2, 0], [1, 2, 3, 0], [1, 2, 0, 3], [-1, -2, -3, -2]])
     images = np.pad(images, ((0, 0), (0, 2)))
