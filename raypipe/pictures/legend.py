@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from raypipe.pictures.overlay import COLOURS
 from raypipe.types import Segmenter
@@ -28,6 +30,14 @@ def has_names(found: Iterable[list[dict]]) -> bool:
     first: dict[int, str] = {}
     labels = ((i, segment.get("label")) for segments in found for i, segment in enumerate(segments))
     return any(label and first.setdefault(i, label) != label for i, label in labels)
+
+
+def by_label(found: Iterable[list[dict]]) -> list[str]:
+    """The labels of all masks, those that cover most first; what a mask without one is called is ""."""
+    areas: Counter[str] = Counter()
+    for segment in chain.from_iterable(found):
+        areas[segment.get("label") or ""] += segment["area"]
+    return [label for label, _ in areas.most_common()]
 
 
 def _name(i: int, count: int, labels: set, ends: tuple[str, str], parts: Sequence[str]) -> str:

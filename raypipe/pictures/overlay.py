@@ -17,11 +17,18 @@ COLOURS = np.array(
 OUTSIDE, HALO, TRUTH = len(COLOURS) + 1, len(COLOURS) + 2, len(COLOURS) + 3
 
 
-def overlay(image: np.ndarray, found: Iterable[np.ndarray], foreground: np.ndarray | None = None) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    found: Iterable[np.ndarray],
+    foreground: np.ndarray | None = None,
+    *,
+    places: Sequence[int] | None = None,
+) -> np.ndarray:
     """An image in grey with its masks in colour and what lies outside the foreground darkened.
 
     image: RGB uint8 (H, W, 3). found: bool masks, and foreground: bool, of this or of any other size. Returns RGB uint8
-    (H, W, 3). Grey, so that an orange mask shows on an orange animal.
+    (H, W, 3). Grey, so that an orange mask shows on an orange animal. places: of each mask's colour in COLOURS, which
+    repeat; None = in order.
     """
     import cv2
 
@@ -30,7 +37,8 @@ def overlay(image: np.ndarray, found: Iterable[np.ndarray], foreground: np.ndarr
     if foreground is not None:
         picture[~shrunk(foreground, size)] *= 0.35
     for i in draw_order([mask.sum() for mask in found]):
-        picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * COLOURS[i % len(COLOURS)]
+        colour = COLOURS[(places[i] if places else i) % len(COLOURS)]
+        picture[found[i]] = 0.45 * picture[found[i]] + 0.55 * colour
     return picture.round().astype(np.uint8)
 
 

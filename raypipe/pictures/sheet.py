@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -68,15 +69,18 @@ def write_sheet(
     entries = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
     shape = median([row["height"] / row["width"] for row in sample.values()] or [1])
     box = (round(TILE * min(max(shape, SHAPES[0]), SHAPES[1])), TILE)
+    found = [row["segments"] for row in sample.values()]
+    labels = legend.by_label(found) if legend.has_names(found) else []
     tiles = []
     for entry, content in zip(entries, fetch(entries, max_bytes=max_bytes), strict=True):
         try:
-            tiles.append(_tile(content, sample[entry["image_id"]], box, max_pixels))
+            tiles.append(_tile(content, sample[entry["image_id"]], box, labels, max_pixels))
         except BadImage as error:  # it was readable when it was labelled
             log.warning("sheet: %s is left out: %s", entry["key"], error)
     if not tiles:
         return None
-    heading = _heading(run, segmenter, [*sample.values()], shown=len(tiles), good=len(good), all_=len(commits))
+    counts = {"shown": len(tiles), "good": len(good), "all_": len(commits)}
+    heading = _heading(run, segmenter, [*sample.values()], labels, **counts)
     buffer = io.BytesIO()
     Image.fromarray(draw_sheet(heading, tiles, box)).save(buffer, "PNG", optimize=True)
     run.folder.write(buffer.getvalue(), "sheet.png")
@@ -130,8 +134,14 @@ def _draw_heading(heading: Heading, width: int) -> np.ndarray:
     return head[: y + 22]
 
 
-def _heading(run: Run, segmenter: type[Segmenter], sample: list[dict], *, shown: int, good: int, all_: int) -> Heading:
-    """What a run's sheet is about. shown, good, all_: numbers of images on the sheet, without error, and of all."""
+def _heading(
+    run: Run, segmenter: type[Segmenter], sample: list[dict], labels: Sequence[str] = (), *, shown: int, good: int,
+    all_: int,
+) -> Heading:  # fmt: skip
+    """What a run's sheet is about. shown, good, all_: numbers of images on the sheet, without error, and of all.
+
+    labels: what colours stand for, where that is not a mask's place in its image.
+    """
     configuration = run.configuration()
     settings, made = configuration["settings"], configuration["provenance"]["time"]
     title, foreground = configuration["method"], settings.get("foreground")
@@ -144,9 +154,10 @@ def _heading(run: Run, segmenter: type[Segmenter], sample: list[dict], *, shown:
     failed = f" ({all_ - good:,} more failed)" if all_ > good else ""
     own = [f"{key} {value}" for key, value in settings.items() if key not in SHARED and value is not None]
     lines = [f"run {_last(str(run))} of {made[:10]}: {count}{failed}", ", ".join(own), segmenter.finds()]
-    names = legend.names(segmenter, [row["segments"] for row in sample])
-    if max(len(row["segments"]) for row in sample) > len(COLOURS):
-        lines.append(f"The colours repeat after {len(COLOURS)} masks.")
+    found = [row["segments"] for row in sample]
+    names = [label or "without a name" for label in labels[: len(COLOURS)]] or legend.names(segmenter, found)
+    if max(len(labels), *map(len, found)) > len(COLOURS):
+        lines.append(f"The colours repeat after {len(COLOURS)} {'names' if labels else 'masks'}.")
     return Heading(title, lines, names, foreground not in (None, "whole"))
 
 
@@ -155,8 +166,13 @@ def _last(place: str) -> str:
     return place.rstrip("/").rpartition("/")[2]
 
 
-def _tile(content: bytes | BadImage, row: dict, box: tuple[int, int], max_pixels: int) -> Tile:
-    """One image and its masks, drawn at the size it is shown in. Raises BadImage if the original changed."""
+def _tile(
+    content: bytes | BadImage, row: dict, box: tuple[int, int], labels: list[str], max_pixels: int
+) -> Tile:  # fmt: skip
+    """One image and its masks, drawn at the size it is shown in. Raises BadImage if the original changed.
+
+    labels: of masks in the order of their colours; [] where these follow their place in the image.
+    """
     if isinstance(content, BadImage):
         raise content
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
@@ -165,5 +181,6 @@ def _tile(content: bytes | BadImage, row: dict, box: tuple[int, int], max_pixels
     height, width = image.shape[:2]
     size = scaled((height, width), max(height, width) * min(box[0] / height, box[1] / width))
     found, foreground = map(masks.decode_rle, row["segments"]), row["foreground"]
-    picture = resized(image, size)
-    return Tile(picture, overlay(picture, found, foreground and masks.decode_rle(foreground)), row["key"])
+    picture, foreground = resized(image, size), foreground and masks.decode_rle(foreground)
+    places = [labels.index(segment.get("label") or "") for segment in row["segments"]] if labels else None
+    return Tile(picture, overlay(picture, found, foreground, places=places), row["key"])

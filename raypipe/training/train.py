@@ -260,13 +260,18 @@ def begin(plan: Plan, samples: data.Samples | None) -> Work:
     )
 
 
-def train_on_ray(plan: Plan) -> Work:
-    """Train on Ray Train's workers. Returns the work that was done."""
+def prepare_ray() -> None:
+    """Say that Ray will be joined or started, where it was not before, and have it say less."""
     if "ray" not in sys.modules:
         address = os.environ.get("RAY_ADDRESS")
         log.info("joining Ray at %s" if address else "starting Ray", *filter(None, [address]))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def train_on_ray(plan: Plan) -> Work:
+    """Train on Ray Train's workers. Returns the work that was done."""
+    prepare_ray()
     from raypipe.runtime import cluster
     from raypipe.training import workers
 

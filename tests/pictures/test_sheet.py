@@ -1,6 +1,7 @@
 """The picture sheet shows what the rows say."""
 
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from raypipe.pipeline.label import label
 from raypipe.run import Run
 from raypipe.run.rows import load
 from raypipe.segmenters.kmeans import Kmeans
+from raypipe.types import Segments
 
 
 @pytest.fixture
@@ -64,6 +66,36 @@ def test_a_sheet_is_written_with_an_even_tile_per_image(job):
     assert all((place[:, sheet.TILE : sheet.TILE + sheet.SLIT] == 255).all() for place in places)
 
 
+class Sided(Faulty):
+    """The left third is a crane, on every image but the first; the middle one is an otter."""
+
+    def segment(self, images, foregrounds=None):
+        for image in images:
+            height, width = image.shape[:2]
+            left, middle = (np.tile(np.arange(width) * 3 // width == part, (height, 1)) for part in (0, 1))
+            names = ["otter"] if image[0, 0, 0] == 1 else ["crane", "otter"]
+            yield Segments(np.stack([left, middle][-len(names) :]), names)
+
+
+def test_a_named_class_has_one_colour_on_all_images_wherever_it_comes_among_them(job):
+    write_images(Path(job["input"]), [1, 0], size=(240, 320))
+    job["input"] = f"{job['input']}/000[01].png"
+    pixels = np.asarray(Image.open(label(Label(**job), Sided()).sheet)).astype(int)
+    tile = round(sheet.TILE * 120 / 160)
+    row = pixels[-sheet.GAP - sheet.CAPTION - tile // 2]
+    step = 2 * sheet.TILE + sheet.SLIT + sheet.GAP
+    starts = [sheet.GAP + i * step + sheet.TILE + sheet.SLIT for i in (0, 1)]
+    otter, crane = COLOURS[:2].astype(int)  # what covers most comes first
+
+    def is_like(start: int, third: int, colour: np.ndarray) -> bool:
+        place = start + third * sheet.TILE // 3
+        grey = row[place + 10 : place + 70] - 0.55 * colour  # what the image adds is grey
+        return bool((np.abs(grey - grey.mean(1, keepdims=True)) < 2).all())
+
+    assert all(is_like(start, 1, otter) and not is_like(start, 1, crane) for start in starts)
+    assert sorted(is_like(start, 0, crane) for start in starts) == [False, True]
+
+
 def test_pictures_of_any_shape_stand_in_the_middle_of_equal_tiles():
     box = (100, sheet.TILE)
     wide, narrow = (np.zeros((*size, 3), np.uint8) for size in ((40, 260), (100, 30)))
@@ -111,6 +143,8 @@ def test_colours_are_named_by_labels_where_all_images_have_the_same():
     assert legend.names(None, [named, named[::-1]]) == ["mask 1", "mask 2"]
     assert legend.names(None, [[{"label": None}], []]) == ["mask"]
     assert legend.names(Kmeans, [named]) == ["eye: darkest", "shell: lightest"]
+    areas = [[{"label": "eye", "area": 2}], [{"label": None, "area": 4}, {"label": "eye", "area": 3}]]
+    assert legend.by_label(areas) == ["eye", ""]
     assert legend.names(None, []) == [] and len(legend.names(None, [[{}] * 40])) == len(COLOURS)
 
 

@@ -32,7 +32,7 @@ from raypipe.training import checkpoints
 from raypipe.training.job import Train, default_settings, frozen_settings
 from raypipe.training.namedmask import NamedMask
 from raypipe.training.namedmask.student import NamedMaskStudent
-from raypipe.training.train import EXPERTS, FINISHED, STALL_SECONDS, check_frozen, train
+from raypipe.training.train import EXPERTS, FINISHED, STALL_SECONDS, check_frozen, prepare_ray, train
 
 log = logging.getLogger("raypipe")
 REFINED = "refined.parquet"
@@ -145,6 +145,7 @@ def _train_here(experts: dict[str, Expert], job: Train, folder: Folder) -> Itera
 
 def _train_on_ray(experts: dict[str, Expert], job: Train, folder: Folder) -> Iterator[tuple[str, str]]:
     """Train as tasks of Ray, as many at a time as there are GPUs, or else cores. Gives the same."""
+    prepare_ray()
     import ray
 
     from raypipe.runtime import cluster
