@@ -25,6 +25,7 @@ from raypipe.types import BadImage
 
 log = logging.getLogger("raypipe")
 
+NO_COLUMNS = "{} has no columns: lists (.csv, .jsonl) and tables (.parquet) have some"
 TEXT_FACTOR = 6  # bytes of a list for one of a picture at most: base64 in UTF-16 or UTF-32
 PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 # What lies beside images and is none; everything else is tried, whatever its name.
@@ -79,13 +80,14 @@ def records(
     """
     source = Location(source)
     with _explained(source):
-        is_archive = archives.images(source) is not None
-        items = iter(()) if is_archive else _items(source, column, LeftOut(), allow_private)
+        if archives.images(source) is not None:
+            raise ValueError(NO_COLUMNS.format(source))
+        items = _items(source, column, LeftOut(), allow_private)
         for location, its in itertools.groupby(items, key=lambda item: item.record and item.record[0]):
             found = [(hashed(storage.normalise(item.location) + item.part).hex(), item.record) for item in its]
             if location is None:
                 if not all(record and record[1].keys() - {LINE} for _, record in found):
-                    raise ValueError(f"{source} has no columns: they are those of a list (.csv, .jsonl) or table")
+                    raise ValueError(NO_COLUMNS.format(source))
                 values = select(pa.Table.from_pylist([_plain(cells) for _, (_, cells) in found]))
             else:
                 rows = select(plain_columns(location))

@@ -38,12 +38,14 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Blobs, a broken file, and a picture whose red patch a made-up detector takes for a face."""
+    """Blobs, a broken file, and pictures whose red patch a made-up detector takes for a face."""
     draw(tmp_path / "photos", range(16), brightest=120)
     (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
-    pixels = np.random.default_rng(0).integers(0, 120, (128, 128, 3), np.uint8)
-    pixels[32:64, 32:64] = (255, 0, 0)
-    Image.fromarray(pixels).save(tmp_path / "photos" / "face.png")
+    draw(tmp_path / "photos", range(100, 104), size=(128, 128), brightest=120)
+    for path in (tmp_path / "photos").glob("01*"):
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[32:64, 32:64] = (255, 0, 0)
+        Image.fromarray(pixels).save(path)
     return tmp_path / "photos"
 
 
@@ -51,16 +53,17 @@ def test_workers_make_the_archive_of_a_plain_loop_and_faces_are_dropped_without_
     faces = str(red_faces.centerface(tmp_path / "faces.onnx"))
     options = {"n": 20, "faces": faces, "classes": "cat,dog", "concepts": "default", "safety": True, "device": "cpu"}
     made = archive(wanted(photos, tmp_path / "ray", model, actors=2, **options))
-    assert (made.embedded, made.failed, made.is_new) == (18, 1, True)
+    assert (made.embedded, made.failed, made.is_new) == (21, 1, True)
     archive(wanted(photos, tmp_path / "local", model, local=True, **options))
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
     rejects = pq.read_table(tmp_path / "ray" / "rejects.parquet").to_pylist()
     members = pq.read_table(tmp_path / "ray" / "archive.parquet").to_pylist()
-    assert {row["key"] for row in rejects if row["reason"] == "face"} == {"face.png"}
+    reasons = {reason: {row["key"] for row in rejects if row["reason"] == reason} for reason in ("face", "unsafe")}
+    assert reasons["unsafe"] and reasons["face"] == {f"010{i}.png" for i in range(4)} - reasons["unsafe"] != set()
     for category in ("cat", "dog"):
         its = [row for row in members if row["category"] == category]
         assert [row["rank"] for row in its] == list(range(len(its)))
-        assert its and "face.png" not in {row["key"] for row in its}
+        assert its and max(row["key"] for row in its) < "0100.png"
     assert not archive(wanted(photos, tmp_path / "ray", model, actors=2, **options)).is_new
 
 

@@ -11,6 +11,7 @@ from support.sources import listed, photographs
 
 from raypipe import schema
 from raypipe.inputs import archives
+from raypipe.inputs.manifest import records
 from raypipe.storage import Folder
 
 
@@ -99,3 +100,22 @@ def test_locations_are_stored_without_secrets_and_opened_with_those_of_the_archi
     stored = pq.read_table(tmp_path / "manifest.parquet")["location"].to_pylist()
     assert stored == ["s3://b/a.jpg?region=eu", "https://host/a.jpg?id=7", "/photos/a.jpg"]
     assert [each["location"] for each in listed(tmp_path)] == stored
+
+
+def test_rows_of_a_list_or_table_are_told_by_the_ids_of_their_images(tmp_path, photos, folder):
+    cells = {"path": [str(path) for path in photos], "score": [0.5, None, 0.25, 1.0], "vector": [[1.0]] * 4}
+    pq.write_table(pa.table(cells), tmp_path / "table.parquet", row_group_size=3)
+    pictures = [{"image": {"bytes": path.read_bytes(), "path": path.name}, "score": i} for i, path in enumerate(photos)]
+    pq.write_table(pa.Table.from_pylist(pictures), tmp_path / "pictures.parquet")
+    lines = [json.dumps({"path": str(path), "score": i}) for i, path in enumerate(photos)]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    for name, expected in (("table.parquet", cells["score"]), ("pictures.parquet", range(4)), ("list.jsonl", range(4))):
+        found = list(records(str(tmp_path / name), lambda rows: rows["score"].to_pylist()))
+        assert found == list(zip([row["image_id"] for row in listed(tmp_path / name)], expected, strict=True))
+    names = []
+    list(records(str(tmp_path / "pictures.parquet"), lambda rows: names.extend(rows.column_names) or [0] * len(rows)))
+    assert names == ["score"]
+    (tmp_path / "list.txt").write_text(str(photos[0]))
+    for source in (tmp_path / "photos", folder, tmp_path / "list.txt"):
+        with pytest.raises(ValueError, match="has no columns"):
+            list(records(str(source), lambda rows: []))
