@@ -8,19 +8,25 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
+from support.archives import make
 from support.golden import arrays
-from support.namedmask import ATTEMPT, small, work_beside, work_of, write_pool
+from support.namedmask import ATTEMPT, small, work_beside, work_of, write_backbone, write_masks, write_pool
 from torch import multiprocessing
 from torch.nn import functional as F
 
+import raypipe
 from raypipe import networks
+from raypipe.benchmark.plain.train_namedmask import plain_batch
+from raypipe.report.report import Report, report
 from raypipe.segmenters.namedmask import network
 from raypipe.storage import Folder, hold
 from raypipe.training import augment, data, loop, record
 from raypipe.training.augment import Jitter
+from raypipe.training.job import Train
 from raypipe.training.namedmask import views
 from raypipe.training.namedmask.student import counted
 from raypipe.training.namedmask.views import IGNORED, Draw, Place, Square
+from raypipe.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = {"flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
@@ -43,6 +49,11 @@ def straight(pool, tmp_path_factory) -> Folder:
     with hold(folder, ATTEMPT):
         assert loop.run(work_of(small(pool), str(folder)), loop.Place())
     return folder
+
+
+def batch_of(student, samples, count: int) -> tuple[torch.Tensor, ...]:
+    chosen = [student.recipe.choose(data.generator(0, 0, n), samples, n) for n in range(count)]
+    return student.views(*map(list, zip(*chosen, strict=True)))
 
 
 def losses_of(folder: Folder) -> np.ndarray:
@@ -164,6 +175,16 @@ def test_a_sample_follows_from_its_number_alone_and_images_come_again(pool):
     assert labels == {IGNORED, 0, 1, 2}
 
 
+def test_samples_are_those_of_torchvision_one_by_one(pool):
+    recipe = small(pool, n_max=3, crop=40)
+    student, samples = recipe.student("cpu"), work_of(recipe, "out").samples
+    images, labels, seeds = batch_of(student, samples, 24)
+    plain, its, seeds_ = plain_batch(recipe, samples, range(24))
+    assert seeds.tolist() == seeds_ and np.array_equal(labels.where(labels >= 0, 255), its)
+    apart = (images - plain).abs() * torch.tensor(networks.IMAGENET_STD)[:, None, None] * 255
+    assert (apart <= 2).double().mean() > 0.99 and apart.max() < 16
+
+
 def test_without_copy_paste_a_sample_is_one_image(pool):
     recipe = small(pool, n_max=1)
     samples = work_of(recipe, "out").samples
@@ -226,14 +247,9 @@ def test_four_steps_are_the_stored_ones(pool, shared):
         np.testing.assert_allclose(state[name], expected, atol=5e-3, err_msg=name)
 
 
-def batch_of(student, samples) -> tuple[torch.Tensor, ...]:
-    chosen = [student.recipe.choose(data.generator(0, 0, n), samples, n) for n in range(student.recipe.batch_size)]
-    return student.views(*map(list, zip(*chosen, strict=True)))
-
-
 def test_the_loss_is_the_mean_over_pixels_that_count(pool):
     student = small(pool).student("cpu")
-    images, labels, seeds = batch_of(student, work_of(student.recipe, "out").samples)
+    images, labels, seeds = batch_of(student, work_of(student.recipe, "out").samples, 4)
     assert (labels == IGNORED).any() and labels.max() == 2
     state = {name: each.clone() for name, each in student.state_dict().items()}
     found = student(images, labels, seeds)
@@ -293,6 +309,24 @@ def test_a_batch_in_which_no_pixel_counts_is_skipped_and_counted(pool, tmp_path,
     assert np.isfinite(rows[2]["total"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_samples_and_the_loss_of_the_cpu(pool):
+    found = []
+    for device in ("cpu", "cuda"):
+        student = small(pool, n_max=3, dtype="float32").student(device)
+        images, labels, seeds = batch_of(student, work_of(student.recipe, "out").samples, 12)
+        student.dropped.p = 0.0  # each device draws its own
+        loss = student(images, labels, seeds)["total"]
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([each.grad for each in student.parameters()])
+        found.append([each.detach().cpu() for each in (images, labels, loss, norm)])
+    (images, labels, loss, norm), (images_, labels_, loss_, norm_) = found
+    assert torch.equal(labels, labels_) and (abs(images - images_) * 255 * 0.224 <= 2).double().mean() > 0.99
+    torch.testing.assert_close(loss_, loss, rtol=0.02, atol=0)
+    torch.testing.assert_close(norm_, norm, rtol=0.1, atol=0)
+
+
 # Whole trainings
 
 
@@ -327,3 +361,28 @@ def test_an_exported_network_is_that_of_the_student(pool, straight):
     (mask,) = student.predict([image])
     assert mask.shape == (40, 50) and mask.dtype == np.float32 and 0 <= mask.min() <= mask.max() <= 1
     assert student.training and before.keys() == student.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_animals_are_learned_from_their_photographs_masks_and_names(shared, tmp_path):
+    folder = shared / "data/gloper_examples"
+    photos = sorted((folder / "images").iterdir())
+    masks = {file: np.asarray(Image.open(folder / f"foreground_grabcut/{file.stem}.png")) > 0 for file in photos}
+    names = dict.fromkeys(file.stem.rpartition("_")[0] for file in photos)
+    archive = make(tmp_path / "archive", {name: [f for f in photos if f.stem.startswith(name)] for name in names})
+    write_masks(str(archive), str(tmp_path / "run"), masks)
+    pool = {"archive": str(archive), "masks": str(tmp_path / "run"), "backbone": write_backbone(tmp_path / "net.pth")}
+    options = {"crop": 64, "iterations": 150, "channels": 64, "min_scale": 0.1, "max_scale": 0.2, "experts": False}
+    options |= {"lr": 5e-3, "backbone_factor": 1.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0, "n_max": 1}
+    done = train(Train(output=str(tmp_path / "out"), local=True), small(pool, **options))
+    losses = losses_of(Folder(done.output))
+    assert len(losses) == done.steps == 150 and losses[-20:].mean() < 0.7 * losses[:20].mean()
+    (tmp_path / "two").mkdir()
+    for file in photos[:2]:
+        Image.open(file).resize((160, 120)).convert("RGB").save(tmp_path / "two" / f"{file.stem}.png")
+    raypipe.label("namedmask", str(tmp_path / "two"), str(tmp_path / "labels"), weights=done.output, local=True)
+    rows = raypipe.load(str(tmp_path / "labels")).to_pylist()
+    assert [row["error"] for row in rows] == ["", ""]
+    assert {each["label"] for row in rows for each in row["segments"]} <= set(names)
+    report(Report(runs=(str(tmp_path / "labels"),)))
+    assert (tmp_path / "labels/report.html").is_file()
