@@ -51,9 +51,8 @@ class Maskclip(Segmenter):
     residual: Literal["full", "plain"] = "full"  # the last layer as in the authors' code, or as in their paper
     pd: float = 0.0  # prompt denoising: categories nowhere as likely as this are left out; 0 = off, 0.3 to 0.6
     ks: float = 0.0  # key smoothing: places less sure than this ask those with like keys; 0 = off, 0.8 to 1
-    key_norm: Literal["channels", "positions"] = (
-        "channels"  # over what keys are normalised; the authors' code: positions
-    )
+    # over what keys are normalised; the authors' code: positions
+    key_norm: Literal["channels", "positions"] = "channels"
     temperature: float = 100.0  # of the softmax over categories; 20 to 200
     # what the threshold is compared with: the probability at that temperature, or the cosine of image and text
     background_score: Literal["softmax100", "cosine"] = "softmax100"

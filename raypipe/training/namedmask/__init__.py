@@ -44,9 +44,7 @@ class NamedMask(Recipe):
 
     archive: str  # folder that `raypipe archive` made, or the authors' file {category: [paths]} (.json)
     masks: str  # folder of a run over the archive's images, such as SelfMask's; or of the authors' masks (JSON)
-    classes: str | None = (
-        None  # categories in the order of their labels; None = the archive's own, which a file has not
-    )
+    classes: str | None = None  # categories in the order of labels; None = the archive's own, which a file has not
     image_root: str | None = None  # where relative paths of an archive that is a file start; None = beside it
     only: tuple[str, ...] = ()  # of these categories alone, which the network then does not tell apart: an expert
     # to begin with: the address, folder or file of a ResNet trained without labels, or random
