@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from raypipe.benchmark.plain.maskclip import PlainMaskclip, unlike
 from raypipe.networks import look_for_each
 from raypipe.segmenters.maskclip import Maskclip, denoised, smoothed
+from raypipe.sweep.together import share_features
 from raypipe.types import BadImage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -231,19 +232,25 @@ def test_features_that_are_no_numbers_fail_that_image_alone(make):
         next(features)
 
 
-def test_settings_that_share_the_features_differ_in_nothing_that_they_depend_on(make):
-    image, base = noise(50, 70), make(ks=0.9)
+def test_settings_that_share_the_features_of_an_image_give_what_each_gives_alone(weights, make):
+    images, options = (
+        [noise(50, 70), noise(40, 44, 1)],
+        {"weights": weights, "classes": ",".join(NAMES), "short_side": 48},
+    )
     others = {"ks": 1.0, "key_norm": "positions", "pd": 0.3, "temperature": 50.0, "crop_padding": False}
-    assert set(others) | {"background_score"} == set(base.after_features)
-    assert set(make().after_features) == set(base.after_features) - {"ks", "key_norm"}
-    (dense,) = base.features([image])
-    for name, value in others.items():
-        (found,) = make(**{"ks": 0.9, name: value}).segment([image])
-        method = replace(base, **{name: value})
-        method._texts, method._names, method._clip = base._texts, base._names, base._clip
-        shared = method.named(dense, (50, 70))
-        np.testing.assert_array_equal(found.index, shared.index)
-        np.testing.assert_array_equal(found.values, shared.values)
+    assert {*others, "background_score"} == {*make(ks=0.9).after_features} == {*make().after_features, "ks", "key_norm"}
+    given = [{"ks": 0.9} | {name: value} for name, value in others.items()]
+    methods = [Maskclip(**options, **each) for each in given]
+    forget = share_features(methods)
+    for method in methods:
+        method.load("cpu")
+    alone = [list(make(max_side=2048, **each).segment(images)) for each in given]
+    for method, expected in zip(methods, alone, strict=True):
+        assert all(a is b for a, b in zip(method.features(images), methods[0].features(images), strict=True))
+        for found, one in zip(method.segment(images), expected, strict=True):
+            np.testing.assert_array_equal(found.index, one.index)
+            np.testing.assert_array_equal(found.values, one.values)
+    forget()
 
 
 def test_classes_and_templates_are_settled_without_their_files(tmp_path, weights):
