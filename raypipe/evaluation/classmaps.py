@@ -28,7 +28,7 @@ FORMS = {  # how a file stores a pixel's class
 # A label that is no one file has a place and, behind one of these marks, what belongs to it as JSON.
 MASKS = '#{"masks": '  # a mask file for each of its classes, by the class's number
 INSTANCES = '#{"instances": '  # COCO's entries of its objects, and the size of their image
-LOOKED_AT = 20  # files of a folder of one's own, to tell masks from label maps
+LOOKED_AT = 3  # files of each folder of a class, to tell masks from label maps
 MOST_BYTES = 1 << 33  # of COCO's annotations, which people chose themselves
 
 
@@ -84,7 +84,7 @@ def match(folder: str, keys: Iterable[str], known: Classes) -> Matches:
     """
     keys, number = list(keys), known.numbers
     found, stray = _by_class(folder, number)
-    if found and _are_masks(found, len(known.categories)):
+    if found and _are_masks(folder, found, len(known.categories)):
         if stray is not None:
             text = f"{Location(folder)} has masks in a folder per class, but {stray!r} is in none of them"
             raise ValueError(f"{text}; name its class in --classes, or move it elsewhere")
@@ -208,18 +208,24 @@ def _by_class(folder: str, number: Mapping[str, int]) -> tuple[dict[int, dict[st
     return found, stray
 
 
-def _are_masks(found: Mapping[int, Mapping[str, Location]], most: int) -> bool:
-    """Whether files in folders of classes are masks: the first ones that are not empty hold no number of a class."""
-    for file in islice((file for its in found.values() for file in its.values()), LOOKED_AT):
+def _are_masks(folder: str, found: Mapping[int, Mapping[str, Location]], most: int) -> bool:
+    """Whether files in folders of classes are masks, by some of each: their values are no numbers of classes, or white.
+
+    most: the number of classes. Raises ValueError for masks of 0 and 1, which look like label maps of one class.
+    """
+    values, is_light = set(), False
+    for file in (file for its in found.values() for file in islice(its.values(), LOOKED_AT)):
         try:
             picture = stored(storage.read_bytes(file, max_bytes=MOST_BYTES), max_pixels=MOST_BYTES)
         except BadImage:
-            continue
-        if picture.is_palette or (picture.values[picture.values > 0] <= most).any():
-            return False
-        if picture.brightest().max() >= HALF:
-            return True
-    return False
+            continue  # listed by whoever reads it
+        values.update(np.unique(picture.values).tolist())
+        is_light |= bool(picture.brightest().max() >= HALF)
+    values.discard(0)
+    if values == {1} and len(found) > 1:
+        text = f"{Location(folder)} has masks of 0 and 1 in a folder per class, or label maps of one class only"
+        raise ValueError(f"{text}; save masks as 0 and 255, or label maps elsewhere")
+    return is_light and (values == {255} or not any(1 <= value <= most for value in values))
 
 
 def _of_masks(folder: str, found: Mapping[int, Mapping[str, Location]], keys: list[str]) -> Matches:

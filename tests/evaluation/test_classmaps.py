@@ -95,6 +95,28 @@ def test_photographs_of_coca_with_one_name_are_told_apart_by_their_folder(tmp_pa
         find("coca", str(tmp_path))
 
 
+@pytest.mark.parametrize("names", [["cat", "dog"], [f"class {i}" for i in range(300)]])
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_masks_in_folders_of_classes_are_told_by_their_values(tmp_path, mode, names):
+    known = classes.read(",".join(names))
+    for i, name in enumerate(names[:2]):
+        (tmp_path / name).mkdir()
+        pixels = np.zeros((4, 6), np.uint8)
+        pixels[i] = 255
+        Image.fromarray(pixels).convert(mode).save(tmp_path / name / f"{i}.png")
+    found = classmaps.match(str(tmp_path), ["0.jpg", "1.jpg"], known)
+    for i in range(2):
+        assert read(found.location[f"{i}.jpg"], ",".join(names))[:, 0].tolist() == [
+            (i + 1) * (y == i) for y in range(4)
+        ]
+        Image.fromarray(np.full((4, 6), i + 1, np.uint8)).save(tmp_path / names[i] / f"{i}.png")
+    found = classmaps.match(str(tmp_path), ["0.jpg", "1.jpg"], known)  # label maps now
+    assert [read(found.location[f"{i}.jpg"], ",".join(names)).max() for i in range(2)] == [1, 2]
+    Image.fromarray(np.ones((4, 6), np.uint8)).save(tmp_path / names[1] / "1.png")
+    with pytest.raises(ValueError, match="masks of 0 and 1 in a folder per class, or label maps of one class only"):
+        classmaps.match(str(tmp_path), ["0.jpg", "1.jpg"], known)
+
+
 def test_masks_of_an_images_classes_have_one_size_and_the_smaller_one_lies_on_top(tmp_path):
     for folder, size, box in (("cat", (6, 8), (0, 6)), ("dog", (6, 8), (2, 4)), ("cow", (6, 7), (0, 1))):
         (tmp_path / "masks" / folder).mkdir(parents=True)
