@@ -239,3 +239,16 @@ def test_more_blocks_than_any_network_has_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint of NamedMask: it has 1,203 blocks"):
         read(tmp_path, method="test")
     assert network.networks.MAX_LAYERS < 1200
+
+
+@pytest.mark.parametrize("size", [(3, 3), (1, 2), (3, 4), (9, 2)])
+def test_a_convolution_that_reaches_beyond_the_map_is_one_of_each_pixel(size):
+    separable = network.Separable(6, 5, rate=3)
+    values, found = torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(0)), []
+    for form in (separable, separable.body):
+        given = values.clone().requires_grad_()
+        result = form(given)
+        gradients = torch.autograd.grad(result.square().sum(), [given, *separable.parameters()])
+        found.append((result, *gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

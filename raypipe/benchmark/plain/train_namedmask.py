@@ -170,10 +170,15 @@ class PlainLoop:
     def __init__(self, student: NamedMaskStudent, samples: Sequence[dict]):
         import torch
 
+        from raypipe.segmenters.namedmask.network import Separable
+
         self.recipe, self.samples = student.recipe, samples
         self.device = next(student.parameters()).device.type
         self.network = copy.deepcopy(student.network).to(memory_format=torch.contiguous_format)
         (self.dropped,) = (each for each in self.network.modules() if type(each) is type(student.dropped))
+        for name, module in list(self.network.named_modules()):
+            if isinstance(module, Separable):
+                self.network.set_submodule(name, module.body)  # convolutions alone, however far they reach
         rates = ((self.network.backbone, self.recipe.lr * self.recipe.backbone_factor),)
         rates += ((self.network.classifier, self.recipe.lr),)
         groups = [{"params": part.parameters(), "lr": lr} for part, lr in rates]
