@@ -196,7 +196,16 @@ def _encoded(row: dict, work: Work) -> dict:
         own = slice(i, i + 1)
         segments += masks.encode_segments(binary[None], labels=found.labels[own], scores=found.scores[own], soft=soft)
     foreground = None if foreground is None else masks.encode_rle(foreground)
-    return {"segments": segments, "foreground": foreground, "note": note}
+    return {"segments": present(segments, work), "foreground": foreground, "note": note}
+
+
+def present(segments: list[dict], work: Work) -> list[dict]:
+    """Segments of a row without those of an exclusive method that no pixel is left to: such a class is not there.
+
+    Where soft masks are kept all stay: lower thresholds need their values.
+    """
+    is_left = work.keep_soft or not work.segmenter.exclusive
+    return segments if is_left else [segment for segment in segments if segment["area"]]
 
 
 def refined(found: Segments, refiner: Callable, image: np.ndarray, *, exclusive: bool) -> tuple[Segments, str]:

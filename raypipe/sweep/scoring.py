@@ -95,14 +95,14 @@ class Scorer:
     def labelled(self, row: dict, posts: set[str]) -> Iterator[tuple[str, dict]]:
         """The masks row that `label` gives with each setting: as stored without refiner and with threshold 0.5."""
         row, stored = row | self._is_hard, self._as_stored(posts)
-        yield from ((post, row) for post in stored)
+        yield from ((post, self._present(row)) for post in stored)
         for refined, alike in self._refined_each(row, posts - stored):
             yield from ((post, self._encoded(refined, threshold)) for post, threshold in alike.items())
 
     def _measured(self, row: dict, posts: set[str], label) -> Iterator[tuple[str, dict]]:
         """The task's cells of each setting, or the status `failed`; all thresholds of a label map in one pass."""
         row, stored = row | self._is_hard, self._as_stored(posts)
-        yield from ((post, self._cells(row, label)) for post in stored)
+        yield from ((post, self._cells(self._present(row), label)) for post in stored)
         for refined, alike in self._refined_each(row, posts - stored):
             cells = None
             if isinstance(refined["found"], LabelMap) and not refined["error"]:
@@ -113,6 +113,10 @@ class Scorer:
 
     def _cells(self, labelled: dict, label) -> dict:
         return {"status": "failed"} if labelled["error"] else self.task.cells(labelled, label)
+
+    def _present(self, row: dict) -> dict:
+        """A stored row as `label` leaves it, of a run that keeps no soft masks where the task needs none."""
+        return row | {"segments": stages.present(row["segments"], self._work)}
 
     def _as_stored(self, posts: set[str]) -> set[str]:
         """The settings whose masks are those of the stored row."""

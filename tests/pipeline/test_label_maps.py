@@ -83,6 +83,26 @@ def test_a_label_map_gives_the_rows_that_its_stack_of_masks_gives(image, thresho
     np.testing.assert_allclose(soft, found.masks, atol=1e-5)
 
 
+def test_a_class_that_is_nowhere_above_the_threshold_is_not_there_unless_soft_masks_are_kept(image):
+    image[:, :4] = 40  # 0.625 of the way through the first of four levels; its value is 0.875
+    image[:, 4:] = np.where(image[:, 4:] < 192, 140, 195)
+    (found,) = Levels().segment([image])
+    tops = dict(zip(found.labels, found.masks.max((1, 2)), strict=True))
+    assert tops["level 0"] > 0.8 and tops["level 1"] == 0 and 0 < tops["level 3"] < 0.6
+    kept, binary, soft = labelled(Levels(threshold=0.6), image)
+    assert [segment["label"] for segment in kept["segments"]] == list(found.labels)
+    work = replace(plan_work(Label("photos", "run"), Levels(threshold=0.6), None), device="cpu")
+    (done,) = encode(Segment(work)([row(image)]), work)
+    assert [segment["label"] for segment in done["segments"]] == ["level 0", "level 2"]
+    assert (
+        [segment["area"] for segment in kept["segments"]]
+        == [*binary.sum((1, 2))]
+        == [96, 0, (found.index == 3).sum(), 0]
+    )
+    np.testing.assert_array_equal(masks.decode_segments(done["segments"], SIZE), binary[[0, 2]])
+    assert soft[3].max() > 0.5
+
+
 def test_after_a_refiner_each_pixel_is_of_the_class_that_is_largest_there(image):
     refiner, method = Guided(refine_radius=2, refine_working_size=None), Levels(threshold=0.2)
     done, binary, soft = labelled(method, image, refiner)

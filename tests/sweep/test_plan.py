@@ -372,8 +372,9 @@ def test_measures_of_soft_masks_are_what_evaluate_gives(folder, segmenter, refin
 
 @pytest.mark.parametrize("refiner", [None, Guided()])
 def test_stored_masks_of_an_exclusive_method_stay_exclusive(folder, refiner):
-    job, *rest = settled(sweep_of(folder, "threshold=0.0,0.6,0.75", refine=refiner and "guided"), Pattern())
-    common, values = Trial(job, Levels(), refiner, *rest), (0.0, 0.6, 0.75)
+    values, kept = (0.0, 0.6, 0.5, 0.75), {}
+    job, *rest = settled(sweep_of(folder, "threshold=0.0,0.6,0.5,0.75", refine=refiner and "guided"), Pattern())
+    common = Trial(job, Levels(), refiner, *rest)
     (trial,) = with_images(plan(common, [{"threshold": value} for value in values]), labelled(common))
     advance(trial, 6)
     scorer = Scorer(trial)
@@ -386,6 +387,9 @@ def test_stored_masks_of_an_exclusive_method_stay_exclusive(folder, refiner):
             size = (row["height"], row["width"])
             stored, direct = (masks.decode_segments(each["segments"], size) for each in (found, rows[row["image_id"]]))
             assert stored.sum(0).max() == 1 and (stored != direct).mean() < (1e-3 if refiner else 1e-4)
+            assert stored.any((1, 2)).all() and len(row["segments"]) >= len(stored)
+            kept.setdefault(threshold, []).append(len(stored))
+    assert sum(kept[0.75]) < sum(kept[0.5])  # levels that are nowhere above a threshold are not there
 
 
 def test_labels_of_ones_own_have_the_methods_classes_unless_others_are_named(folder):
