@@ -81,7 +81,7 @@ def test_a_mask_that_would_lose_everything_and_a_flat_image_stay_as_they_are(cli
 
 
 def test_only_what_was_found_is_looked_at_and_experts_masks_are_not_again(options, clip):
-    recipe = small(options, mask_attention=0.5, clip=clip)
+    recipe = small(options, experts=True, mask_attention=0.5, clip=clip)
     plain, attended = masks_of(small(options)), masks_of(replace(recipe, experts=False))
     rows = recipe.rows(None)
     for expert in planned(recipe, rows).values():
