@@ -32,8 +32,8 @@ def label(method: str, input: str, output: str, **options) -> Summary | Estimate
 def load(run: str, columns: list[str] | None = None) -> pa.Table:
     """All rows of a run, one per image, as an Arrow table: `schema.MASKS` plus the column `method`.
 
-    run: the output folder of `label`, a path or a URI. columns: read only these. Raises FileNotFoundError when the
-    folder is no run. Safe to call while a job writes: only committed rows are read.
+    run: the output folder of `label`, or of `archive` for its embeddings: a path or a URI. columns: read only these.
+    Raises FileNotFoundError when the folder is no run. Safe to call while a job writes: only committed rows are read.
     """
     from raypipe.run import Run, rows
 

@@ -1,7 +1,7 @@
 """`raypipe VERB`: verbs to functions, errors to exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but with too many bad images, 4 output locked or of another
-configuration, 130 and 143 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but with too many bad images or a category without any, 4 output
+locked or of another configuration, 130 and 143 interrupted.
 """
 
 from __future__ import annotations
