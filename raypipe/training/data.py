@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -49,7 +50,10 @@ class Samples:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        return self._samples[index]
+        sample = self._samples[index]
+        if (file := sample.get("file")) is None:
+            return sample
+        return {**sample, "image": images.decode(file.tobytes(), max_pixels=sys.maxsize)}
 
 
 def gather(recipe: Recipe, rows: pa.Table, *, max_bytes: int, max_pixels: int) -> Samples:
@@ -137,6 +141,9 @@ def _prepared(rows: Sequence[dict], recipe: Recipe, *, max_bytes: int, max_pixel
                     raise content
                 digest = _digest(row, content)
                 prepared = recipe.prepare(row, images.decode(content, max_pixels=max_pixels))
+                if recipe.keep_files:
+                    del prepared["image"]
+                    prepared["file"] = np.frombuffer(content, np.uint8)
                 sample = {name: _fixed(array) for name, array in prepared.items()}
             except BadImage as bad:
                 error = str(bad)

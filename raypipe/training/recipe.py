@@ -36,6 +36,7 @@ class Recipe(ABC):
     round_steps: ClassVar[int] = 1000  # of them, in the place of an epoch
     batch_size: ClassVar[int] = 1
     lr: ClassVar[float] = 1.0
+    keep_files: ClassVar[bool] = False  # in the place of `image`, which is decoded from its file at each use
     least_lr: ClassVar[float] = 0.0  # below which no group of parameters comes, whatever `rate` says
 
     networks: ClassVar[tuple[str, ...]] = ()  # as of a Segmenter: fields that name a network to be fetched

@@ -185,6 +185,13 @@ def test_samples_are_those_of_torchvision_one_by_one(pool):
     assert (apart <= 2).double().mean() > 0.99 and apart.max() < 16
 
 
+def test_images_that_wait_as_files_are_the_same_ones_in_less_memory(pool):
+    kept, recipe = (work_of(small(pool, keep_files=is_file), "out") for is_file in (True, False))
+    assert kept.samples.digest == recipe.samples.digest and "image" not in kept.samples._samples[0]
+    for one, other in zip(kept.samples, recipe.samples, strict=True):
+        assert np.array_equal(one["image"], other["image"]) and np.array_equal(one["mask"], other["mask"])
+
+
 def test_without_copy_paste_a_sample_is_one_image(pool):
     recipe = small(pool, n_max=1)
     samples = work_of(recipe, "out").samples

@@ -72,6 +72,7 @@ class NamedMask(Recipe):
     expert_iterations: int = 5_000  # steps of each
     expert_batch_size: int = 8  # samples per step of each
     expert_groups: tuple[str, ...] = ()  # categories that share one, each a list such as cat,dog; others have their own
+    keep_files: bool = False  # images wait as files, JPEGs in a tenth of the memory, and are decoded at each use
     flip: float = 0.5  # probability that an image is mirrored
     jitter: float = 0.8  # probability that its colours are changed
     grey: float = 0.2  # probability that they are taken away
