@@ -34,7 +34,9 @@ class NamedMask(Segmenter):
     Pixels whose likeliest class is the background belong to none.
     """
 
-    threshold: float | None = 0.0  # every pixel of a class counts: there is a class for the background
+    # every pixel of a class counts: there is a class for the background. With --refine, which smears values over edges,
+    # 0.3 to 0.5 is what one wants
+    threshold: float | None = 0.0
     weights: str = PUBLISHED  # what `raypipe train namedmask` leaves in its output; or a published .pt, as file or URL
     # of a .pt whose name does not tell: a data set's list, a file, or names, in the order of its labels
     classes: str | None = None

@@ -145,9 +145,10 @@ def initialise(network: DeepLab, backbone: Path | None, seed: int, *, method: st
     backbone: what `resnet.read` reads, such as DINO's ResNet-50; None = at random too. Raises ValueError for a residual
     network of another size.
     """
+    parts = {network.classifier: "fan_in"} | ({network.backbone: "fan_out"} if backbone is None else {})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also touch the GPUs'
-        for part, mode in ((network.backbone, "fan_out"), (network.classifier, "fan_in")):  # torchvision, the authors
+        for part, mode in parts.items():  # as the authors', and as torchvision's
             for module in part.modules():
                 if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
                     module.reset_parameters()
