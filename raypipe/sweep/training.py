@@ -170,7 +170,7 @@ def plan(job: Training, recipe: Recipe, space: search.Space, given: Iterable[str
             its = anew(recipe, setting, chosen, preset="preset")
             trial = Trial(Train(**options, output=job.output), its, setting)
             check_train(trial.job, its)
-            if not its.epochs:
+            if not its.rounds:
                 raise ValueError("--epochs 0 trains nothing: `raypipe train --epochs 0 --validate` measures a network")
         except ValueError as error:
             refused.append((setting, error))
