@@ -35,30 +35,39 @@ def label_map(
     over its classes of temperature * score; None: the largest score itself, cut to [0, 1]. background: scores have one
     class more, the first, whose pixels belong to none.
     """
+    import torch
+
     count, (height, width) = len(names) + background, size
-    first, step = 0, max(1, TILE // (count * width))
-    # made first: what is kept between large temporary arrays keeps their memory from being used again
-    index, values, present = (
-        np.empty(size, np.min_scalar_type(count)),
-        np.empty(size, np.float32),
-        np.zeros(count, bool),
-    )
+    first, step, index = 0, max(1, TILE // (count * width)), None
     while first < height:
         here = slice(first, min(first + step, height))
         scores = scores_of(here.start, here.stop)
+        if index is None:  # where the scores are: a GPU would wait for what a CPU does in between
+            index, values = (scores.new_empty(size, dtype=kind) for kind in (_fitting(count), torch.float32))
+            pixels = scores.new_zeros(count, dtype=torch.int64)  # of each class
+            step = max(1, (TILE_ON_GPU if scores.is_cuda else TILE) // (count * width))
         largest = scores.amax(0)
-        index[here] = first_of(scores, largest).cpu().numpy()
-        score = largest.clamp_(0, 1) if temperature is None else tempered(scores, largest, temperature)
-        values[here] = score.cpu().numpy()
-        present |= np.bincount(index[here].ravel(), minlength=count) > 0  # np.unique takes twice as long
-        first, step = here.stop, max(1, (TILE_ON_GPU if scores.is_cuda else TILE) // (count * width))
+        index[here] = first_of(scores, largest)
+        values[here] = largest.clamp_(0, 1) if temperature is None else tempered(scores, largest, temperature)
+        pixels += torch.bincount(index[here].flatten(), minlength=count)
+        first = here.stop
+    present = pixels > 0
     present[:background] = False
-    places = (np.cumsum(present) * present).astype(index.dtype)
-    for row in range(height):
-        index[row] = places[index[row]]
+    places = (present.cumsum(0) * present).to(index.dtype)
+    for rows in index.split(step):
+        rows.copy_(places[rows.long()])
     if background:
-        values[index == 0] = 0
-    return LabelMap(index, values, [names[i - background] for i in np.flatnonzero(present)], note=note)
+        values.masked_fill_(index == 0, 0)
+    found = index.cpu().numpy()
+    labels = [names[i - background] for i in present.nonzero().flatten().tolist()]
+    return LabelMap(found.view(f"u{found.itemsize}"), values.cpu().numpy(), labels, note=note)
+
+
+def _fitting(count: int):
+    """The smallest of torch's types for numbers up to a count whose bits are those of an unsigned one."""
+    import torch
+
+    return torch.uint8 if count < 1 << 8 else torch.int16 if count < 1 << 15 else torch.int32
 
 
 def first_of(scores: Tensor, largest: Tensor) -> Tensor:

@@ -88,7 +88,20 @@ def test_more_than_255_classes_need_wider_labels():
     scores = torch.randn((300, 20, 30), generator=torch.Generator().manual_seed(2))
     found = label_map(lambda first, last: scores[:, first:last].clone(), (20, 30), [str(i) for i in range(300)])
     np.testing.assert_array_equal(np.array(found.labels, int)[found.index - 1], scores.argmax(0))
-    assert len(found.labels) > 200
+    assert len(found.labels) > 200 and found.index.dtype == np.uint16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("count", [7, 300])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_gpu_gives_the_label_map_of_a_cpu(count, background):
+    grid = torch.randn((count, 9, 12), generator=torch.Generator().manual_seed(3))
+    names, options = [str(i) for i in range(count - background)], {"temperature": 5.0, "background": background}
+    here, there = (label_map(Upsampling(each, (90, 70)), (90, 70), names, **options) for each in (grid, grid.cuda()))
+    assert (here.index == there.index).mean() > 0.999 and here.labels == there.labels
+    same = here.index == there.index
+    np.testing.assert_allclose(there.values[same], here.values[same], atol=1e-5)
+    assert (there.index.dtype, there.values.dtype) == (here.index.dtype, here.values.dtype)
 
 
 MEMORY = """
