@@ -42,7 +42,8 @@ class Maskclip(Segmenter):
     threshold: float | None = 0.25
     # voc2012 or another data set's list, a file (a name per line, or YAML entries of name and query), or cat,dog,...
     classes: str = "voc2012"
-    weights: str = "openai/clip-vit-base-patch16"  # a CLIP with a vision transformer: a Hugging Face id or a folder
+    # a Hugging Face id or a folder, for residual networks (RN50, ...) one of open_clip
+    weights: str = "openai/clip-vit-base-patch16"
     templates: str = "default"  # contexts in which CLIP is asked: default (85), none, or a file with one per line
     short_side: int = 512  # px of the image as the network sees it, smaller ones are enlarged; 224 to 640
     max_side: int = 2048  # px of its longer side, which goes first
@@ -93,12 +94,16 @@ class Maskclip(Segmenter):
         return (*names, "ks", "key_norm") if self.ks else names  # without it no keys are computed
 
     def load(self, device: str) -> None:
+        import torch
+
         networks.keep_products_exact(device)
         self._device, self._path = device, networks.locate(self.weights, method=self.name)
         found = classes.read(self.classes)
         options = {"method": self.name, "device": device, "dtype": self.dtype, "literal": self.literal}
         self._clip, self._names = clip.Clip(self._path, **options), found.names
         self._texts = self.vectors(found.queries)
+        one = torch.zeros((1, 3, self._clip.patch, self._clip.patch), device=device)
+        self._clip.dense(one, residual=self.residual, keys=self.ks > 0)  # what it cannot give fails here, once
 
     def checksums(self) -> dict[str, str]:
         return networks.checksums(self._path)

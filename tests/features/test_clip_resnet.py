@@ -11,6 +11,7 @@ from skimage import data
 
 from raypipe.features.clip import Clip, normalise, read_templates
 from raypipe.features.clip_resnet import Resnet
+from raypipe.segmenters.maskclip import Maskclip
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,13 @@ def test_open_clip_is_asked_for_where_it_is_absent(tmp_path, monkeypatch):
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(ValueError, match="which is not installed: pip install 'raypipe.open-clip.'"):
         Clip(tmp_path, method="maskclip", device="cpu")
+
+
+def test_maskclip_names_places_by_a_residual_network_but_knows_no_keys_of_it(folder):
+    method = Maskclip(weights=str(folder), classes="cat,dog,sky,tree", short_side=64, threshold=0.0)
+    method.load("cpu")
+    (found,) = method.segment([data.astronaut()[:300]])
+    assert found.index.shape == (300, 512) and found.index.min() == 1 and set(found.labels) <= {*method._names}
+    for options in ({"ks": 1.0}, {"residual": "plain"}):
+        with pytest.raises(ValueError, match="maskclip: residual plain and key smoothing are for CLIPs with vision"):
+            Maskclip(weights=str(folder), classes="cat,dog", **options).load("cpu")
