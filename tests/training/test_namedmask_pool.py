@@ -110,7 +110,7 @@ def published(folder: Path, photos: dict[Path, np.ndarray]) -> dict[str, str]:
 
 
 def test_the_authors_files_are_read_and_labels_are_bound_by_name(photos, tmp_path):
-    given = published(tmp_path, photos) | {"backbone": "random"}
+    given = published(tmp_path, photos) | {"backbone": write_backbone(tmp_path / "resnet.pth")}
     with pytest.raises(ValueError, match="classes is needed with an archive that is a file"):
         small(given)
     rows = rows_of(small(given, classes="disc, tall square"))
