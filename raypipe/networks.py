@@ -134,10 +134,11 @@ def locate(weights: str, *, method: str, option: str = "weights") -> Path:
 
 
 def told_classes(weights: str) -> str | None:
-    """The classes that the config.json in a local folder of weights names, as `classes.read` takes them, if any."""
+    """The names of classes in the config.json of a local folder of weights, as `classes.read` takes them, if any."""
     config = Path(weights).expanduser() / "config.json"
     found = json.loads(config.read_bytes()).get("classes") if config.is_file() else None
-    return found and json.dumps(found, ensure_ascii=False)
+    names = [each["name"] if isinstance(each, dict) else each for each in found or ()]
+    return json.dumps(names, ensure_ascii=False) if names else None
 
 
 def is_hub_id(weights: str) -> bool:

@@ -30,7 +30,7 @@ def write_bank(folder: Path, *, backbone: str, clip: str, names=NAMES) -> Path:
     vectors = random.normal(size=(len(names) + 1, encoder.width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     config = {
-        "classes": [{"name": name, "query": name} for name in names],
+        "classes": [{"name": name, "query": f"a {name}", "images": 2} for name in names],
         "contexts": ["tree"],
         "text_temperature": 10.0,
         "backbone": backbone,
