@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,7 +154,6 @@ def test_another_network_of_the_same_shapes_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"background_score": "raw"}, "with the background score 'raw' threshold must be below 0.7311"),
         ({"background_score": "raw", "crf_size": 99}, "crf_size has no effect with the background score 'raw'"),
         ({"background_score": "none"}, "unknown background_score 'none'"),
         ({"dense_clip_inference": False, "clip": "a/b"}, "clip 'a/b' has no effect without dense_clip_inference"),
@@ -165,6 +165,13 @@ def test_another_network_of_the_same_shapes_is_refused(folder, tmp_path):
 def test_options_that_cannot_work_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         ReCo(**options)
+
+
+def test_a_threshold_that_no_score_passes_is_refused_before_anything_starts(folder):
+    method = ReCo(weights=str(folder / "bank"), background_score="raw")  # a sweep sets thresholds of its own
+    with pytest.raises(ValueError, match="with the background score 'raw' threshold must be below 0.7311"):
+        method.fetch()
+    replace(method, threshold=0.5).fetch()
 
 
 def test_what_is_no_bank_is_told_with_the_way_out(folder, tmp_path):

@@ -473,6 +473,17 @@ def test_labels_of_ones_own_are_of_the_classes_that_the_weights_name(folder, nam
     assert len(set(scores["miou"].to_pylist())) > 2
 
 
+def test_scores_of_reco_are_swept_beside_thresholds_that_only_some_pass(folder):
+    method = segmenters.find("reco")(**tiny.options("reco", folder / "weights"))
+    over = ("threshold=0:0.95:0.05", "background_score=softmax100,crf,raw")
+    job, task, source = settled(sweep_of(folder, *over), None, method)
+    common = Trial(job, method, None, task, source)
+    trials = plan(common, draw(common, check(common)))
+    assert [(each.segmenter.background_score, len(each.posts)) for each in trials] == [
+        ("softmax100", 20), ("crf", 20), ("raw", 20),
+    ]  # fmt: skip
+
+
 def test_commits_are_counted_while_trials_run(folder):
     (folder / "photos/wild/cat_0.png").write_bytes(b"nothing")
     trial = plan_one(folder)

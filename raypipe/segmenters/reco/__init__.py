@@ -91,12 +91,9 @@ class ReCo(Discovery):
             self._take_over(path)
 
     def _check_effects(self) -> None:
-        """Raise ValueError for options without effect, and for a threshold that no score can pass."""
+        """Raise ValueError for options without effect."""
         if self.background_score != "crf" and self.crf_size != type(self).crf_size:
             raise ValueError(f"reco: crf_size has no effect with the background score {self.background_score!r}")
-        if self.background_score == "raw" and self.threshold is not None and self.threshold >= MOST:
-            text = f"below {MOST}, for no score is above, got {self.threshold!r}; or choose another --background-score"
-            raise ValueError(f"reco: with the background score 'raw' threshold must be {text}")
         if not self.dense_clip_inference:
             if self.clip != CLIP:
                 raise ValueError(f"reco: clip {self.clip!r} has no effect without dense_clip_inference")
@@ -114,7 +111,13 @@ class ReCo(Discovery):
         return networks.told_classes(self.weights)
 
     def fetch(self) -> None:
-        """Raise FileNotFoundError, with the way out, where there is no bank, or not a network it was made with."""
+        """Raise FileNotFoundError, with the way out, where there is no bank, or not a network it was made with.
+
+        And ValueError for a threshold that no score can pass; not before, for a sweep compares scores at any threshold.
+        """
+        if self.background_score == "raw" and self.threshold is not None and self.threshold >= MOST:
+            text = f"below {MOST}, for no score is above, got {self.threshold!r}; or choose another --background-score"
+            raise ValueError(f"reco: with the background score 'raw' threshold must be {text}")
         if self.weights == UNSET:
             text = "no bank was given; pass --weights DIR, the output of `raypipe train reco --archive ARCHIVE`"
             raise FileNotFoundError(f"reco: {text}")
