@@ -6,6 +6,7 @@ import functools
 import html
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from raypipe.lookup import one_line, suggest
 
 LISTS = Path(__file__).with_name("classes.json")  # those of data sets, without their background
 FILES = (".txt", ".yaml", ".yml", ".json", ".csv")  # a text that ends so is meant as a file
+PATHS = ("/", "./", "../", "~")  # and so is one that begins so
 
 
 class Category(NamedTuple):
@@ -115,14 +117,18 @@ def _lists() -> dict[str, dict]:
 
 
 def _check_meaning(text: str) -> None:
-    """Raise for one word that reads like a file or a data set's list and is neither."""
+    """Raise for one word that reads like a file or a data set's list and is neither, and for names in quotes."""
+    if '"' in text:
+        raise ValueError('classes: names separated by commas have no quotes; write ["a, b", c] where they need them')
     if "," in text:
         return
     way_out = f"write [{text}] for a category of that name"
-    if text.lower().endswith(FILES):
-        raise FileNotFoundError(f"classes: there is no file {text!r}; {way_out}")
-    is_code = any(character.isdigit() or character == "_" for character in text)
-    if is_code and (hint := suggest(text, names())).startswith("did you mean"):
+    if text.lower().endswith(FILES) or text.startswith(PATHS):
+        raise FileNotFoundError(f"classes: there is no local file {text!r}; {way_out}")
+    begun = [name for name in names() if len(text) > 2 and name.startswith(text.lower())]  # voc, VOC2012, cityscapes
+    hint = f"did you mean {begun[0]!r}?" if begun else suggest(text.lower(), names())
+    is_code = begun or any(character.isdigit() or character == "_" for character in text)
+    if is_code and hint.startswith("did you mean"):
         raise ValueError(f"classes: {text!r} is no list of a data set; {hint} Or {way_out}")
 
 
@@ -164,6 +170,8 @@ def _category(entry: object, number: int, place: str) -> Category:
     name, query = (" ".join(html.unescape(value).split()) for value in values)
     if not (normalised(name) and normalised(query)):
         raise ValueError(f"classes: category {number} of {place} has an empty name or query; leave it out or name it")
+    if unseen := [character for character in name + query if unicodedata.category(character) == "Cc"]:
+        raise ValueError(f"classes: category {number} of {place} has the control character {unseen[0]!r}; take it out")
     return Category(name, query)
 
 

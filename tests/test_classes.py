@@ -105,6 +105,7 @@ def test_one_word_is_one_category(tmp_path, monkeypatch):
     assert classes.read("tv/monitor").names == ("tv/monitor",)
     assert classes.read("cocoa").names == ("cocoa",)  # as near to `coca` as a typing error would be
     assert classes.read("[voc2021]").names == ("voc2021",)
+    assert classes.read("co").names == ("co",)
     many = [f"a category whose number is {i}" for i in range(900)]  # longer than any path may be
     assert classes.read(",".join(many)).names == tuple(many)
 
@@ -131,6 +132,11 @@ def test_one_word_is_one_category(tmp_path, monkeypatch):
         ("[cat", "the list cannot be read as YAML"),
         ("[!!python/object/apply:os.getcwd []]", "must be a name"),
         ("voc2021", r"'voc2021' is no list of a data set; did you mean 'voc2012'\? Or write \[voc2021\]"),
+        ("VOC2012", r"'VOC2012' is no list of a data set; did you mean 'voc2012'\? Or write \[VOC2012\]"),
+        ("coco", r"'coco' is no list of a data set; did you mean 'coco2017'\? Or write \[coco\]"),
+        ("ImageNet-S50", "did you mean 'imagenet_s50'"),
+        ('cat,"a, b"', r'names separated by commas have no quotes; write \["a, b", c\]'),
+        ("cat,dog\x7f", r"category 2 of the names has the control character '\\x7f'; take it out"),
     ],
 )
 def test_what_gives_no_classes_is_refused(text, message):
@@ -157,7 +163,8 @@ def test_files_that_give_no_classes_are_refused(file, content, message, tmp_path
 
 
 def test_an_absent_file_is_no_category():
-    with pytest.raises(FileNotFoundError, match=r"there is no file 'animals.txt'; write \[animals.txt\]"):
-        classes.read("animals.txt")
+    for text in ("animals.txt", "./animals", "~/lists/animals", "/lists/animals", "s3://bucket/animals.txt"):
+        with pytest.raises(FileNotFoundError, match=rf"there is no local file '{text}'; write \[{text}\]"):
+            classes.read(text)
     with pytest.raises(ValueError, match="unknown class list 'voc2021'; did you mean 'voc2012'"):
         classes.facts("voc2021")
