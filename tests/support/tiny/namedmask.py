@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 SIZES = {"blocks": (1, 1, 1, 1), "width": 4, "channels": 8, "fine": 4}
 CLASSES = ("dining table", "crane", "otter")
+SEED = 6  # of weights with which every class is somewhere
 
 
-def made(classes: int = 1 + len(CLASSES), *, seed: int = 0, **options) -> DeepLab:
+def made(classes: int = 1 + len(CLASSES), *, seed: int = SEED, **options) -> DeepLab:
     """A network whose norms are not those of a start, in eval mode."""
     import torch
 
