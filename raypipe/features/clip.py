@@ -58,14 +58,18 @@ class Clip:
 
         queries: texts as they are; each takes the place of `{}` in every template (see `read_templates`). A row is the
         mean of the normalised answers, normalised. Found once in a process for each query. Raises ValueError for a
-        query without a single token.
+        query without a single token, and for weights that give no finite numbers.
         """
         patterns = read_templates(templates)
         of_all = self._network.digest_of_texts, digest(patterns)
         for query in queries:
             if (*of_all, query) not in _TEXTS:
                 features = self.text_features([pattern.replace("{}", query) for pattern in patterns], query)
-                _TEXTS[*of_all, query] = _unit(_unit(features).mean(0)).cpu().numpy()
+                row = _unit(_unit(features).mean(0)).cpu().numpy()
+                if not np.isfinite(row).all():
+                    text = f"CLIP makes no finite numbers of the text {query!r}; use other weights"
+                    raise ValueError(f"{self._method}: {text}")
+                _TEXTS[*of_all, query] = row
         return np.stack([_TEXTS[*of_all, query] for query in queries])
 
     def text_features(self, texts: Sequence[str], query: str = "") -> Tensor:

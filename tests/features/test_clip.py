@@ -237,6 +237,13 @@ def test_a_text_without_a_token_is_refused(tiny, query):
         tiny.texts(["cat", query])
 
 
+def test_texts_of_damaged_weights_are_refused(weights):
+    damaged = Clip(weights, method="maskclip", device="cpu", vision=False)
+    torch.nn.init.constant_(damaged._network._network.text_projection.weight, float("nan"))
+    with pytest.raises(ValueError, match="maskclip: CLIP makes no finite numbers of the text 'cat'; use other weights"):
+        damaged.texts(["cat"])
+
+
 @pytest.mark.parametrize("absent", [{"merges.txt"}, {"vocab.json"}, {"merges.txt", "vocab.json"}])
 def test_weights_without_a_complete_tokenizer_are_refused_where_texts_are_needed(weights, absent, tmp_path):
     for file in weights.iterdir():

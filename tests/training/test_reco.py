@@ -1,13 +1,14 @@
 """ReCo's bank: what archives it is made of, that its vectors follow their formulas, what archives may lack."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import archives
 from support.tiny.reco import write_networks
 from torch.nn.functional import interpolate
@@ -216,6 +217,17 @@ def test_broken_images_are_left_out_and_a_category_without_any_is_named(nets, ph
     its = recipe(archives.make(tmp_path / "b", {"cat": [photos[0]], "dog": [broken]}), nets, context_elimination=False)
     with pytest.raises(ValueError, match="none of the images of 'dog' can be used, see skipped.parquet; leave it out"):
         made(tmp_path / "two", its)
+
+
+@pytest.mark.parametrize(("field", "tensor"), [("backbone", "layernorm.weight"), ("clip", "visual_projection.weight")])
+def test_a_network_that_gives_no_finite_numbers_makes_no_bank(field, tensor, archive, nets, tmp_path):
+    damaged = shutil.copytree(nets[field], tmp_path / field)
+    tensors = load_file(damaged / "model.safetensors")
+    tensors[tensor][:] = np.nan
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="reco: the features of 'cat' are no finite numbers; try --dtype float32"):
+        made(tmp_path / "out", recipe(archive, nets | {field: str(damaged)}, k=1, context_elimination=False))
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_another_archive_or_option_is_another_bank(archive, nets, photos, straight, tmp_path):

@@ -32,9 +32,7 @@ class Seen(NamedTuple):
     """What the networks say of one image."""
 
     features: Tensor  # (D, h, w)
-    attention: dict[
-        int, Tensor
-    ]  # by the number of the vector that it serves: (h, w), how well each place fits its text
+    attention: dict[int, Tensor]  # by the number of a vector that it serves: (h, w), how well places fit its text
 
 
 class ReCoMaker(nn.Module, Made):
@@ -98,7 +96,7 @@ class ReCoMaker(nn.Module, Made):
         attention = torch.stack([each.attention[number] for each in images]) if self.recipe.text_attention else None
         contexts = self.vectors[: min(number, len(self.plan.contexts))]
         found = cosegment(features, weights(features, attention, contexts), slices=self.recipe.slices)
-        if not found.vector.isfinite().all():
+        if not (found.vector.isfinite().all() and found.support.isfinite().all()):  # of both networks
             text = f"the features of {self.plan.vectors[number].name!r} are no finite numbers; try --dtype float32"
             raise ValueError(f"{self.recipe.name}: {text}, or other weights")
         return found
