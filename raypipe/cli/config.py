@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -96,7 +97,7 @@ def as_yaml(command: Command) -> str:
     """All options of a command as a config file."""
     set_parts = [part for part in (command.options, *command.parts) if part is not None]
     values = {name: value for part in set_parts for name, value in dataclasses.asdict(part).items()}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True)  # of plain types only
 
 
 def _of_file(path: str) -> dict:

@@ -21,18 +21,20 @@ NAMES = {str: "TEXT", int: "INT", float: "NUMBER"}  # of a value, in the help
 REGISTRY = ConstructorRegistry()
 
 
-EXAMPLES = {  # of each verb, for its help; METHOD stands for the one that was named
+EXAMPLES = {  # of each verb, for its help, one a line; METHOD stands for the one that was named
     "label": "raypipe label METHOD --input photos/ --output runs/METHOD --foreground grabcut --sheet",
     "report": "raypipe report runs/kmeans",
-    "export": """raypipe export runs/kmeans --format coco --where "share > 0.01\"""",
+    "export": """raypipe export runs/kmeans --format coco --where "share > 0.01\"
+  raypipe export runs/maskclip --format png --classes voc2012""",
     "verify": "raypipe verify runs/kmeans",
     "compact": "raypipe compact runs/kmeans",
     "methods": "raypipe methods kmeans",
     "weights": "raypipe weights clipseg --to weights/clipseg",
     "demo": "raypipe demo",
-    "evaluate": "raypipe evaluate runs/kmeans --labels labels/",
+    "evaluate": """raypipe evaluate runs/kmeans --labels labels/
+  raypipe evaluate runs/maskclip --task semantic --labels labels/ --classes cat,dog""",
     "sweep": "raypipe sweep kmeans --input photos/ --labels labels/ --output sweep --foreground grabcut --over k=2,3",
-    "sweep --train": "raypipe sweep METHOD --train --input photos/ --validate ecssd --root data/ --output sweep "
+    "sweep --train": "raypipe sweep sempart --train --input photos/ --validate ecssd --root data/ --output sweep "
     "--over tau=0.2,0.4",
     "train": "raypipe train METHOD --input photos/ --output weights/METHOD --workers 2",
     "archive": "raypipe archive --input photos/ --output archive --classes cat,dog --concepts default --faces none",
@@ -66,11 +68,14 @@ def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def example(verb: str, method: type | None) -> str:
-    """A command line to copy. method: of the method or recipe that was named, if any."""
+    """Command lines to copy. method: of the method or recipe that was named, if any."""
     usual = "sempart" if verb.endswith("train") else "kmeans"
     text = EXAMPLES[verb].replace("METHOD", name_of(method) if method else usual)
-    if verb == "label" and method and not issubclass(method, PatternSegmenter):
-        text = text.replace(" --foreground grabcut", "")
+    if verb == "label" and method:
+        if not issubclass(method, PatternSegmenter):
+            text = text.replace(" --foreground grabcut", "")
+        if getattr(method, "weights", "") == "none":  # nobody has published any
+            text = text.replace(" --sheet", f" --weights weights/{name_of(method)} --sheet")
     if verb == "train" and method:
         options = {"archive": "--archive archive/", "masks": "--masks runs/tokencut"}
         if given := [option for name, option in options.items() if name in method.__dataclass_fields__]:

@@ -13,6 +13,7 @@ import threading
 import pytest
 import tyro
 import yaml
+from support.archives import make as make_archive
 from support.faulty import GOOD, write_images
 
 import raypipe
@@ -62,10 +63,37 @@ def test_the_help_of_each_verb_has_an_example_that_works_and_no_jargon(verb, cap
         main([*words, "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    (example,) = {line.strip() for line in text.splitlines() if line.startswith("  raypipe ")}
     assert not re.search(r"{None}\||\[\[|\((GloPER|reference|official|supplement)", text)
-    program, *typed = shlex.split(example)
-    assert program == "raypipe" and typed[0] == verb.split()[0] and main([*typed, "--print-config"]) == 0
+    assert_examples_work(text, verb)
+
+
+def assert_examples_work(text: str, verb: str) -> None:
+    """All command lines in a help text are understood."""
+    for example in (lines := {line.strip() for line in text.splitlines() if line.startswith("  raypipe ")}):
+        program, *typed = shlex.split(example)
+        assert program == "raypipe" and typed[0] == verb.split()[0] and main([*typed, "--print-config"]) == 0
+    assert lines
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        *((["label", name], f"raypipe label {name} ") for name in segmenters.names()),
+        *((["sweep", name, "--train"], "raypipe sweep sempart --train ") for name in ROOMS["recipe"].names()),
+        (["label", "reco"], " --weights weights/reco"),
+        (["train", "reco"], "reco --archive archive/ --output "),
+        (["train", "namedmask"], " --archive archive/ --masks "),
+    ],
+    ids=lambda each: "-".join(each) if isinstance(each, list) else "",
+)
+def test_the_examples_of_every_method_work(words, part, photos, capsys, monkeypatch):
+    make_archive(photos.parent / "archive", {"cat": list(photos.glob("*.png"))})
+    monkeypatch.chdir(photos.parent)
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    text = capsys.readouterr().out
+    assert part in text
+    assert_examples_work(text, words[0])
 
 
 def test_help_is_a_word_too(capsys):
