@@ -17,6 +17,8 @@ class Condition:
         """columns: what it can name, for errors. Raises ValueError for a text that is not one condition by itself."""
         import duckdb
 
+        if not where.strip():
+            raise ValueError("--where: expected a condition, got an empty text")
         self.database = duckdb.connect(config={"enable_external_access": "false"})
         self._where, self._columns = where, columns
         with self.explained():

@@ -278,9 +278,10 @@ def needs_work(job: Archive, run: Run, images: pa.Table, state: str) -> bool:
 
 
 def is_current(folder: Folder, state: str) -> bool:
-    """Whether the folder holds the archive of this state."""
+    """Whether the folder holds the archive of this state, with all its files."""
     try:
-        return (folder.read_json(archives.ARCHIVE) or {}).get("state") == state
+        settings = folder.read_json(archives.ARCHIVE) or {}
+        return settings.get("state") == state and archives.is_whole(folder, settings)
     except ValueError:
         return False
 
@@ -299,9 +300,9 @@ def make(job: Archive, asked: Asked, plan: Plan, run: Run, state: str) -> None:
     shown = {name: value for name, value in settings.items() if name not in ("classes", "short", "empty", "state")}
     limits = {"max_pixels": job.max_pixels, "max_bytes": job.max_bytes}
     html = page(tables, asked.classes, shown, examples=job.examples, **limits)
-    others = {"rejects_parquet": tables.rejects, "archive_summary_parquet": tables.summary}
-    others["archive_html"] = html.encode("utf-8", "replace")
-    archives.write(run.folder, settings, tables.members, tables.images, **others)
+    others = {"rejects.parquet": tables.rejects, "archive_summary.parquet": tables.summary}
+    others["archive.html"] = html.encode("utf-8", "replace")
+    archives.write(run.folder, settings, tables.members, tables.images, others)
 
 
 def has_begun(job: Archive) -> bool:

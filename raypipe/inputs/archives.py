@@ -11,8 +11,9 @@ An archive is an input like any other: its images are labelled once each.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,8 +21,8 @@ import pyarrow.compute as pc
 from raypipe import schema, storage
 from raypipe.classes import Category, Classes
 from raypipe.inputs.addresses import Addresses
-from raypipe.inputs.items import manifest_of
-from raypipe.storage import Folder, Location, open_table
+from raypipe.inputs.items import Unusable, manifest_of
+from raypipe.storage import Folder, Location, open_table, parquet_bytes
 from raypipe.types import BadImage
 
 ARCHIVE = "archive.json"
@@ -75,37 +76,53 @@ def read(place: str, *, image_root: str | None = None) -> Archive:
         raise ValueError(f"{location}: damaged: {sorted(unknown)[0]!r} is none of its classes")
     if pc.any(pc.invert(pc.is_in(members["image_id"], value_set=images["image_id"].combine_chunks()))).as_py():
         raise ValueError(f"{location}: damaged: an image of {MEMBERS_FILE} is not in {MANIFEST_FILE}")
+    if _settings(folder) != settings:
+        raise ValueError(f"{location}: the archive was made anew while it was read; try again")
     return Archive(location, classes, members, images)
 
 
-def images(source: Location) -> pa.Table | None:
+def images(source: Location, *, allow_private: bool = False) -> pa.Table | None:
     """The distinct images of an archive's folder as rows of schema.MANIFEST; None when the source is no such folder.
 
-    Raises ValueError when the archive is damaged, and OSError.
+    allow_private: web addresses among them may lead into a private network, as those of any table may only then.
+    Raises ValueError when the archive is damaged or not finished, and OSError.
     """
     parts = storage.split(source)
     if source.lower().endswith((".json", ".parquet", ".tar")) or (parts and parts.is_web):
         return None
     try:
         folder = Folder(source.uri)
-        return None if _settings(folder) is None else _images(folder)
+        if _settings(folder) is None:
+            if folder.files().keys() >= {MEMBERS_FILE, "run.json"}:  # else its tables would be taken for an input
+                raise ValueError(f"{folder}: its archive is not finished; run raypipe archive again")
+            return None
+        found = _images(folder)
     except (NotADirectoryError, FileNotFoundError):
         return None
+    return found if allow_private else _public(found)
 
 
-def write(folder: Folder, settings: dict, members: pa.Table, images: pa.Table, **others: pa.Table | bytes) -> None:
+def write(
+    folder: Folder, settings: dict, members: pa.Table, images: pa.Table, others: Mapping[str, pa.Table | bytes]
+) -> None:
     """Write an archive into a folder: its old settings go first and the new come last, so readers never see a mixture.
 
-    settings: with `source` and `classes` (a list of {name, query} in label order). others: more files of it by name,
-    `_` for the last dot.
+    settings: with `source` and `classes` (a list of {name, query} in label order). others: more files of it by name.
     """
+    tables = {MEMBERS_FILE: members.cast(MEMBERS), MANIFEST_FILE: _with_locations(images, _without_secrets)} | others
     folder.delete(ARCHIVE)
-    folder.write_table(members.cast(MEMBERS), MEMBERS_FILE)
-    folder.write_table(_with_locations(images, _without_secrets), MANIFEST_FILE)
-    for name, content in others.items():
-        file = ".".join(name.rsplit("_", 1))
-        folder.write(content, file) if isinstance(content, bytes) else folder.write_table(content, file)
-    folder.write_json(settings, ARCHIVE)
+    digests = {}
+    for name, table in tables.items():
+        content = table if isinstance(table, bytes) else parquet_bytes(table)
+        folder.write(content, name)
+        digests[name] = sha256(content).hexdigest()
+    folder.write_json(settings | {"files": digests}, ARCHIVE)
+
+
+def is_whole(folder: Folder, settings: Mapping) -> bool:
+    """Whether all files of an archive are as they were written. settings: what its `archive.json` says."""
+    files = settings["files"].items()
+    return all((content := folder.read(name)) and sha256(content).hexdigest() == digest for name, digest in files)
 
 
 def _settings(folder: Folder) -> dict | None:
@@ -133,10 +150,20 @@ def _images(folder: Folder) -> pa.Table:
     return _with_locations(stored, lambda uri: storage.locate(folder.uri, uri).uri)
 
 
+def _public(images: pa.Table) -> pa.Table:
+    """The same, but web addresses lead to public ones alone."""
+    pairs = zip(images["public"].to_pylist(), images["location"].to_pylist(), strict=True)
+    is_public = [is_public or _is_web(uri) for is_public, uri in pairs]
+    return images.set_column(schema.MANIFEST.get_field_index("public"), "public", pa.array(is_public, pa.bool_()))
+
+
+def _is_web(uri: str) -> bool:
+    return (parts := storage.split(uri)) is not None and parts.is_web
+
+
 def _without_secrets(uri: str) -> str:
     """A location as it may stand in a file: of a web address the query stays, for it may say which image is meant."""
-    parts = storage.split(uri)
-    return storage.normalise(uri) if parts and parts.is_web else storage.without_secrets(uri)
+    return storage.normalise(uri) if _is_web(uri) else storage.without_secrets(uri)
 
 
 def _with_locations(images: pa.Table, change: Callable[[str], str]) -> pa.Table:
@@ -155,9 +182,13 @@ def _published(location: Location, image_root: str | None) -> Archive:
         raise ValueError(f"{location}: expected JSON of a category's paths by its name ({error})") from error
     if not isinstance(found, dict) or not found or not all(map(_are_paths, found.values())):
         raise ValueError(f"{location}: expected {{category: [paths]}} with a category at least")
-    addresses = Addresses(storage.join(image_root, "archive.json") if image_root else location, allow_private=True)
+    addresses = Addresses(storage.join(image_root, "archive.json") if image_root else location)
     entries = [(category, rank, path) for category, paths in found.items() for rank, path in enumerate(paths)]
-    items = [addresses.item(path) for _, _, path in entries]
+    try:
+        items = [addresses.item(path) for _, _, path in entries]
+    except Unusable as error:
+        text = str(error).replace("record{s}", "a path").partition(":")[0]
+        raise ValueError(f"{location}: {text}; copy the images, or list them by paths beside the file") from None
     images, _ = manifest_of(iter(items))
     places = {location: i for i, location in enumerate(images["location"].to_pylist())}
     chosen = images.take(pa.array([places[item.location.uri] for item in items], pa.int64()))

@@ -52,7 +52,7 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     """
     source, skipped = Location(source), LeftOut()
     with _explained(source):
-        if (images := archives.images(source)) is not None:
+        if (images := archives.images(source, allow_private=allow_private)) is not None:
             _refuse_column(column)
             return images
         items = _items(source, column, skipped, allow_private)

@@ -146,6 +146,16 @@ def test_an_archive_that_was_not_written_to_its_end_is_written_again(run, tmp_pa
     assert (made.embedded, made.is_new) == (0, True) and contents(tmp_path / "out") == before
 
 
+def test_an_archive_that_has_lost_a_file_or_a_part_of_one_is_written_again(run, tmp_path):
+    run()
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "archive_summary.parquet").unlink()
+    assert run().is_new and contents(tmp_path / "out") == before
+    (tmp_path / "out" / "manifest.parquet").write_bytes(before["manifest.parquet"][:-9])
+    assert run().is_new and contents(tmp_path / "out") == before
+    assert not run().is_new
+
+
 def test_another_model_on_the_same_output_is_refused(run, tmp_path):
     run()
     other = _clip.write_model(tmp_path / "other", seed=1)
@@ -171,7 +181,12 @@ def test_fewer_images_than_asked_for_are_all_there_are_and_none_fails_the_catego
     assert summary(tmp_path / "out")["left_out_by_where"] == 21
     made = run(**corpus, where="punsafe < 0")
     assert made.exit_code == 3 and made.empty == ["cat", "dog", "tree frog"] and "no image for 3" in made.text()
-    for wrong, text in (("nsfw < 1", "path, punsafe"), ("punsafe <", "--where"), ("path < 3", "--where")):
+    for wrong, text in (
+        ("nsfw < 1", "path, punsafe"),
+        ("punsafe <", "--where"),
+        (" ", "--where: expected a condition"),
+        ("path < 3", "--where"),
+    ):
         with pytest.raises(ValueError, match=text):
             run(**corpus, where=wrong)
     with pytest.raises(ValueError, match="has no columns"):

@@ -76,6 +76,34 @@ def test_a_folder_that_is_no_archive_is_refused(folder, tmp_path):
         archives.read(str(folder), image_root=str(tmp_path))
 
 
+def test_a_published_file_leads_into_no_private_network(tmp_path):
+    (tmp_path / "archive.json").write_text('{"crab": ["http://10.0.0.1/a.jpg"]}')
+    assert archives.read(str(tmp_path / "archive.json")).images["public"].to_pylist() == [True]
+    (tmp_path / "archive.json").write_text('{"crab": ["s3://b/a.jpg?endpoint_override=10.0.0.1"]}')
+    with pytest.raises(ValueError, match="archive.json: a path that may lead into a private network"):
+        archives.read(str(tmp_path / "archive.json"))
+
+
+def test_an_archive_that_is_not_finished_is_no_input(folder):
+    os.remove(folder / "archive.json")
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="its archive is not finished; run raypipe archive again"):
+        listed(folder)
+
+
+def test_an_archive_that_is_made_anew_while_it_is_read_is_refused(folder, monkeypatch):
+    of_images = archives._images
+
+    def made_anew(place):
+        settings = json.loads((folder / "archive.json").read_text())
+        (folder / "archive.json").write_text(json.dumps(settings | {"n": 7}))
+        return of_images(place)
+
+    monkeypatch.setattr(archives, "_images", made_anew)
+    with pytest.raises(ValueError, match="made anew while it was read; try again"):
+        archives.read(str(folder))
+
+
 def test_damage_is_told_by_name_and_never_read_as_less(folder):
     manifest = pq.read_table(folder / "manifest.parquet")
     pq.write_table(manifest.slice(1), folder / "manifest.parquet")
@@ -96,10 +124,12 @@ def test_locations_are_stored_without_secrets_and_opened_with_those_of_the_archi
     row = dict.fromkeys(schema.MANIFEST.names) | {"image_id": "1", "uri": "s3://b/a.jpg", "key": "a.jpg"}
     places = ["s3://key:secret@b/a.jpg?region=eu", "https://user:secret@host/a.jpg?id=7", "/photos/a.jpg"]
     rows = pa.Table.from_pylist([row | {"location": place} for place in places], schema=schema.MANIFEST)
-    archives.write(Folder(str(tmp_path)), {"classes": []}, archives.MEMBERS.empty_table(), rows)
+    archives.write(Folder(str(tmp_path)), {"classes": []}, archives.MEMBERS.empty_table(), rows, {})
     stored = pq.read_table(tmp_path / "manifest.parquet")["location"].to_pylist()
     assert stored == ["s3://b/a.jpg?region=eu", "https://host/a.jpg?id=7", "/photos/a.jpg"]
     assert [each["location"] for each in listed(tmp_path)] == stored
+    assert [each["public"] for each in listed(tmp_path)] == [False, True, False]
+    assert not any(each["public"] for each in listed(tmp_path, allow_private=True))
 
 
 def test_rows_of_a_list_or_table_are_told_by_the_ids_of_their_images(tmp_path, photos, folder):

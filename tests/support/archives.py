@@ -21,5 +21,5 @@ def make(folder, images: Mapping[str, Iterable]) -> Path:
         for category, rank, path in entries
     ]
     settings = {"source": "", "classes": [{"name": name, "query": name} for name in images]}
-    archives.write(Folder(str(folder)), settings, pa.Table.from_pylist(members, schema=archives.MEMBERS), manifest)
+    archives.write(Folder(str(folder)), settings, pa.Table.from_pylist(members, schema=archives.MEMBERS), manifest, {})
     return Path(folder)
