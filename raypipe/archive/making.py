@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from raypipe.archive.choose import REJECTS, choose
 from raypipe.archive.retrieval import vectors
 from raypipe.archive.safety import Concepts
-from raypipe.archive.tools import Here, Look, OnRay
+from raypipe.archive.tools import Here, Look
 from raypipe.classes import Classes, normalised
 from raypipe.inputs.archives import MEMBERS
 from raypipe.run import Run, refuse_other, rows
@@ -50,7 +50,7 @@ class Tables:
     empty: list[str]  # categories without any
 
 
-def made(plan: Plan, run: Run, tools: Here | OnRay) -> Tables:
+def made(plan: Plan, run: Run, tools: Here) -> Tables:
     """The archive of a run's embeddings. Raises OtherConfiguration where other weights than theirs read the texts."""
     names, concepts = plan.classes.names, plan.concepts
     asked = [*plan.classes.queries, *((*concepts.unsafe, *concepts.safe) if concepts else ())]

@@ -21,6 +21,7 @@ from raypipe.types import BadImage
 
 COLUMNS = ["image_id", "key", "uri", "sha256", "phash", "height", "width", "embedding", "error"]
 LOOKED_AT = 8  # images whose faces are looked for in one go
+FEW = 65_536  # rows that are read and ranked in less time than a process takes to start
 MOST_CONSUMERS = 32  # processes that rank: each holds the best of all categories
 
 
@@ -81,13 +82,13 @@ class Here:
         return rows.columns(self._run, names)
 
 
-class OnRay:
-    """The same on Ray, which is there."""
+class OnRay(Here):
+    """The same on Ray, which is there; of few images all but the network and the faces still in this process."""
 
     def __init__(self, run: Run, embedder: Embedder, device: str, actors: int | None):
         from raypipe.runtime import cluster
 
-        self._run, self._embedder = run, embedder
+        self._run, self._embedder, self._count = run, embedder, len(run.commits())
         self._resources = cluster.resources(gpus=embedder.gpus, device=device, actors=actors)
 
     def texts(self, queries: Sequence[str], templates: str) -> tuple[np.ndarray, dict[str, str]]:
@@ -99,12 +100,14 @@ class OnRay:
     def rank(self, queries: np.ndarray, k: int, among: pa.Array | None) -> list[Ranked]:
         import ray
 
-        consumers = max(1, min(MOST_CONSUMERS, int(ray.cluster_resources().get("CPU", 1)) - 1))
+        if self._count <= FEW:
+            return super().rank(queries, k, among)
+        consumers = max(1, min(MOST_CONSUMERS, self._count // FEW, int(ray.cluster_resources().get("CPU", 1)) - 1))
         dataset = self._dataset(retrieval.RANKED_COLUMNS)
         return retrieval.rank_on_ray(dataset, queries, k, consumers=consumers, among=among).result()
 
     def look_up(self, ids: pa.Array) -> pa.Table:
-        return retrieval.look_up_on_ray(self._dataset(COLUMNS), ids)
+        return super().look_up(ids) if self._count <= FEW else retrieval.look_up_on_ray(self._dataset(COLUMNS), ids)
 
     def faces(self, manifest: pa.Table, look: Look) -> pa.Table:
         import ray.data

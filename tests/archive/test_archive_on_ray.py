@@ -10,7 +10,7 @@ from support import red_faces
 from support.corpora import OnFakeGpu, contents, draw, wanted
 from support.tiny import _clip
 
-from raypipe.archive import embedding
+from raypipe.archive import embedding, tools
 from raypipe.archive.archive import archive
 from raypipe.archive.embedding import Embedding
 from raypipe.inputs.manifest import list_inputs
@@ -49,7 +49,11 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_workers_make_the_archive_of_a_plain_loop_and_faces_are_dropped_without_refill(photos, tmp_path, model):
+@pytest.mark.parametrize("few", [tools.FEW, pytest.param(1, marks=pytest.mark.slow)])
+def test_workers_make_the_archive_of_a_plain_loop_and_faces_are_dropped_without_refill(
+    photos, tmp_path, model, monkeypatch, few
+):
+    monkeypatch.setattr(tools, "FEW", few)  # above which workers rank too
     faces = str(red_faces.centerface(tmp_path / "faces.onnx"))
     options = {"n": 20, "faces": faces, "classes": "cat,dog", "concepts": "default", "safety": True, "device": "cpu"}
     made = archive(wanted(photos, tmp_path / "ray", model, actors=2, **options))
