@@ -143,6 +143,9 @@ def _from_file(file: Path) -> list:
     first = next(filter(None, lines), "")
     if file.suffix.lower() in (".yaml", ".yml", ".json") or first.startswith(("- ", "[")):
         return _entries(content, str(file))
+    if "," in "".join(lines) and (file.suffix.lower() == ".csv" or len(lines) == 1):  # some of ImageNet's names have
+        text = f"{file} has commas where a name per line was expected; write a line for each"
+        raise ValueError(f"classes: {text}, or YAML entries of name and query")
     return lines
 
 

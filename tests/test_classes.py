@@ -81,6 +81,11 @@ def test_files_and_texts_mean_the_same_and_settle_to_the_same(file, content, tmp
     assert classes.read(classes.settle(str(tmp_path / file))) == found
 
 
+def test_names_on_lines_may_have_commas(tmp_path):
+    (tmp_path / "names.txt").write_text("tench, Tinca tinca\ngoldfish\n")
+    assert classes.read(str(tmp_path / "names.txt")).names == ("tench, Tinca tinca", "goldfish")
+
+
 def test_entries_give_queries_and_equal_names_are_told_apart(tmp_path):
     (tmp_path / "c.yaml").write_text(ENTRIES)
     found = classes.read(str(tmp_path / "c.yaml"))
@@ -150,6 +155,8 @@ def test_what_gives_no_classes_is_refused(text, message):
         ("a.txt", b"", "expected one category at least"),
         ("a.txt", b"cat\n\ndog\n", "category 2 of .*a.txt has an empty name"),
         ("a.txt", b"cat\n\xff\n", "cannot be read as a text of names"),
+        ("a.txt", b"cat,dog\n", "has commas where a name per line was expected; write a line for each"),
+        ("a.csv", b"name,query\ncrane,crane bird\n", "has commas where a name per line was expected"),
         ("a.yaml", b"cat: 1\n", "must be a list of names, or of entries of name and query, got a dict"),
         ("a.yaml", b"- [\n", "cannot be read as YAML"),
     ],
