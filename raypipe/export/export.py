@@ -81,6 +81,8 @@ def export(options: Export) -> Result:
     about = describe(run, options)
     joined = None if options.join is None else rows.read_joined(options.join)
     images = rows.select(run, where=options.where, joined=joined)
+    if segmenters.is_exclusive(run.method):
+        images = (row | {"segments": [each for each in row["segments"] if each["area"]]} for row in images)
     where_from = {"column": options.column, "allow_private": options.allow_private}
     originals = Originals(options.input, **where_from) if form.ORIGINALS else None
     output = Location(options.output or run.folder.location("export", options.format))
@@ -142,9 +144,11 @@ def describe(run: Run, options: Export) -> About:
     """What formats tell of a run; reads its labels. Raises FileNotFoundError when the folder is no run."""
     method, configuration = run.method, run.configuration()
     labels, most, unlabelled = set(), 0, False
-    for batch in rows.batches(run, leaves=("label",)):
+    least = int(segmenters.is_exclusive(method))  # pixels
+    for batch in rows.batches(run, leaves=("label", "area")):
         lengths = pc.max(pc.list_value_length(batch["segments"])).as_py()
-        found = pc.struct_field(pc.list_flatten(batch["segments"]), "label")
+        found = pc.list_flatten(batch["segments"])
+        found = pc.struct_field(found.filter(pc.greater_equal(pc.struct_field(found, "area"), least)), "label")
         most, unlabelled = max(most, lengths or 0), unlabelled or found.null_count > 0
         labels.update(label for label in pc.unique(found).to_pylist() if label is not None)
     known = None if options.classes is None else _numbered(run, options.classes, labels, unlabelled)

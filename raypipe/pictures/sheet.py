@@ -69,6 +69,8 @@ def write_sheet(
     entries = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
     shape = median([row["height"] / row["width"] for row in sample.values()] or [1])
     box = (round(TILE * min(max(shape, SHAPES[0]), SHAPES[1])), TILE)
+    for row in sample.values():
+        row["segments"] = [segment for segment in row["segments"] if segment["area"] or not segmenter.exclusive]
     found = [row["segments"] for row in sample.values()]
     labels = legend.by_label(found) if legend.has_names(found) else []
     tiles = []

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypipe import segmenters
 from raypipe.evaluation import tasks
 from raypipe.run import Run, rows
 from raypipe.storage import normalise, open_table
@@ -97,7 +98,9 @@ def read(run: Run, others: Iterable[Run] = (), *, reference: str | None = None) 
     others: runs in which an agreement with this one may lie: `agree` writes it into the first it compares. reference:
     of several measurements those against the labels there count.
     """
-    table = pa.concat_tables([SCHEMA.empty_table(), *map(_figures, rows.columns(run, LEAVES))])
+    least = int(segmenters.is_exclusive(run.method))  # pixels of a mask
+    parts = (_figures(part, least) for part in rows.columns(run, LEAVES))
+    table = pa.concat_tables([SCHEMA.empty_table(), *parts])
     for name, figure in measured().items():
         values = _measured(run, name, figure, reference=reference)
         if name == "agreement" and not values:
@@ -257,10 +260,11 @@ def histogram(values: list[np.ndarray], *, bins: int = 20, limits: tuple[float, 
     return Histogram(edges, [np.histogram(array, edges)[0] for array in values], medians)
 
 
-def _figures(part: pa.Table) -> pa.Table:
+def _figures(part: pa.Table, least: int) -> pa.Table:
     lists = pc.fill_null(part["segments"].combine_chunks(), [])
-    parents = pc.list_parent_indices(lists).to_numpy()
-    segments = lists.flatten()
+    parents, segments = pc.list_parent_indices(lists), lists.flatten()
+    counts = pc.greater_equal(segments.field("area"), least)
+    parents, segments = parents.filter(counts).to_numpy(), segments.filter(counts)
     pixels = (part["height"].cast("float64").to_numpy() * part["width"].to_numpy()).clip(1)
     shares = segments.field("area").to_numpy(zero_copy_only=False) / pixels[parents]
     count = np.bincount(parents, minlength=len(part))

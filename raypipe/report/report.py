@@ -229,9 +229,10 @@ def _chosen(run: RunShown, keys: list[str]) -> dict[str, dict]:
     if not len(index):
         return {}
     signs, chosen, panes = measures.signs(run.good), run.good.take(index), {}
-    stored = rows.take(run.run, chosen["image_id"].to_pylist())
+    stored, is_exclusive = rows.take(run.run, chosen["image_id"].to_pylist()), segmenters.is_exclusive(run.run.method)
     figures = chosen.select([name for name in titles() if name in chosen.column_names]).to_pylist()
     for i, row, values in zip(index.to_pylist(), stored, figures, strict=True):
+        row["segments"] = [segment for segment in row["segments"] if segment["area"] or not is_exclusive]
         panes[row["key"]] = {
             "row": row,
             "run_name": run.name,

@@ -44,3 +44,11 @@ def names() -> list[str]:
 def find(name: str) -> type[Segmenter]:
     """The method's dataclass. Raises ValueError with the nearest known name for an unknown one."""
     return lookup.module(__name__, name, names(), kind="segmenter").SEGMENTER
+
+
+def is_exclusive(name: str) -> bool:
+    """Whether a method's masks never overlap, so that one without a pixel says no more than its absence.
+
+    With soft masks a run holds those too. False for a method that is not here.
+    """
+    return name in names() and find(name).exclusive

@@ -51,6 +51,20 @@ def test_values_and_order_are_those_of_the_list_whatever_occurs(tmp_path):
     export(Export(str(tmp_path / "run"), "webdataset", classes="voc2012"))
 
 
+@pytest.mark.parametrize(("method", "labels"), [("maskclip", "dog"), ("clipseg", "cat; dog")])
+def test_a_class_that_is_nowhere_is_not_exported_where_masks_never_overlap(tmp_path, method, labels):
+    found = np.stack([np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool)])
+    row = masks_row("x.png", found, labels=["cat", "dog"])  # as of a run with soft masks
+    write_run(str(tmp_path / "run"), [row], method=method)
+    export(Export(str(tmp_path / "run"), "csv"))
+    (line,) = csv.DictReader(io.StringIO((tmp_path / "run/export/csv/images.csv").read_text("utf-8-sig")))
+    assert (line["labels"], line["segments"]) == (labels, str(len(labels.split("; "))))
+    assert line["area_1"] == str(HEIGHT * WIDTH)
+    export(Export(str(tmp_path / "run"), "coco"))
+    content = json.loads((tmp_path / "run/export/coco/annotations.json").read_text())
+    assert [each["name"] for each in content["categories"]] == labels.split("; ")
+
+
 def test_categories_of_coco_have_the_ids_of_coco(tmp_path):
     run_of(tmp_path, ["stop sign", "toothbrush"])
     export(Export(str(tmp_path / "run"), "coco", classes="coco2017"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.faulty import GOOD, Faulty, write_images
+from support.sweepable import Levels
 
 from raypipe.pictures import legend, sheet, text
 from raypipe.pictures.overlay import COLOURS, overlay
@@ -94,6 +95,14 @@ def test_a_named_class_has_one_colour_on_all_images_wherever_it_comes_among_them
 
     assert all(is_like(start, 1, otter) and not is_like(start, 1, crane) for start in starts)
     assert sorted(is_like(start, 0, crane) for start in starts) == [False, True]
+
+
+def test_classes_that_are_nowhere_change_no_sheet(job, tmp_path):
+    jobs = [Label(**job), Label(**job | {"output": str(tmp_path / "soft/run"), "keep_soft": True})]
+    hard, soft = (label(each, Levels(levels=16, threshold=0.99)) for each in jobs)
+    counts = [[len(row["segments"]) for row in load(Run(done.output)).to_pylist()] for done in (hard, soft)]
+    assert sum(counts[0]) < sum(counts[1])
+    np.testing.assert_array_equal(Image.open(hard.sheet), Image.open(soft.sheet))
 
 
 def test_pictures_of_any_shape_stand_in_the_middle_of_equal_tiles():

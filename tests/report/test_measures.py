@@ -23,6 +23,13 @@ def test_figures_agree_with_a_slow_loop(tmp_path):
     assert measures.reasons(table) == [("decode: corrupt", 1)] and len(measures.good(table)) == 29
 
 
+def test_a_class_that_is_nowhere_counts_as_none_where_masks_never_overlap(tmp_path):
+    rows = [row("a.png", [0.25, 0.0]), row("b.png", [0.0])]  # as of a run with soft masks
+    for method, count, smallest in (("kmeans", [2, 1], [0, 0]), ("maskclip", [1, 0], [0.25, 1])):
+        table = measures.read(write_run(tmp_path / method, rows, method=method)).to_pydict()
+        assert (table["count"], table["smallest"], table["share"]) == (count, smallest, [0.25, 0])
+
+
 def test_a_row_that_was_done_again_counts_once(tmp_path):
     write_run(tmp_path / "run", [row("a.png", error="fetch: network: gone"), row("b.png")])
     run = write_run(tmp_path / "run", [row("a.png")])
