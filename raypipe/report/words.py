@@ -58,6 +58,9 @@ NOTES = {
     "empty_mask": "nothing was found: there is no mask, or it is the whole image where a box was asked for",
     "no_candidate": "every cluster reaches from side to side or is too small or large, so all were candidates",
     "narrow_range": "a 16-bit picture that uses a quarter of its range or less, so that few grey levels are left of it",
+    "few_classes": "of few classes the likeliest is likely everywhere, so that little is left as background: name what "
+    "else is in the images, or take another --background-score",
+    "all_suppressed": "no class is as likely as --pd anywhere: the likeliest one was kept",
     "refine_rejected": "refining emptied a mask: it is kept as it was before",
 }
 
