@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Sequence
+from itertools import cycle
 from statistics import median
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ CAPTION = 26  # pixels of text below
 GAP = 24  # between pairs, and around all
 SLIT = 4  # between an original and its masks
 MAT = (236, 236, 233)  # behind pictures of another shape
+MOST_NAMES = 3 * len(COLOURS)  # of classes in the heading
 MOST_LINES = 2  # of one fact in the heading
 SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft"}  # settings that are no method's own
 
@@ -47,7 +49,7 @@ class Heading(NamedTuple):
 
     title: str
     lines: list[str]
-    colours: list[str]  # what each stands for, in the order of COLOURS
+    colours: list[str]  # what each stands for, in the order of COLOURS, which repeat
     is_dark_outside: bool  # outside the foreground
 
 
@@ -122,7 +124,7 @@ def _draw_heading(heading: Heading, width: int) -> np.ndarray:
         for line in broken:
             text.write(head, line, (GAP, y - 4), size=16, colour=text.MUTED)
             y += 24
-    entries = [(tuple(map(int, colour)), name) for colour, name in zip(COLOURS, heading.colours, strict=False)]
+    entries = [(tuple(map(int, colour)), name) for colour, name in zip(cycle(COLOURS), heading.colours, strict=False)]
     if heading.is_dark_outside:
         entries.append(((60, 60, 60), "dark: outside the foreground"))
     x, y = GAP, y + 6
@@ -157,9 +159,11 @@ def _heading(
     own = [f"{key} {value}" for key, value in settings.items() if key not in SHARED and value is not None]
     lines = [f"run {_last(str(run))} of {made[:10]}: {count}{failed}", ", ".join(own), segmenter.finds()]
     found = [row["segments"] for row in sample]
-    names = [label or "without a name" for label in labels[: len(COLOURS)]] or legend.names(segmenter, found)
+    names = [label or "without a name" for label in labels[:MOST_NAMES]] or legend.names(segmenter, found)
     if max(len(labels), *map(len, found)) > len(COLOURS):
         lines.append(f"The colours repeat after {len(COLOURS)} {'names' if labels else 'masks'}.")
+    if len(labels) > MOST_NAMES:
+        lines.append(f"Of {len(labels)} names those {MOST_NAMES} that cover most are told.")
     return Heading(title, lines, names, foreground not in (None, "whole"))
 
 

@@ -105,6 +105,21 @@ def test_classes_that_are_nowhere_change_no_sheet(job, tmp_path):
     np.testing.assert_array_equal(Image.open(hard.sheet), Image.open(soft.sheet))
 
 
+def test_names_of_classes_are_told_also_where_colours_repeat(job):
+    run = Run(label(Label(**job), Levels(levels=16)).output)
+    found = load(run).to_pylist()
+    found[0]["segments"] = found[0]["segments"][1:]  # so that names are not told by their place
+    names = legend.by_label([row["segments"] for row in found])
+    heading = sheet._heading(run, Levels, found, names, shown=5, good=5, all_=5)
+    assert heading.colours == names and len(names) == 16
+    assert heading.lines[-1] == "The colours repeat after 7 names."
+    more = sheet._heading(run, Levels, found, [*map(str, range(40))], shown=5, good=5, all_=5)
+    assert more.lines[-1] == "Of 40 names those 21 that cover most are told." and more.colours[-1] == "20"
+    drawn = sheet._draw_heading(heading, 1000)
+    boxes = [(drawn[:, :-14] == colour).all(2).sum() // 225 for colour in COLOURS]
+    assert boxes == [3, 3, *[2] * 5]
+
+
 def test_pictures_of_any_shape_stand_in_the_middle_of_equal_tiles():
     box = (100, sheet.TILE)
     wide, narrow = (np.zeros((*size, 3), np.uint8) for size in ((40, 260), (100, 30)))
