@@ -41,10 +41,21 @@ def page(tables: Tables, classes: Classes, settings: Mapping, *, examples: int, 
         figures=tables.summary.to_pylist(),
         categories=listed,
         columns=examples + 1,
-        settings=settings,
+        settings=_told(settings),
         number=number,
         version=version("raypipe"),
     )
+
+
+def _told(settings: Mapping) -> dict[str, str]:
+    """Settings by name for people: those of one that has several each by itself, and none that is not set."""
+    told = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            told |= {f"{name}: {part}": text for part, text in _told(value).items()}
+        elif value not in (None, ""):
+            told[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return told
 
 
 def number(value: float | None) -> str:

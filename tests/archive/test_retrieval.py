@@ -12,6 +12,7 @@ from raypipe.archive.topk import TopK
 
 WIDTH = 24
 K = 60
+CUTS = [144, 741, 1140, 1487, 1500, 4000]  # of a table into seven uneven parts
 FLOAT32 = pa.float32()
 
 
@@ -87,15 +88,20 @@ def cluster():
     ray.shutdown()
 
 
-def test_any_number_of_consumers_ranks_as_the_plain_loop_does_also_after_one_died(cluster, tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("consumers", [1, 3])
+def test_any_number_of_consumers_ranks_as_the_plain_loop_does(cluster, consumers):
     rows, queries = table(5000), some_queries()
-    expected = listed(retrieval.rank([rows], queries, K))
-    shards = in_parts(rows, [144, 741, 1140, 1487, 1500, 4000])
-    dataset = ray.data.from_arrow(shards)
-    for consumers in (1, 3):
-        assert listed(retrieval.rank_on_ray(dataset, queries, K, consumers=consumers)) == expected
-    ids = rows["image_id"].combine_chunks().take([4999, 0, 1487])
-    assert retrieval.look_up_on_ray(dataset, ids)["sha256"].to_pylist() == ["4999", "0", "1487"]
+    dataset = ray.data.from_arrow(in_parts(rows, CUTS))
+    found = listed(retrieval.rank_on_ray(dataset, queries, K, consumers=consumers))
+    assert found == listed(retrieval.rank([rows], queries, K))
+
+
+def test_consumers_rank_as_the_plain_loop_does_also_after_one_died_and_rows_are_looked_up(
+    cluster, tmp_path, monkeypatch
+):
+    rows, queries = table(5000), some_queries()
+    dataset = ray.data.from_arrow(in_parts(rows, CUTS))
     flag, among = tmp_path / "died", rows["image_id"].combine_chunks()[1000:3000]
 
     class Mortal(retrieval.Consumer):
@@ -110,9 +116,11 @@ def test_any_number_of_consumers_ranks_as_the_plain_loop_does_also_after_one_die
                 return super().rank(share, shared)
 
     monkeypatch.setattr(retrieval, "Consumer", Mortal)
-    expected = listed(retrieval.rank(shards, queries, K, among))
+    expected = listed(retrieval.rank([rows], queries, K, among))
     assert listed(retrieval.rank_on_ray(dataset, queries, K, consumers=2, among=among)) == expected
     assert flag.exists()
+    ids = rows["image_id"].combine_chunks().take([4999, 0, 1487])
+    assert retrieval.look_up_on_ray(dataset, ids)["sha256"].to_pylist() == ["4999", "0", "1487"]
 
 
 def test_a_fault_of_the_table_is_no_death_and_is_raised_at_once(cluster):
