@@ -88,15 +88,24 @@ def records(
             if location is None:
                 if not all(record and record[1].keys() - {LINE} for _, record in found):
                     raise ValueError(NO_COLUMNS.format(source))
-                values = select(pa.Table.from_pylist([_plain(cells) for _, (_, cells) in found]))
+                values = select(_plain_columns([cells for _, (_, cells) in found]))
             else:
                 rows = select(plain_columns(location))
                 values = [rows[row] for _, (_, row) in found]
             yield from zip((image_id for image_id, _ in found), values, strict=True)
 
 
-def _plain(cells: dict) -> dict:
-    return {name: value for name, value in cells.items() if not isinstance(value, dict | list | bytes)}
+def _plain_columns(records: Sequence[dict]) -> pa.Table:
+    """The columns of a list, of which a record may lack some; values of several kinds are text, as in a .csv."""
+    columns = {}
+    for name in dict.fromkeys(name for cells in records for name in cells):
+        values = [cells.get(name) for cells in records]
+        if not any(isinstance(value, dict | list | bytes) for value in values):
+            try:
+                columns[name] = pa.array(values)
+            except pa.ArrowException:
+                columns[name] = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.table(columns)
 
 
 @contextlib.contextmanager

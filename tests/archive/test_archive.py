@@ -64,7 +64,11 @@ def test_each_category_gets_the_images_that_clip_finds_closest(run, tmp_path, ph
         assert its["rank"].to_pylist() == [0, 1, 2, 3]
         np.testing.assert_allclose(its["score"], scores[best, c], atol=1e-6)
     page = (tmp_path / "out" / "archive.html").read_text()
-    assert page.count("data:image/jpeg") >= 12 and "tree frog" in page and str(tmp_path) not in page.replace(str(model), "")
+    assert (
+        page.count("data:image/jpeg") >= 12
+        and "tree frog" in page
+        and str(tmp_path) not in page.replace(str(model), "")
+    )
     assert "embeddings: clip" in page and "None" not in page
 
 

@@ -142,6 +142,13 @@ def test_rows_of_a_list_or_table_are_told_by_the_ids_of_their_images(tmp_path, p
     for name, expected in (("table.parquet", cells["score"]), ("pictures.parquet", range(4)), ("list.jsonl", range(4))):
         found = list(records(str(tmp_path / name), lambda rows: rows["score"].to_pylist()))
         assert found == list(zip([row["image_id"] for row in listed(tmp_path / name)], expected, strict=True))
+    lines = [
+        json.dumps({"path": str(path)} | ({"flag": [True, "no", 7][i - 1]} if i else {}))
+        for i, path in enumerate(photos)
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    found = records(str(tmp_path / "list.jsonl"), lambda rows: rows["flag"].to_pylist())
+    assert [value for _, value in found] == [None, "True", "no", "7"]
     names = []
     list(records(str(tmp_path / "pictures.parquet"), lambda rows: names.extend(rows.column_names) or [0] * len(rows)))
     assert names == ["score"]
