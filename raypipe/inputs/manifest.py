@@ -54,6 +54,8 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
     with _explained(source):
         if (images := archives.images(source, allow_private=allow_private)) is not None:
             _refuse_column(column)
+            if not len(images):
+                raise ValueError(f"no images in the archive {source}: it found none for any of its categories")
             return images
         items = _items(source, column, skipped, allow_private)
         first = next(items, None)

@@ -43,6 +43,8 @@ def test_an_archive_is_an_input_of_the_same_images_as_the_corpus(folder, tmp_pat
     of_archive = listed(folder)
     assert [row["key"] for row in of_archive] == ["2.jpg", "0.jpg", "3.jpg"]
     assert all(of_corpus[row["image_id"]] == row for row in of_archive)
+    with pytest.raises(ValueError, match="no images in the archive"):
+        listed(made.make(tmp_path / "empty", {"none": []}))
     with pytest.raises(ValueError, match="--column 'jpg' has no effect"):
         listed(folder, column="jpg")
 
