@@ -21,10 +21,7 @@ REJECTS = pa.schema(
         ("image_id", pa.string()),
         ("key", pa.string()),
         ("category", pa.string()),  # the archive that it was a candidate of
-        (
-            "reason",
-            pa.string(),
-        ),  # tiny, aspect, duplicate, near_duplicate, or what the caller says (broken, unsafe, ...)
+        ("reason", pa.string()),  # tiny, aspect, duplicate, near_duplicate, or what the caller says (unsafe, face, ...)
     ]
 )
 

@@ -57,6 +57,3 @@ class Kept:
         self._hashes[self._count], self._embeddings[self._count] = phash, embedding
         self._digests.add(sha256)
         self._count += 1
-
-    def __len__(self) -> int:
-        return self._count

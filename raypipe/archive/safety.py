@@ -52,14 +52,16 @@ def read(text: str = "default") -> Concepts:
     try:
         found = yaml.load(file.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
     except FileNotFoundError:
-        raise FileNotFoundError(f"safety: there is no file {text!r}; give `default` or a file of concepts") from None
+        raise FileNotFoundError(
+            f"--concepts: there is no file {text!r}; give `default` or a file of concepts"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"safety: {text} cannot be read as YAML ({one_line(error)})") from error
+        raise ValueError(f"--concepts {text} cannot be read as YAML ({one_line(error)})") from error
     if not isinstance(found, dict) or found.keys() != {"unsafe", "safe"} or not all(map(_are_texts, found.values())):
-        raise ValueError(f"safety: {text}: expected two lists of texts, `unsafe` and `safe`, and nothing else")
+        raise ValueError(f"--concepts {text}: expected two lists of texts, `unsafe` and `safe`, and nothing else")
     names = [normalised(concept) for concept in [*found["unsafe"], *found["safe"]]]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"safety: {text}: {twice[0]!r} stands there twice; name each concept once")
+        raise ValueError(f"--concepts {text}: {twice[0]!r} stands there twice; name each concept once")
     return Concepts(tuple(found["unsafe"]), tuple(found["safe"]))
 
 

