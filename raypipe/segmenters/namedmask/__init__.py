@@ -127,15 +127,13 @@ class NamedMask(Segmenter):
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[LabelMap]:
-        sizes, found = [self._size(image.shape[:2]) for image in images], {}
-        for size in dict.fromkeys(sizes):
-            same = [i for i, each in enumerate(sizes) if each == size]
-            step = max(1, AT_ONCE // (size[0] * size[1])) if self._device == "cuda" else 1
-            for first in range(0, len(same), step):
-                now = same[first : first + step]
-                for i, logits in zip(now, self._logits([images[i] for i in now], size), strict=True):
-                    found[i] = self._label_map(logits, images[i].shape[:2])
-        return (found.pop(i) for i in range(len(images)))
+        sizes, done = [self._size(image.shape[:2]) for image in images], {}
+        for i, size in enumerate(sizes):
+            if i not in done:
+                step = max(1, AT_ONCE // (size[0] * size[1])) if self._device == "cuda" else 1
+                now = [j for j in range(i, len(images)) if sizes[j] == size and j not in done][:step]
+                done |= zip(now, self._logits([images[j] for j in now], size), strict=True)
+            yield self._label_map(done.pop(i), images[i].shape[:2])
 
     def _size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size at which an image of a size (height, width) is seen."""
