@@ -192,6 +192,7 @@ def test_categories_share_an_expert(given):
         ({"expert_groups": ("disc,wolf",)}, "expert_groups: 'wolf' must be one of the categories disc, square"),
         ({"expert_groups": ("disc", "square,disc")}, "expert_groups: 'disc' must be .*, and in one group"),
         ({"experts": False, "expert_iterations": 7}, "expert_iterations 7 has no effect without experts"),
+        ({"only": ("disc",), "expert_iterations": 7}, "expert_iterations 7 has no effect without experts"),
         ({"expert_iterations": 0}, "expert_iterations must be at least 1, got 0"),
         ({"expert_batch_size": 1}, "expert_batch_size must be at least 2"),
     ],

@@ -14,6 +14,7 @@ from raypipe.masks import encode_rle
 from raypipe.storage import Folder
 from raypipe.sweep.training import Training, training
 from raypipe.training.job import Train
+from raypipe.training.namedmask import pool
 from raypipe.training.train import train
 
 
@@ -96,6 +97,23 @@ def test_a_run_that_names_its_masks_gives_that_of_the_category(options, photos, 
     assert {row["label"] for row in rows_of(small(options))} == {2}
     assert "4 images left out: 4 whose masks are of other categories" in caplog.text
     assert "1 class without any image: disc" in caplog.text
+
+
+def test_where_masks_have_names_one_of_another_class_is_nobodys_object(tmp_path, photos):
+    archive = make(tmp_path / "archive", {"tvmonitor": list(photos)})
+    recipe = small({"archive": str(archive), "masks": "run", "backbone": "random", "classes": "voc2012"})
+    numbers, counts = recipe.known.numbers, encode_rle(np.ones((4, 5), bool))["counts"]
+
+    def found(*labels: str | None) -> pool.Mask:
+        segments = [{"size": [4, 5], "counts": counts, "label": label} for label in labels]
+        return pool.Mask(segments, None, "")
+
+    assert not pool.names_categories([found(None), found("stripes"), found()], numbers)
+    assert pool.chosen_of(found(None, None), "tvmonitor", {}, 0.0)[0] is not None
+    assert pool.names_categories([found("stripes"), found("cat")], numbers)
+    assert pool.chosen_of(found("stripes"), "tvmonitor", numbers, 0.0) == (None, "whose masks are of other categories")
+    chosen, why = pool.chosen_of(found("cat", "TV/monitor"), "tvmonitor", numbers, 0.0)  # another name of it
+    assert chosen["label"] == "TV/monitor" and not why
 
 
 def published(folder: Path, photos: dict[Path, np.ndarray]) -> dict[str, str]:

@@ -8,6 +8,7 @@ network under training.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -115,7 +116,7 @@ class NamedMask(Recipe):
     def _check_experts(self) -> None:
         """Raise ValueError for options of experts that there are none of, and for groups that cannot be."""
         defaults = {each.name: each.default for each in fields(NamedMask)}
-        for name in EXPERTS if not self.experts else ():
+        for name in EXPERTS if not self.has_experts else ():
             if (value := getattr(self, name)) != defaults[name]:
                 raise ValueError(f"{self.name}: {name} {value!r} has no effect without experts; leave it out")
         named = [classes.normalised(name) for group in self.expert_groups for name in group.split(",")]
@@ -148,10 +149,15 @@ class NamedMask(Recipe):
         """Whether experts clean the masks first."""
         return self.experts and not self.only
 
+    @functools.cached_property
+    def known(self) -> classes.Classes:
+        """The categories of the archive, in the order of their labels."""
+        return classes.read(self.classes)
+
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The categories of the archive, in the order of their labels."""
-        return classes.read(self.classes).names
+        """What they are called."""
+        return self.known.names
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
@@ -195,10 +201,10 @@ class NamedMask(Recipe):
 
     def _attended(self, mask: np.ndarray, row: dict, image: np.ndarray) -> np.ndarray:
         """A mask as CLIP sees its category."""
-        from raypipe.training.namedmask import attention, pool
+        from raypipe.training.namedmask import attention
 
-        known, method = classes.read(self.classes), attention.reader(self.clip, self.dtype)
-        query = known.queries[pool.places(known)[classes.normalised(row["category"])]]
+        method = attention.reader(self.clip, self.dtype)
+        query = self.known.queries[self.known.numbers[classes.normalised(row["category"])] - 1]
         return attention.attend(mask, image, method, method.vectors([query])[0], self.mask_attention)
 
     def draw(self, random: np.random.Generator, sample: Sample) -> Draw:

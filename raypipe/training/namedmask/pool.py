@@ -5,11 +5,10 @@ Masks are those of a run of any method, joined by the images' ids, or files of t
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -65,9 +64,10 @@ def read(recipe: NamedMask) -> pa.Table:
     images = {row["image_id"]: row for row in archive.images.to_pylist()}
     wanted = {each["image_id"]: images[each["image_id"]] for each in members}
     known, left_out, found = masks_of(recipe, wanted), Counter(), []
+    numbers = recipe.known.numbers if names_categories(known.values(), recipe.known.numbers) else {}
     for each in members:
-        mask = known.get(each["image_id"])
-        chosen, why = (None, ABSENT) if mask is None else chosen_of(mask, each["category"], recipe)
+        mask, least = known.get(each["image_id"]), recipe.min_object_fraction
+        chosen, why = (None, ABSENT) if mask is None else chosen_of(mask, each["category"], numbers, least)
         if why:
             left_out[why] += 1
             continue
@@ -84,24 +84,16 @@ def bound(archive: archives.Archive, recipe: NamedMask) -> dict[str, int]:
     Bound by name: the order of an archive that is a file means nothing. Raises ValueError for names that are none of
     the recipe's `classes`.
     """
-    known, wanted, found = classes.read(recipe.classes), recipe.labels, {}
+    known, wanted, found = recipe.known, recipe.labels, {}
     for category in archive.classes.names:
-        place = places(known).get(classes.normalised(category))
-        if place is None:
+        number = known.numbers.get(classes.normalised(category))
+        if number is None:
             every = f"{len(known.names):,}"
             text = f"{archive.place} has the category {category!r}, which is none of the {every} of classes"
             raise ValueError(f"{recipe.name}: {text}; labels are bound by name: give those of the archive")
-        if (name := classes.normalised(known.names[place])) in wanted:
+        if (name := classes.normalised(known.names[number - 1])) in wanted:
             found[category] = wanted[name]
     return found
-
-
-@functools.lru_cache(4)
-def places(known: classes.Classes) -> dict[str, int]:
-    """The place of each category among classes, by its name and its aliases as names are compared."""
-    found = {classes.normalised(name): place for place, name in enumerate(known.names)}
-    aliases = classes.facts(known.source)["aliases"] if known.source else {}
-    return {classes.normalised(alias): found[classes.normalised(name)] for alias, name in aliases.items()} | found
 
 
 def masks_of(recipe: NamedMask, wanted: dict[str, dict]) -> dict[str, Mask]:
@@ -149,21 +141,28 @@ def _rle(location: str) -> dict:
         raise ValueError(f"namedmask: {text}") from error
 
 
-def chosen_of(mask: Mask, category: str, recipe: NamedMask) -> tuple[dict | None, str]:
+def names_categories(known: Iterable[Mask], numbers: Mapping[str, int]) -> bool:
+    """Whether masks say which categories they show. numbers: of these, as `Classes.numbers`."""
+    labels = {each["label"] for mask in known for each in mask.segments if each["label"]}
+    return not numbers.keys().isdisjoint(map(classes.normalised, labels))
+
+
+def chosen_of(mask: Mask, category: str, numbers: Mapping[str, int], least: float) -> tuple[dict | None, str]:
     """The segment that shows a category, and why there is none.
 
-    Where a run names segments by categories it is the one of that name, else the first.
+    numbers: of categories, where the masks of any image say which they show; {} where none does, and the first of an
+    image is its object. least: the share of the image that a mask must be larger than.
     """
-    every = {classes.normalised(name) for name in recipe.all_names}
     if mask.why or not mask.segments:
         return None, mask.why or ABSENT
-    named = {classes.normalised(each["label"]): each for each in mask.segments if each["label"]}
-    segment = named.get(classes.normalised(category)) if named.keys() & every else mask.segments[0]
+    segment = mask.segments[0]
+    if numbers:
+        named = {numbers.get(classes.normalised(each["label"] or "")): each for each in mask.segments}
+        segment = named.get(numbers[classes.normalised(category)])
     if segment is None:
         return None, "whose masks are of other categories"
     height, width = segment["size"]
-    is_empty = _area(segment) <= recipe.min_object_fraction * height * width
-    return (None, EMPTY) if is_empty else (segment, "")
+    return (None, EMPTY) if _area(segment) <= least * height * width else (segment, "")
 
 
 def _area(segment: dict) -> int:

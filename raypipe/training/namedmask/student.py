@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from raypipe import classes, networks
+from raypipe import networks
 from raypipe.features import resnet
 from raypipe.segmenters.namedmask import network
 from raypipe.training import augment
@@ -118,7 +118,7 @@ class NamedMaskStudent(nn.Module, Student):
 
     def export(self, folder: Folder) -> None:
         recipe = self.recipe
-        queries = recipe.names if recipe.only else classes.read(recipe.classes).queries
+        queries = recipe.names if recipe.only else recipe.known.queries
         config = {"classes": list(recipe.names), "queries": list(queries), "training": asdict(recipe)}
         for name, content in network.files(self.network, config).items():
             folder.write(content, name)
