@@ -93,7 +93,7 @@ def images(source: Location, *, allow_private: bool = False) -> pa.Table | None:
     try:
         folder = Folder(source.uri)
         if _settings(folder) is None:
-            if folder.files().keys() >= {MEMBERS_FILE, "run.json"}:  # else its tables would be taken for an input
+            if _has_embeddings(folder):  # else the tables there would be taken for an input
                 raise ValueError(f"{folder}: its archive is not finished; run raypipe archive again")
             return None
         found = _images(folder)
@@ -132,6 +132,15 @@ def _settings(folder: Folder) -> dict | None:
         raise ValueError(f"{folder}: damaged: its {ARCHIVE} cannot be read ({error})") from error
     is_ours = isinstance(found, dict) and isinstance(found.get("classes"), list)
     return found if is_ours else None
+
+
+def _has_embeddings(folder: Folder) -> bool:
+    """Whether `raypipe archive` has begun in a folder."""
+    try:
+        found = folder.read_json("run.json")
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("table") in set(schema.TABLES) - {"masks"}
 
 
 def _table(folder: Folder, name: str, columns: pa.Schema) -> pa.Table:

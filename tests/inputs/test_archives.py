@@ -88,7 +88,10 @@ def test_a_published_file_leads_into_no_private_network(tmp_path):
 
 def test_an_archive_that_is_not_finished_is_no_input(folder):
     os.remove(folder / "archive.json")
-    (folder / "run.json").write_text("{}")
+    for text in ("{}", "[", '{"table": "masks"}'):
+        (folder / "run.json").write_text(text)
+        assert len(listed(folder)) == 3  # some folder of tables
+    (folder / "run.json").write_text('{"table": "embeddings"}')
     with pytest.raises(ValueError, match="its archive is not finished; run raypipe archive again"):
         listed(folder)
 
