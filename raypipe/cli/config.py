@@ -69,8 +69,8 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     values = _of_file(path) if path else {}
     chosen = values | {name.replace("-", "_"): value for name, value in typed.items() if value}
     chosen = {name: chosen.get(name) for name in ("refine", "task", "dataset", "label_classes", "classes")}
-    known = chosen["label_classes"] or chosen["classes"]
-    chosen |= {"task": chosen["task"] or datasets.task_of(chosen["dataset"], known)}
+    has_classes = bool(chosen["label_classes"] or chosen["classes"] or getattr(named, "exclusive", False))
+    chosen |= {"task": chosen["task"] or datasets.task_of(chosen["dataset"], has_classes)}
     chosen |= {first: argv[0]} if first else {}
     kinds = {name: ROOMS[name].find(chosen[name]) for name in parts if chosen[name] not in (None, "None")}
     if "refine" in parts and "refine" not in kinds:

@@ -175,11 +175,11 @@ def names() -> list[str]:
     return sorted(LAYOUTS)
 
 
-def task_of(dataset: str | None, classes: str | None = None) -> str:
+def task_of(dataset: str | None, has_classes: bool = False) -> str:
     """The task that a data set is for; of labels of one's own `semantic` with classes, else `pattern`."""
     if dataset in LAYOUTS:
         return TASKS[LAYOUTS[dataset].holds]
-    return "semantic" if classes else "pattern"
+    return "semantic" if has_classes else "pattern"
 
 
 def bound(task: Task, source: str | DataSet, classes: str | None = None) -> Task:

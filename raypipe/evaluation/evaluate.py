@@ -194,7 +194,7 @@ def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Compar
     names = rows.run_names(options.runs)
     if not names:
         raise ValueError("evaluate needs a run, or several to compare")
-    task = task or tasks.find(options.task or datasets.task_of(options.dataset, options.classes))()
+    task = task or tasks.find(options.task or datasets.task_of(options.dataset, bool(options.classes)))()
     source = datasets.chosen(options)
     task = datasets.bound(task, source, options.classes)
     runs: dict[str, Evaluation] = {}

@@ -27,7 +27,7 @@ def settled(job: Sweep, task: Task | None, segmenter: Segmenter | None = None) -
     metric, and for labels or images that are not named or named twice.
     """
     known = job.label_classes or (segmenter.vocabulary() if segmenter else None)
-    task = task or tasks.find(job.task or datasets.task_of(job.dataset, known))()
+    task = task or tasks.find(job.task or datasets.task_of(job.dataset, bool(known)))()
     paths = {name: absolute(path) for name in ("input", "labels", "root", "output") if (path := getattr(job, name))}
     job = replace(job, task=task.name, **paths)
     source = datasets.chosen(job)

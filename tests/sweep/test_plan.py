@@ -473,6 +473,17 @@ def test_labels_of_ones_own_are_of_the_classes_that_the_weights_name(folder, nam
     assert len(set(scores["miou"].to_pylist())) > 2
 
 
+@pytest.mark.parametrize(("method", "words", "is_semantic"), [
+    ("maskclip", (), True), ("reco", (), True), ("namedmask", (), True), ("maskclip", ("--task", "saliency"), False),
+    ("reco", ("--dataset", "ecssd"), False), ("kmeans", (), False), ("kmeans", ("--label-classes", "cat"), True),
+])  # fmt: skip
+def test_what_names_its_masks_is_swept_against_classes(method, words, is_semantic, capsys):
+    labels = [] if "--dataset" in words else ["--labels", "labels"]
+    over = ["--output", "out", "--over", "threshold=0.2,0.4"]
+    assert main(["sweep", method, *labels, *words, *over, "--print-config"]) == 0
+    assert ("absent_zero: false" in capsys.readouterr().out) == is_semantic  # an option of task semantic
+
+
 def test_scores_of_reco_are_swept_beside_thresholds_that_only_some_pass(folder):
     method = segmenters.find("reco")(**tiny.options("reco", folder / "weights"))
     over = ("threshold=0:0.95:0.05", "background_score=softmax100,crf,raw")
