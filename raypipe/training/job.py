@@ -19,6 +19,7 @@ from raypipe.training.validate import Validation
 
 PLACES = ("input", "output", "root", "labels", "select")  # options that are paths or URIs
 OF_STEPS = ("workers", "batch_mode", "tail", "sync_statistics", "checkpoint_steps", "log_steps")
+FREE = ("keep_files",)  # options of recipes that decide nothing about the weights
 POSITIVE = ("workers", "checkpoint_steps", "log_steps", "max_pixels", "max_bytes")
 
 
@@ -107,7 +108,8 @@ def _check_effects(job: Train) -> None:
 
 def frozen_settings(job: Train, recipe: Recipe) -> dict:
     """The settings that decide the weights, flat, by the names of their options: what training.json freezes."""
-    settings = {"method": recipe.name} | asdict(recipe) | {"batch_mode": job.batch_mode, "tail": job.tail}
+    options = {name: value for name, value in asdict(recipe).items() if name not in FREE}
+    settings = {"method": recipe.name} | options | {"batch_mode": job.batch_mode, "tail": job.tail}
     if not job.is_exact:
         settings |= {"workers": job.workers, "sync_statistics": job.sync_statistics}
     if job.select:  # then the validation says which epoch is exported
@@ -126,7 +128,9 @@ def validation_settings(job: Train) -> dict | None:
 
 def default_settings(recipe: Recipe) -> dict:
     """The same at its defaults, for settings that an older version of raypipe did not have."""
-    defaults = {each.name: each.default for each in fields(recipe) if each.default is not MISSING}
+    defaults = {
+        each.name: each.default for each in fields(recipe) if each.default is not MISSING and each.name not in FREE
+    }
     return defaults | {"batch_mode": Train.batch_mode, "tail": Train.tail}
 
 

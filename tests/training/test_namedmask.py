@@ -22,7 +22,7 @@ from raypipe.segmenters.namedmask import network
 from raypipe.storage import Folder, hold
 from raypipe.training import augment, data, loop, record
 from raypipe.training.augment import Jitter
-from raypipe.training.job import Train
+from raypipe.training.job import Train, default_settings, frozen_settings
 from raypipe.training.namedmask import views
 from raypipe.training.namedmask.student import counted
 from raypipe.training.namedmask.views import IGNORED, Draw, Place, Square
@@ -186,6 +186,8 @@ def test_samples_are_those_of_torchvision_one_by_one(pool):
 
 
 def test_images_that_wait_as_files_are_the_same_ones_in_less_memory(pool):
+    kept, recipe = (frozen_settings(Train(output="out"), small(pool, keep_files=is_file)) for is_file in (True, False))
+    assert kept == recipe == default_settings(small(pool)) | recipe  # a training that ran out of memory goes on so
     kept, recipe = (work_of(small(pool, keep_files=is_file), "out") for is_file in (True, False))
     assert kept.samples.digest == recipe.samples.digest and "image" not in kept.samples._samples[0]
     for one, other in zip(kept.samples, recipe.samples, strict=True):
