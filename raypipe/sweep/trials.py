@@ -53,7 +53,7 @@ class Sweep:
     over: tuple[str, ...]
     search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
     trials: int | None = None  # random, asha: how many draws; None = 16
-    task: str | None = None  # what the labels show, as of `evaluate`
+    task: str | None = None  # what the labels show, as of `evaluate`; None = semantic where masks have classes
     # of labels of one's own for task semantic, as `--classes` of `evaluate`; None = the method's classes
     label_classes: str | None = None
     label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels, as of `evaluate`

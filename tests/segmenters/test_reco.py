@@ -144,6 +144,12 @@ def test_the_networks_are_those_of_the_bank_unless_they_are_elsewhere(folder, tm
     assert loaded(tmp_path, dense_clip_inference=False).networks == ("weights", "backbone")
 
 
+def test_the_classes_are_those_of_the_bank_as_folder_and_as_file(folder):
+    for weights in (folder / "bank", folder / "bank" / bank.FILE):
+        assert json.loads(ReCo(weights=str(weights)).vocabulary()) == ["cat", "dog", "sky"]
+    assert ReCo().vocabulary() is None
+
+
 def test_another_network_of_the_same_shapes_is_refused(folder, tmp_path):
     other = {"backbone": dino.write_model(tmp_path / "dino", seed=7), "clip": _clip.write_model(tmp_path / "c", seed=7)}
     for field, path in other.items():

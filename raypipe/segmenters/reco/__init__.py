@@ -108,7 +108,8 @@ class ReCo(Discovery):
         return told
 
     def vocabulary(self) -> str | None:
-        return networks.told_classes(self.weights)
+        path = Path(self.weights)
+        return networks.told_classes(str(path.parent if path.is_file() else path))
 
     def fetch(self) -> None:
         """Raise FileNotFoundError, with the way out, where there is no bank, or not a network it was made with.
