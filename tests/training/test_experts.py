@@ -121,6 +121,14 @@ def test_images_in_which_an_expert_finds_nothing_are_left_out_and_others_keep_th
     del expected[first["key"]]
     assert found == expected
     assert "1 image left out, in which experts find nothing: 1 of disc" in caplog.text
+    none = [[empty | {"image_id": row["image_id"]} for row in each.images.to_pylist()] for each in planned.values()]
+    folder.write_table(pa.Table.from_pylist(none[0], experts.COLUMNS), "experts", "0001", "refined.parquet")
+    experts._joined(recipe, rows, planned, folder)
+    assert "4 images left out, in which experts find nothing: 4 of disc; no image is left of disc" in caplog.text
+    squares = [row | {"category": "square"} for row in none[1]]
+    folder.write_table(pa.Table.from_pylist(squares, experts.COLUMNS), "experts", "0002", "refined.parquet")
+    with pytest.raises(ValueError, match="^namedmask: experts find nothing in any image; train them for longer"):
+        experts._joined(recipe, rows, planned, folder)
 
 
 def stopped_after(monkeypatch, steps: int) -> None:

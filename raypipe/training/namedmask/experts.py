@@ -101,8 +101,8 @@ def refined(recipe: NamedMask, rows: pa.Table, job: Train, folder: Folder) -> pa
     """The rows of `pool.read` with the masks of experts in the place of the given ones, once all are trained.
 
     Images whose object an expert does not find are left out; those that could not be read stay as they are. Raises
-    OtherConfiguration for experts of other settings, and RuntimeError where some have failed, after all others are
-    trained: the same call trains only these then.
+    OtherConfiguration for experts of other settings, ValueError where they find nothing at all, and RuntimeError where
+    some have failed, after all others are trained: the same call trains only these then.
     """
     experts = planned(recipe, rows)
     todo = {name: each for name, each in experts.items() if folder.read_json(EXPERTS, name, *FINISHED) is None}
@@ -208,9 +208,13 @@ def _joined(recipe: NamedMask, rows: pa.Table, experts: dict[str, Expert], folde
             empty[row["category"]] += 1
         else:
             found.append(row | ({name: mask[name] for name in ("size", "mask")} if mask else {}))
+    if not found:
+        text = "find nothing in any image; train them for longer into another --output, or leave them out"
+        raise ValueError(f"{recipe.name}: experts {text} (--expert-iterations, --no-experts)")
     if empty:
         which = ", ".join(f"{count:,} of {name}" for name, count in empty.most_common(NAMED))
-        log.warning(
-            "%s: %s left out, in which experts find nothing: %s", recipe.name, count_of(empty.total(), "image"), which
-        )
+        text = f"{count_of(empty.total(), 'image')} left out, in which experts find nothing: {which}"
+        if lost := sorted(empty.keys() - {row["category"] for row in found}):
+            text += f"; no image is left of {', '.join(lost)}"
+        log.warning("%s: %s", recipe.name, text)
     return pa.Table.from_pylist(found, rows.schema)
