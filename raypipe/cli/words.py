@@ -17,6 +17,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from raypipe.pipeline.options import WORDS, methods_with
 from raypipe.types import PatternSegmenter, Segmenter, name_of
 
+OVER = {"tau": "0.2,0.4", "n_max": "1,2,4", "seed": "0,1"}  # what the example of a sweep over trainings tries
 NAMES = {str: "TEXT", int: "INT", float: "NUMBER"}  # of a value, in the help
 REGISTRY = ConstructorRegistry()
 
@@ -34,8 +35,8 @@ EXAMPLES = {  # of each verb, for its help, one a line; METHOD stands for the on
     "evaluate": """raypipe evaluate runs/kmeans --labels labels/
   raypipe evaluate runs/maskclip --task semantic --labels labels/ --classes cat,dog""",
     "sweep": "raypipe sweep kmeans --input photos/ --labels labels/ --output sweep --foreground grabcut --over k=2,3",
-    "sweep --train": "raypipe sweep sempart --train --input photos/ --validate ecssd --root data/ --output sweep "
-    "--over tau=0.2,0.4",
+    "sweep --train": "raypipe sweep METHOD --train --input photos/ --validate ecssd --root data/ --output sweep "
+    "--over OPTION",
     "train": "raypipe train METHOD --input photos/ --output weights/METHOD --workers 2",
     "archive": "raypipe archive --input photos/ --output archive --classes cat,dog --concepts default --faces none",
     "agree": "raypipe agree runs/kmeans runs/watershed",
@@ -76,7 +77,12 @@ def example(verb: str, method: type | None) -> str:
             text = text.replace(" --foreground grabcut", "")
         if getattr(method, "weights", "") == "none":  # nobody has published any
             text = text.replace(" --sheet", f" --weights weights/{name_of(method)} --sheet")
-    if verb == "train" and method:
+    if verb == "sweep --train":
+        names = method.__dataclass_fields__ if method else OVER
+        text = text.replace("OPTION", next(f"{name}={values}" for name, values in OVER.items() if name in names))
+        if method and not (hasattr(method, "image_size") and hasattr(method, "resize")):
+            text = text.replace("--validate ecssd", f"--dataset {'voc2012' if 'classes' in names else 'ecssd'}")
+    if verb.endswith("train") and method:
         options = {"archive": "--archive archive/", "masks": "--masks runs/tokencut"}
         if given := [option for name, option in options.items() if name in method.__dataclass_fields__]:
             text = text.replace("--input photos/", " ".join(given))

@@ -103,10 +103,11 @@ def of_settings(
 def write(folder: Folder, content: dict, *, method: str, **more) -> str:
     """Write sweep.html. content: of `of_settings`. more: `images`, how many, and `verb`, which uses the best setting.
 
-    And, where there are any, `caution`, `groups` and `strips`. Returns where the page is.
+    And, where there are any, `caution`, `groups`, `strips` and `published`. Returns where the page is.
     """
     facts = {"title": f"{method}: {', '.join(content['swept'])}", "folder": str(folder), "method": method}
-    facts |= {"made": provenance.now(), "version": version("raypipe"), "caution": "", "groups": [], "strips": []}
+    facts |= {"made": provenance.now(), "version": version("raypipe"), "caution": ""}
+    facts |= dict.fromkeys(("groups", "strips", "published"), [])
     folder.write(render(**facts | content | more).encode("utf-8", "replace"), "sweep.html")
     return str(folder.location("sweep.html"))
 

@@ -1,10 +1,10 @@
 """`raypipe sweep METHOD --train`: a training's options against labels -> a table of trials, a page, the best setting.
 
-trials/<hash of the settings>/            a training like any other, with its validation: `--weights` takes it
+trials/<hash of the settings>/            a training like any other: `--weights` takes it
 trials/<hash of the settings>/trial.json  its settings, how it ended
 
-Each trial trains on Ray Train, inside Ray Tune. What varies only in how masks are measured, the filter and the
-statistics of batch normalisation, are settings of one trial.
+Each trial trains on Ray Train, inside Ray Tune. `compared` says by what they are compared: by their validation, where
+what varies only in how masks are measured are settings of one trial, or by what they label afterwards.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import yaml
 
 from raypipe import networks
+from raypipe.evaluation.summary import beside
 from raypipe.lookup import one_line
 from raypipe.run import new_attempt
 from raypipe.runtime import address, cores
 from raypipe.runtime.interruption import held, postponed
 from raypipe.runtime.progress import LINE_SECONDS
-from raypipe.storage import Folder, Location, absolute, open_table
-from raypipe.sweep import page, ranking, search
+from raypipe.storage import Folder, Location, absolute
+from raypipe.sweep import compared, page, ranking, search
+from raypipe.sweep.compared import ByLabels, ByValidation
 from raypipe.sweep.plan import DRAWS, anew, refuse_given
 from raypipe.sweep.ranking import Setting
 from raypipe.sweep.sweep import TERMINAL_SETTINGS, Swept, merge
+from raypipe.sweep.sweep import has_begun as has_begun
 from raypipe.sweep.tuning import patiently, tuner
 from raypipe.training import data, record
-from raypipe.training.crops import Cropped
 from raypipe.training.job import Train, check_train, frozen_settings, list_images, per_worker
 from raypipe.training.recipe import Recipe
 from raypipe.training.train import FROZEN, QUIET, train
-from raypipe.training.validate import Validation, Validator, exported_epoch
 
 log = logging.getLogger("raypipe")
 PATHS = ("input", "validate", "root", "labels", "select", "output")
-HOW = ("filter", "statistics")  # how masks are measured: columns of the validation, and settings here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,18 @@ class Training(Train):
     over: tuple[str, ...]
     search: Literal["grid", "random"] = "grid"
     trials: int | None = None  # random: how many draws; None = 16
-    metric: str = "iou"  # the value of the validation that decides which setting is best
+    metric: str | None = None  # the value that decides which setting is best; None = IoU, or the task's own choice
     goal: Literal["max", "min"] | None = None  # whether high or low is good; None = as the value has it
     actors: int | None = None  # trials at a time, each on `workers`; None = as many as there is room for
+    # of a training without --validate, such as namedmask's: the labelled photographs on which what it has learned is
+    # measured, voc2012, coco2017, ... with --root; or --input names photographs and --labels their labels
+    dataset: str | None = None
+    split: str | None = None  # of a data set that has several: train, val; None = the papers'
+
+    def __post_init__(self):
+        """Raise ValueError for options of a validation that make no sense; without one see `compared`."""
+        if self.validate is not None:
+            super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -69,10 +78,12 @@ class SweptTraining(Swept):
     """How a sweep over trainings ended."""
 
     weights: str | None = None  # what the best trial has trained
+    papers: tuple[str, ...] = ()  # lines: the best settings beside what papers print
 
     def text(self) -> str:
-        """As of any sweep, and where the weights are."""
-        return super().text() + (f"\nits weights: --weights {self.weights}" if self.weights else "")
+        """As of any sweep, what papers print, and where the weights are."""
+        weights = [f"its weights: --weights {self.weights}"] if self.weights else []
+        return "\n".join([super().text(), *weights, *self.papers]).rstrip()
 
 
 @dataclass(frozen=True)
@@ -95,10 +106,12 @@ class Trial:
 
     def line(self, rows: list[dict]) -> str:
         """How far it is, in words. rows: new ones of its log."""
-        images, (batch, _) = self.folder.read_json(FROZEN)["images"], per_worker(self.job, self.recipe)
-        per_epoch = len(data.shares(range(images), workers=self.job.workers, batch=batch, tail=self.job.tail))
-        epochs = self.recipe.epochs
-        return f"{words(self.swept)}: {record.line(rows, steps=epochs * per_epoch, per_epoch=per_epoch, epochs=epochs)}"
+        epochs, per_epoch = self.recipe.epochs, 1
+        if epochs:
+            images, (batch, _) = self.folder.read_json(FROZEN)["images"], per_worker(self.job, self.recipe)
+            per_epoch = len(data.shares(range(images), workers=self.job.workers, batch=batch, tail=self.job.tail))
+        steps = self.recipe.iterations or epochs * per_epoch
+        return f"{words(self.swept)}: {record.line(rows, steps=steps, per_epoch=per_epoch, epochs=epochs)}"
 
 
 def training(job: Training, recipe: Recipe, *, given: Iterable[str] = (), flags: Iterable[str] = ()) -> SweptTraining:
@@ -111,34 +124,34 @@ def training(job: Training, recipe: Recipe, *, given: Iterable[str] = (), flags:
     """
     start = time.monotonic()
     refuse_given(job, flags)
-    job = settled(job)
+    job, by = settled(job, recipe)
     space = search.parse(job.over, [type(recipe)])
-    planned, folder = plan(job, recipe, space, given), Folder(job.output)
-    if todo := [trial for trial in planned if state_of(trial.folder).get("status") != "done"]:
+    planned, folder = plan(job, recipe, space, given, by.options), Folder(job.output)
+    todo = [trial for trial in planned if not is_trained(trial)]
+    if todo or isinstance(by, ByLabels):
+        by.look(recipe)
+    if todo:
         check_data(todo)
     with held(folder, new_attempt()):
-        known = merge(folder, configuration(job, recipe, space))
+        known = merge(folder, configuration(job, recipe, by, space))
         folder.write_json(known, "sweep.json")
         if todo:
             log.info("%s of %s trials to train", len(todo), len(planned))
             (run_here if job.local else run_on_tune)(todo, job)
-        return report(job, recipe.name, known["swept"], start)
+        by.measure([trial.job.output for trial in planned if is_trained(trial)])
+        return report(job, recipe.name, known["swept"], by, start)
 
 
-def has_begun(job: Training) -> bool:
-    """Whether there is a sweep in the output that the same command would go on with."""
-    with contextlib.suppress(Exception):  # an output that cannot be read: the error at hand says why
-        return Folder(job.output).read("sweep.json") is not None
-    return False
+def settled(job: Training, recipe: Recipe) -> tuple[Training, ByValidation | ByLabels]:
+    """The job with its metric, goal and absolute paths, and by what trainings are compared.
 
-
-def settled(job: Training) -> Training:
-    """The job with its goal and absolute paths. Raises ValueError for options that cannot work or have no effect."""
-    if job.validate is None:
-        text = "add --validate DATASET --root DIR, or --validate PHOTOS --labels MASKS"
-        raise ValueError(f"sweep --train: settings are compared by a validation; {text}")
-    if job.metric not in Cropped.SHOWN:
-        raise ValueError(f"--metric {job.metric!r}: a validation has {', '.join(Cropped.SHOWN)}")
+    Raises ValueError for options that cannot work or have no effect.
+    """
+    job = replace(job, **{name: absolute(path) for name, path in paths(job).items()})
+    by = compared.by(job, recipe)
+    metric = job.metric or by.metric
+    if metric not in by.shown:
+        raise ValueError(f"--metric {metric!r}: {by.what} has {', '.join(by.shown)}")
     if job.trials is not None and job.search == "grid":
         raise ValueError("--trials has no effect on a grid, which tries everything; add --search random")
     for option in ("trials", "actors"):
@@ -146,8 +159,8 @@ def settled(job: Training) -> Training:
             raise ValueError(f"--{option} must be positive, got {value}")
     if job.local and job.actors:
         raise ValueError("--actors has no effect with --local, which trains one after the other")
-    goal = job.goal or ("max" if Cropped.SHOWN[job.metric].better == "high" else "min")
-    return replace(job, goal=goal, **{name: absolute(path) for name, path in paths(job).items()})
+    goal = job.goal or ("max" if by.shown[metric].better == "high" else "min")
+    return replace(job, metric=metric, goal=goal), by
 
 
 def paths(job: Training) -> dict[str, str]:
@@ -156,21 +169,20 @@ def paths(job: Training) -> dict[str, str]:
     return {name: path for name, path in named.items() if path}
 
 
-def plan(job: Training, recipe: Recipe, space: search.Space, given: Iterable[str]) -> list[Trial]:
+def plan(job: Training, recipe: Recipe, space: search.Space, given: Iterable[str], options: dict) -> list[Trial]:
     """One trial per setting. Those that the recipe refuses are left out, as a weight of what another option turns off.
 
-    Raises ValueError for a listed value that no setting may have.
+    options: of a `Train`, but for its output. Raises ValueError for a listed value that no setting may have.
     """
     draw = {"free": (), "trials": job.trials or DRAWS, "seed": recipe.seed}
     drawn = search.grid(space) if job.search == "grid" else search.draw(space, **draw)
-    options = {each.name: getattr(job, each.name) for each in fields(Train) if each.name != "output"}
     chosen, trials, refused = {name.replace("-", "_") for name in given}, {}, []
     for setting in drawn:
         try:
-            its = anew(recipe, setting, chosen, preset="preset")
+            its = anew(recipe, compared.effective(recipe, setting), chosen, preset="preset")
             trial = Trial(Train(**options, output=job.output), its, setting)
             check_train(trial.job, its)
-            if not its.rounds:
+            if its.has_steps and not its.rounds:
                 raise ValueError("--epochs 0 trains nothing: `raypipe train --epochs 0 --validate` measures a network")
         except ValueError as error:
             refused.append((setting, error))
@@ -193,20 +205,19 @@ def _refuse_useless(space: search.Space, accepted: list[dict], refused: list[tup
 
 
 def check_data(todo: list[Trial]) -> None:
-    """Raise ValueError or FileNotFoundError where images, labels or networks are missing, before anything starts."""
+    """Raise ValueError or FileNotFoundError where images or networks are missing, before anything starts."""
     job, recipe = todo[0].job, todo[0].recipe
-    Validator(job, recipe, max_bytes=job.max_bytes, max_pixels=job.max_pixels)
     list_images(job, recipe)
     if job.local or not address.is_elsewhere():
         for trial in todo:
             networks.look_for_each(trial.recipe)
 
 
-def configuration(job: Training, recipe: Recipe, space: search.Space) -> dict:
+def configuration(job: Training, recipe: Recipe, by: ByValidation | ByLabels, space: search.Space) -> dict:
     """What all trials of a sweep's folder have in common, and the names of the swept fields."""
-    of_validation = {each.name: getattr(job, each.name) for each in fields(Validation)}
-    common = {"task": "train", "input": job.input, "column": job.column} | of_validation
-    common |= {name: Location(path) for name, path in paths(job).items() if name in common}
+    common = {"task": "train"} | by.common()
+    places = [name for name in PATHS if common.get(name) and (name != "validate" or job.labels)]
+    common |= {name: Location(common[name]) for name in places}
     fixed = {name: value for name, value in frozen_settings(job, recipe).items() if name not in space}
     return json.loads(json.dumps({"common": common, "fixed": fixed, "swept": list(space)}))
 
@@ -304,41 +315,39 @@ def teller(todo: list[Trial]) -> Callable[[], None]:
     return tell
 
 
-def read(folder: Folder) -> list[Setting]:
-    """All settings that were ever tried in a sweep's folder: of each finished training one for each variant."""
+def is_trained(trial: Trial) -> bool:
+    """Whether nothing is left to train of it."""
+    return state_of(trial.folder).get("status") == "done"
+
+
+def read(folder: Folder, by: ByValidation | ByLabels) -> list[Setting]:
+    """All settings that were ever tried in a sweep's folder."""
     found = []
     for name in sorted(folder.folders("trials")):
         its = Folder(folder.location("trials", name).uri)
         if not (state := state_of(its)):
             continue
-        nothing = {"images": 0} | dict.fromkeys([*HOW, *Cropped.SHOWN])
-        for row in measured(its) if state["status"] == "done" else [nothing]:
-            values = state["settings"] | {each: row[each] for each in HOW}
-            means = {each: row[each] for each in Cropped.SHOWN}
-            found.append(
-                Setting(name, values, state["status"], means, row["images"], 0, state["seconds"], state["error"])
-            )
+        if state["status"] == "done":
+            found += by.read(its, state)
+            continue
+        values, how = state["settings"] | dict.fromkeys(by.how), (state["status"], state["seconds"], state["error"])
+        found.append(compared.setting(name, values, {}, by.shown, *how))
     return found
 
 
-def measured(folder: Folder) -> list[dict]:
-    """The rows of the validation of what a training exported: the epoch that was selected, else the last one."""
-    rows = open_table(folder.read("metrics", "epochs.parquet")).read().to_pylist()
-    epoch = exported_epoch(rows)
-    return [row for row in rows if row["epoch"] == epoch]
-
-
-def report(job: Training, method: str, swept: list[str], start: float) -> SweptTraining:
+def report(job: Training, method: str, swept: list[str], by: ByValidation | ByLabels, start: float) -> SweptTraining:
     """Write trials.parquet, best.yaml and the page; tell how the sweep ended."""
     folder = Folder(job.output)
-    every = ranking.order(read(folder), job.metric, job.goal)
+    every = ranking.order(read(folder, by), job.metric, job.goal)
     chosen = ranking.best(every, job.metric, job.goal)
-    swept = [*swept, *(name for name in HOW if len({each.values[name] for each in every} - {None}) > 1)]
+    swept = [*swept, *(name for name in by.how if len({each.values[name] for each in every} - {None}) > 1)]
     folder.write_table(ranking.table(every, swept, job.output), "trials.parquet")
     if chosen:
-        folder.write(best_yaml(chosen, method, job.metric).encode(), "best.yaml")
+        folder.write(best_yaml(chosen, method, job.metric, by).encode(), "best.yaml")
     by_trial = {each.trial: each for each in every}
     facts = [each.values | each.means | {"status": each.status} for each in every]
+    printed = by.published()
+    ours = {words({name: each.values[name] for name in swept}): each.means for each in every if each.status == "done"}
     return SweptTraining(
         output=str(folder),
         method=method,
@@ -353,34 +362,36 @@ def report(job: Training, method: str, swept: list[str], start: float) -> SweptT
         errors=sorted({each.error for each in by_trial.values() if each.status == "failed"}),
         table=str(folder.location("trials.parquet")),
         config=str(folder.location("best.yaml")) if chosen else None,
-        page=write_page(folder, method, every, chosen, swept, job) if chosen else None,
+        page=write_page(folder, method, every, chosen, swept, job, by) if chosen else None,
         seconds=round(time.monotonic() - start, 3),
         exit_code=0 if chosen else 1,
         weights=str(folder.location("trials", chosen.trial)) if chosen else None,
+        papers=tuple(beside(dict([*ours.items()][:TERMINAL_SETTINGS]), printed)),
     )
 
 
-def best_yaml(setting: Setting, method: str, metric: str) -> str:
+def best_yaml(setting: Setting, method: str, metric: str, by: ByValidation | ByLabels) -> str:
     """The setting as a file for `raypipe train METHOD --config`."""
-    how = words({name: setting.values[name] for name in HOW})
-    values = {name: value for name, value in setting.values.items() if name not in ("method", *HOW)}
+    how = [words({name: setting.values[name] for name in by.how})] if by.how else []
+    values = {name: value for name, value in setting.values.items() if name not in ("method", *by.how)}
+    photos = "" if "masks" in values else " --input PHOTOS"
     return (
-        f"# {metric} {setting.means[metric]:.4f} on {setting.images} labelled images, {how}\n"
-        f"# raypipe train {method} --config THIS_FILE --input PHOTOS --output WEIGHTS\n"
+        f"# {', '.join([f'{metric} {setting.means[metric]:.4f} on {setting.images} labelled images', *how])}\n"
+        f"# raypipe train {method} --config THIS_FILE{photos} --output WEIGHTS\n"
     ) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def write_page(
-    folder: Folder, method: str, every: list[Setting], chosen: Setting, swept: list[str], job: Training
+    folder: Folder, method: str, every: list[Setting], chosen: Setting, swept: list[str], job: Training, by
 ) -> str:
-    """Write sweep.html. Returns where it is."""
-    values = {name: value._replace(unit="") for name, value in Cropped.SHOWN.items()}  # nothing to tell apart here
+    """Write sweep.html. by: what trainings are compared by. Returns where the page is."""
     return page.write(
         folder,
-        page.of_settings(every, chosen, swept, values, job.metric, job.goal),
+        page.of_settings(every, chosen, swept, by.shown, job.metric, job.goal),
         method=method,
         images=chosen.images,
         verb="train",
+        published=by.published(),
     )
 
 

@@ -36,11 +36,12 @@ RECOUNT = 5.0  # seconds between looks at what the trials have committed
 RELEASE = 120.0  # seconds for workers of a killed sweep to let go of their trials
 
 
-def run_trials(planned: list[Trial]) -> None:
+def run_trials(planned: list[Trial], *, local: bool = False) -> None:
     """Label what is not labelled yet, on Ray, and score what is not scored yet. How each ended is in its trial.json.
 
-    Raises ValueError or RuntimeError with the method's message when nothing of the sweep was ever labelled and no trial
-    can load the method: then it is not a swept value that is wrong.
+    local: one after the other in this process, without Ray. Raises ValueError or RuntimeError with the method's message
+    when nothing of the sweep was ever labelled and no trial can load the method: then it is not a swept value that is
+    wrong.
     """
     todo, done = [], []
     for trial in planned:
@@ -54,8 +55,9 @@ def run_trials(planned: list[Trial]) -> None:
     log.info("%s of %s trials to run, each on %s: %s in all", len(todo), len(planned), each, total)
     if todo[0].sweep.search == "asha":  # earlier ones report again, so that others are compared with them
         run_on_tune([*done, *todo])
-    elif len(todo) == 1:
-        run_alone(todo[0])
+    elif local or len(todo) == 1:
+        for trial in todo:
+            run_alone(trial, on_ray=not local)
     else:
         run_on_tune(todo)
 
@@ -67,10 +69,10 @@ def _is_over(trial: Trial) -> bool:
     return status == "done" and not len(trial.run.plan(trial.images))
 
 
-def run_alone(trial: Trial) -> None:
-    """One trial on all cores and GPUs, by Ray Data."""
+def run_alone(trial: Trial, *, on_ray: bool) -> None:
+    """One trial on all cores and GPUs, by Ray Data, or in a plain loop here."""
     try:
-        advance(trial, len(trial.images), on_ray=True, threads=cores.count() + 1)
+        advance(trial, len(trial.images), on_ray=on_ray, threads=cores.count() + 1)
     except Locked:
         raise
     except Exception as error:

@@ -39,6 +39,9 @@ class Recipe(ABC):
     keep_files: ClassVar[bool] = False  # in the place of `image`, which is decoded from its file at each use
     least_lr: ClassVar[float] = 0.0  # below which no group of parameters comes, whatever `rate` says
 
+    # what has no effect, and must have its default, where another option has a value: name -> (the other, that value)
+    depends: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+
     networks: ClassVar[tuple[str, ...]] = ()  # as of a Segmenter: fields that name a network to be fetched
     model_types: ClassVar[Mapping[str, str]] = {}
     has_steps: ClassVar[bool] = True  # False: nothing is learned by gradients, all is done in `Made.finish`
@@ -47,6 +50,11 @@ class Recipe(ABC):
     def name(self) -> str:
         """The method's name: that of the file it lives in."""
         return name_of(type(self))
+
+    @property
+    def has_crops(self) -> bool:
+        """Whether it is given squares of photographs, so that a validation can measure its network on such."""
+        return hasattr(self, "image_size") and hasattr(self, "resize")
 
     @property
     def rounds(self) -> int:

@@ -145,7 +145,7 @@ class Validator:
         Raises ValueError or FileNotFoundError for photographs, labels or a list that are not there or do not fit, and
         when none of the labelled photographs can be read.
         """
-        if not (hasattr(recipe, "image_size") and hasattr(recipe, "resize")):
+        if not recipe.has_crops:
             text = f"{recipe.name} is not given crops of photographs; label with it, then `raypipe evaluate`"
             raise ValueError(f"--validate has no effect: {text}")
         self._options, self._method = options, recipe.name

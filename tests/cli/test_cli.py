@@ -79,7 +79,8 @@ def assert_examples_work(text: str, verb: str) -> None:
     ("words", "part"),
     [
         *((["label", name], f"raypipe label {name} ") for name in segmenters.names()),
-        *((["sweep", name, "--train"], "raypipe sweep sempart --train ") for name in ROOMS["recipe"].names()),
+        *((["sweep", name, "--train"], f"raypipe sweep {name} --train ") for name in ROOMS["recipe"].names()),
+        (["sweep", "namedmask", "--train"], " --archive archive/ --masks runs/tokencut --dataset voc2012 "),
         (["label", "reco"], " --weights weights/reco"),
         (["train", "reco"], "reco --archive archive/ --output "),
         (["train", "namedmask"], " --archive archive/ --masks "),

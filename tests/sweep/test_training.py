@@ -150,13 +150,16 @@ def test_mistakes_are_told_before_anything_is_trained(folder, monkeypatch, optio
     assert not (folder / "sweep/trials").exists()
 
 
-def test_a_recipe_that_no_validation_knows_is_refused(folder, monkeypatch):
+def test_a_recipe_that_no_validation_knows_is_compared_by_its_masks(folder, monkeypatch):
     monkeypatch.chdir(folder)
     masks = str(folder / "run")
     raypipe.label("grabcut", str(folder / "photos"), masks, local=True)
-    recipe = SelfMask(masks=masks, backbone=str(dino.write_model(folder / "backbone")), image_size=32)
-    with pytest.raises(ValueError, match="selfmask is not given crops of photographs; label with it"):
+    recipe = SelfMask(masks=masks, backbone=str(dino.write_model(folder / "backbone")), image_size=32, **SMALL)
+    with pytest.raises(ValueError, match="--validate has no effect: selfmask is not given crops of photographs"):
         training(job(folder, "lr=0.001,0.01", input=None), recipe)
+    found = training(job(folder, "lr=0.001,0.01", validate=None, filters=Training.filters), recipe)
+    assert (found.trials["done"], found.images, found.metric) == (2, 8, "dice_best")
+    assert [row["dice_best"] for row in table(folder)][0] == found.value
 
 
 def words(folder: Path, *more: str) -> list[str]:

@@ -12,7 +12,6 @@ from support.namedmask import draw_photos, small, work_of, write_backbone, write
 
 from raypipe.masks import encode_rle
 from raypipe.storage import Folder
-from raypipe.sweep.training import Training, training
 from raypipe.training.job import Train
 from raypipe.training.namedmask import pool
 from raypipe.training.train import train
@@ -184,10 +183,3 @@ def test_options_without_effect_are_refused(options, photos, tmp_path):
         with pytest.raises(ValueError, match=text):
             train(Train(output=str(tmp_path / "out"), local=True, **given), small(options))
     assert Folder(str(tmp_path / "out")).files() == {}
-
-
-def test_a_sweep_over_trainings_says_that_it_cannot_measure_them(options, photos, tmp_path):
-    where = str(next(iter(photos)).parent)
-    job = Training(output=str(tmp_path / "out"), over=("n_max=1,2",), validate=where, labels=where)
-    with pytest.raises(ValueError, match="namedmask is not given crops of photographs; label with it, then"):
-        training(job, small(options, experts=False))

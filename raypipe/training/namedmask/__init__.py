@@ -83,6 +83,8 @@ class NamedMask(Recipe):
     networks = ("backbone",)
     model_types = {"clip": "clip"}
     least_lr = 1e-6  # reference
+    depends = {name: ("experts", False) for name in EXPERTS}
+    depends |= {"clip": ("mask_attention", None), "copy_paste_bbox": ("n_max", 1)}
 
     def __post_init__(self):
         self.archive, self.masks = (Location(storage.absolute(each)) for each in (self.archive, self.masks))
