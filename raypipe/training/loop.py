@@ -24,7 +24,7 @@ from raypipe.training.recipe import Student
 from raypipe.training.work import LOOK_SECONDS, Place, Work, of_all
 
 PICTURES = 8  # of the fixed sample
-AHEAD = 2  # batches that a thread draws numbers for while the network works
+AHEAD = 6  # batches made while the network works, by a thread each: a GPU is quicker than a core that scales images
 MOST_IN_A_ROW = 10  # steps without a finite gradient; one alone is harmless
 MEASURED = ("_runs", "measured.parquet")  # the rows of `Validator.measure` of all workers, for the driver
 
