@@ -74,6 +74,7 @@ def page(tmp_path):
         more=[],
         planes=[],
         groups=[],
+        published=[],
         strips=[{"name": "k", "values": [2, 3], "lines": {"<b>.png": cells, "b.png": cells}}],
         made="2026-01-01T00:00:00",
         version="1",

@@ -535,7 +535,7 @@ def test_a_point_without_a_value_does_not_move_the_others(folder):
         "planes": [],
     }
     shown |= {"first": ["dice"], "titles": {"dice": "dice", "other": "other"}, "caution": ""}
-    html = page.render(**shown, folder="a b", groups=[], strips=[], made="2026", version="1")
+    html = page.render(**shown, folder="a b", groups=[], strips=[], published=[], made="2026", version="1")
     points = [line.split() for line in re.findall(r'points="([^"]*)"', html)]
     width = page.PLOT[0]
     ticks = [[float(point.partition(",")[0]) for point in line] for line in points]
