@@ -94,8 +94,10 @@ class OnRay(Here):
     def texts(self, queries: Sequence[str], templates: str) -> tuple[np.ndarray, dict[str, str]]:
         import ray
 
-        task = ray.remote(num_cpus=1, num_gpus=self._resources.gpus)(embedded_texts)
-        return ray.get(task.remote(self._embedder, self._resources.device, queries, templates))
+        from raypipe.runtime.cluster import overheard, told
+
+        task = ray.remote(num_cpus=1, num_gpus=self._resources.gpus)(overheard)
+        return told(task.remote(embedded_texts, self._embedder, self._resources.device, queries, templates))
 
     def rank(self, queries: np.ndarray, k: int, among: pa.Array | None) -> list[Ranked]:
         import ray

@@ -158,19 +158,19 @@ def block_size(job: Label, work: Work, *, on_gpu: bool) -> int:
 def probe(work: Work, *, gpus: float) -> tuple[dict[str, str], dict]:
     """Load the method once on a worker, before the job starts. gpus: of the worker.
 
-    Returns its weights' checksums and what the work learns by loading.
+    Returns its weights' checksums and what the work learns by loading, of which warnings are logged here.
 
     Raises ValueError with the method's own message when loading fails, RuntimeError when it kills its process.
     """
     import ray
 
-    from raypipe.runtime.cluster import cause
+    from raypipe.runtime.cluster import cause, overheard, told
 
     if all(method is None or type(method).load is Segmenter.load for method in (work.segmenter, work.finder)):
         return {}, {}
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_loaded)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(overheard)
     try:
-        return ray.get(task.remote(work))
+        return told(task.remote(_loaded, work))
     except ray.exceptions.WorkerCrashedError as error:
         raise RuntimeError(f"{work.segmenter.name}: loading it killed the worker process: {error}") from error
     except ray.exceptions.RayError as error:

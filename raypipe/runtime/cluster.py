@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 
 import ray.data
 
@@ -162,3 +163,22 @@ def _device(device: str, gpus: float, all_gpus: float, joined: bool) -> str:
         text = "the cluster shows no GPU; --device cuda waits until it has started one, --device cpu does without"
         raise ValueError(text)
     return "cuda" if device == "auto" and all_gpus else "cpu"
+
+
+def overheard(function: Callable, *given) -> tuple[object, list[str]]:
+    """What a function returns, and what it warns of: nobody sees the log of a worker."""
+    heard = BufferingHandler(1_000)
+    heard.setLevel(logging.WARNING)
+    log.addHandler(heard)
+    try:
+        return function(*given), [record.getMessage() for record in heard.buffer]
+    finally:
+        log.removeHandler(heard)
+
+
+def told(task: ray.ObjectRef) -> object:
+    """The result of a task of `overheard`, whose warnings are logged here."""
+    found, warnings = ray.get(task)
+    for text in warnings:
+        log.warning("%s", text)
+    return found

@@ -1,5 +1,6 @@
 """The verb on Ray: the same archive as in a plain loop, whichever graph embeds, with faces looked for by workers."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from raypipe.pipeline import stages
 from raypipe.pipeline.label import attempt
 from raypipe.pipeline.workers import from_columns, to_columns
 from raypipe.run import Run, rows
+from raypipe.runtime import cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,6 +85,17 @@ def test_squares_instead_of_photographs_cross_to_a_gpu_with_the_same_rows(photos
     archive(wanted(photos, tmp_path / "local", model, local=True))
     one, other = (rows.load(each).sort_by("key") for each in (run, Run(str(tmp_path / "local"))))
     assert one.drop_columns(["seconds", "attempt"]).equals(other.drop_columns(["seconds", "attempt"]))
+
+
+def test_what_a_worker_warns_of_is_told_here(caplog, local_ray):
+    import ray
+
+    def doubled(number):
+        logging.getLogger("raypipe").warning("%d is %s", number, "odd")
+        return 2 * number
+
+    assert cluster.told(ray.remote(num_cpus=1)(cluster.overheard).remote(doubled, 3)) == 6
+    assert caplog.messages == ["3 is odd"]
 
 
 def test_what_crosses_is_the_square_alone(photos, model):
