@@ -1,7 +1,9 @@
-"""The images of a training: decoded once, kept at training size, read by number in any order by any number of workers.
+"""The images of a training, read by number in any order by any number of workers.
 
-Which image comes when, and how it is changed, follows from (seed, epoch, image) alone: not from the number of workers,
-nor from where a training was resumed. The numbers are numpy's, which promises them for one version of numpy.
+They are decoded once and kept as a recipe wants them, or as files. Which image comes when, and how it is changed,
+follows from (seed, epoch, image) alone, or from the number of a sample where images are drawn with replacement: not
+from the number of workers, nor from where a training was resumed. The numbers are numpy's, which promises them for one
+version of numpy.
 """
 
 from __future__ import annotations
