@@ -11,7 +11,7 @@ from support.tiny._clip import write_model
 from torch.nn.functional import interpolate
 
 from raypipe import classes, images
-from raypipe.training.namedmask import attention, pool
+from raypipe.training.namedmask import attention
 from raypipe.training.namedmask.experts import planned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,9 +95,9 @@ def test_only_what_was_found_is_looked_at_and_experts_masks_are_not_again(option
 def test_categories_are_asked_by_the_queries_of_their_list():
     known = classes.read("voc2012")
     for alias, name in classes.facts("voc2012")["aliases"].items():
-        assert known.names[pool.places(known)[classes.normalised(alias)]] == name
+        assert known.queries[known.numbers[classes.normalised(alias)] - 1] == name
     named = classes.read("[{name: crane, query: crane bird}, {name: crane, query: crane machine}]")
-    assert pool.places(named) == {"crane bird": 0, "crane machine": 1}
+    assert named.numbers == {"crane bird": 1, "crane machine": 2} and named.queries == named.names
 
 
 @pytest.mark.parametrize(
