@@ -33,7 +33,7 @@ class Course:
     column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
     allow_private: bool = False  # what a list or table names may lie in a private network
     workers: int = 1  # processes that train together, on GPUs one each
-    # exact: --batch-size is that of all workers; throughput: of each, with lr * sqrt(workers)
+    # exact: --batch-size is that of all workers; throughput: of each, with a larger lr
     batch_mode: Literal["exact", "throughput"] = "exact"
     tail: Literal["pad", "drop"] = "pad"  # an epoch's last batch is filled from the epoch's start, or left out
     sync_statistics: bool = True  # batch normalisation over all workers; only throughput can do without
@@ -135,10 +135,10 @@ def default_settings(recipe: Recipe) -> dict:
 
 
 def per_worker(job: Train, recipe: Recipe) -> tuple[int, float]:
-    """Images per worker and step, and the learning rate at rate 1 (square root of the workers, spec of Sempart)."""
+    """Images per worker and step, and the learning rate at rate 1, which grows with the batch as `lr_power` says."""
     if job.is_exact:
         return recipe.batch_size // job.workers, recipe.lr
-    return recipe.batch_size, recipe.lr * math.sqrt(job.workers)
+    return recipe.batch_size, recipe.lr * job.workers**recipe.lr_power
 
 
 def list_images(job: Train, recipe: Recipe) -> pa.Table | None:

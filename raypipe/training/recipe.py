@@ -37,6 +37,7 @@ class Recipe(ABC):
     batch_size: ClassVar[int] = 1
     lr: ClassVar[float] = 1.0
     keep_files: ClassVar[bool] = False  # in the place of `image`, which is decoded from its file at each use
+    lr_power: ClassVar[float] = 0.5  # of the number of workers, by which `lr` grows where each has a batch of its own
     least_lr: ClassVar[float] = 0.0  # below which no group of parameters comes, whatever `rate` says
 
     # what has no effect, and must have its default, where another option has a value: name -> (the other, that value)

@@ -515,6 +515,8 @@ def test_throughput_gives_each_worker_a_whole_batch_and_a_larger_step():
     job, recipe = Train(output="out", workers=4, batch_mode="throughput"), Toy(batch_size=8, lr=0.1)
     assert per_worker(job, recipe) == (8, 0.2)
     assert per_worker(dataclasses.replace(job, batch_mode="exact"), recipe) == (2, 0.1)
+    recipe.lr_power = 1.0  # linear, as of NamedMask
+    assert per_worker(job, recipe) == (8, 0.4)
     assert frozen_settings(job, recipe).items() >= {"workers": 4, "sync_statistics": True}.items()
     exact = frozen_settings(dataclasses.replace(job, batch_mode="exact"), recipe)
     assert exact == frozen_settings(dataclasses.replace(job, batch_mode="exact", workers=2), recipe)

@@ -82,6 +82,7 @@ class NamedMask(Recipe):
 
     networks = ("backbone",)
     model_types = {"clip": "clip"}
+    lr_power = 1.0  # of a batch that grows with the workers: linear
     least_lr = 1e-6  # reference
     depends = {name: ("experts", False) for name in EXPERTS}
     depends |= {"clip": ("mask_attention", None), "copy_paste_bbox": ("n_max", 1)}
