@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from raypipe import masks, schema
-from raypipe.inputs.manifest import _unique
+from raypipe.inputs.items import _unique
 from raypipe.maintenance.integrity import run_lengths
 from raypipe.run import Run, superseded
 from raypipe.segmenters.kmeans import Kmeans
