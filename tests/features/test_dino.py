@@ -234,5 +234,5 @@ def test_mistakes_are_refused_by_name(folder, network):
 def test_a_folder_of_another_network_is_refused(tmp_path):
     from support.tiny import clipseg
 
-    with pytest.raises(ValueError, match="lost: .* holds a network of type 'clipseg', expected one of: vit, deit, dinov2"):
+    with pytest.raises(ValueError, match="lost: .* a network of type 'clipseg', expected one of: vit, deit, dinov2"):
         Dino(clipseg.write_model(tmp_path), method="lost", device="cpu")
