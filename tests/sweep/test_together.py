@@ -115,7 +115,7 @@ def others(method: Segmenter) -> list[Segmenter]:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", STAGED)
 def test_options_after_the_features_change_neither_these_nor_what_is_loaded(name, tmp_path, monkeypatch):
-    method, rng = segmenters.find(name)(**tiny.options(name, tmp_path)), np.random.default_rng(0)
+    method, rng = segmenters.find(name)(**tiny.options(name, tmp_path) | {"threshold": None}), np.random.default_rng(0)
     images = [rng.integers(0, 256, size, np.uint8) for size in ((48, 64, 3), (64, 48, 3))]
     images[0][10:30, 20:50] //= 4
     alone, together, calls = others(method), others(method), []
