@@ -26,7 +26,8 @@ from raypipe.training.validate import Validation, Validator
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LIMITS = {"max_bytes": 10**8, "max_pixels": 10**8}
-SMALL = SimpleNamespace(name="sempart", image_size=96, resize=101)  # photographs are brought to 111 px for it
+# photographs are brought to 111 px for it
+SMALL = SimpleNamespace(name="sempart", has_crops=True, image_size=96, resize=101)
 
 
 class Network:
@@ -174,7 +175,7 @@ def test_all_images_together_decide_on_global_polarity(tmp_path):
 def test_workers_share_the_batches_and_change_nothing(tmp_path):
     photos, _ = made(tmp_path, sizes=SIZES * 2)
     network, tables = Network(1, photos, size=48), []
-    recipe = SimpleNamespace(name="sempart", image_size=48, resize=53)
+    recipe = SimpleNamespace(name="sempart", has_crops=True, image_size=48, resize=53)
     for workers in (1, 2, 4):
         validator = Validator(options(tmp_path, statistics=("batch",)), recipe, **LIMITS)
         ranks = [pickle.loads(pickle.dumps(validator)) for _ in range(workers)]
@@ -389,7 +390,7 @@ def test_what_is_wrong_is_said_before_a_training_starts(tmp_path, monkeypatch, w
 def test_a_network_that_is_given_no_crops_is_not_validated(tmp_path):
     made(tmp_path, sizes=SIZES[:1])
     with pytest.raises(ValueError, match="selfmask is not given crops of photographs; label with it"):
-        Validator(options(tmp_path), SimpleNamespace(name="selfmask", image_size=224), **LIMITS)
+        Validator(options(tmp_path), SimpleNamespace(name="selfmask", has_crops=False), **LIMITS)
 
 
 def test_options_of_validation_load_no_network_library():
