@@ -46,7 +46,9 @@ def test_a_driver_killed_at_the_start_or_at_the_end_loses_and_doubles_nothing(st
     assert pq.read_table(output / "errors.parquet").num_rows == 0
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_run_soon_with_the_command_that_resumes(start, photos, tmp_path, signum, code):
     output = tmp_path / "run"
     job = start(photos, output)

@@ -195,6 +195,7 @@ def test_a_training_that_was_begun_goes_on_from_its_checkpoint(folder):
     assert all(row["status"] == "done" for row in table(folder))
 
 
+@pytest.mark.slow
 def test_two_trainings_on_two_workers_finish_though_the_sweep_was_killed(folder):
     job = run(folder, "--workers", "2")
     deadline = time.monotonic() + 300

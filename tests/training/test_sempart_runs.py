@@ -51,6 +51,7 @@ def weights_of(folder: Folder) -> dict[str, np.ndarray]:
     return load_file(folder.path("head.safetensors"))
 
 
+@pytest.mark.slow
 def test_two_workers_find_the_losses_of_one(recipe, straight, tmp_path):
     folder = Folder(str(tmp_path / "two"))
     with hold(folder, ATTEMPT):

@@ -142,6 +142,7 @@ def test_an_error_of_the_training_ends_it_at_once_with_its_own_words(photos, tmp
     assert not list((tmp_path / "out/_runs").glob("ray-*"))
 
 
+@pytest.mark.slow
 def test_a_stop_that_another_process_asks_for_is_no_end_of_the_training(photos, tmp_path, local_ray):
     output, recipe = tmp_path / "out", Toy(epochs=8, sleep=0.3)
 
