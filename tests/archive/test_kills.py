@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from support.attempts import Killed, end_before
 from support.corpora import contents, draw, wanted
 from support.jobs import finish, wait_until
 from support.tiny import _clip
@@ -23,26 +24,6 @@ CATEGORIES = "cat,dog,tree frog,bird,fish"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return _clip.write_model(tmp_path_factory.mktemp("clip"))
-
-
-class Killed(BaseException):
-    """The end of the process, which no handler may take for an error."""
-
-
-def end_before(count: int, monkeypatch) -> None:
-    """End the job before its write or deletion number `count`, those of the lock aside."""
-    left = iter(range(count))
-
-    def guarded(change):
-        def guard(folder, *given):
-            if not any("LOCK" in str(each) or ".lock" in str(each) for each in given) and next(left, None) is None:
-                raise Killed
-            return change(folder, *given)
-
-        return guard
-
-    for name in ("write", "delete"):
-        monkeypatch.setattr(Folder, name, guarded(getattr(Folder, name)))
 
 
 @pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.attempts import Killed, end_before
 from support.toy import Toy
 
 from raypipe.storage import Folder
@@ -17,10 +18,6 @@ from raypipe.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OF_ONE_START = ("output", "seconds", "page", "measured")  # in finished.json
-
-
-class Killed(BaseException):
-    """The end of the process, which no handler may take for an error."""
 
 
 @pytest.fixture
@@ -35,22 +32,6 @@ def run(tmp_path, labelled):
     options = {"input": str(tmp_path / "photos"), "select": str(tmp_path / "names.txt"), "validate_every": 1} | labelled
     options |= {"local": True, "checkpoint_steps": 2, "log_steps": 1}
     return lambda output: train(Train(output=str(output), **options), Toy(epochs=3, lr=0.05))
-
-
-def end_before(count: int, monkeypatch) -> None:
-    """End the training before its write or deletion number `count`, those of the lock aside."""
-    left = iter(range(count))
-
-    def guarded(change):
-        def guard(folder, *given):
-            if not any("LOCK" in str(each) or ".lock" in str(each) for each in given) and next(left, None) is None:
-                raise Killed
-            return change(folder, *given)
-
-        return guard
-
-    for name in ("write", "delete"):
-        monkeypatch.setattr(Folder, name, guarded(getattr(Folder, name)))
 
 
 def left_by(output: Path) -> dict:
