@@ -127,7 +127,7 @@ class Segmenter(ABC):
         text = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
         return "" if text.startswith(f"{cls.__name__}(") else text  # what a dataclass writes for want of one
 
-    def vocabulary(self) -> str | None:
+    def categories(self) -> str | None:
         """The categories that it names, in the order of their labels, as `classes.read` takes them.
 
         None where it names none, or where only weights that are not here say which.

@@ -26,7 +26,7 @@ def settled(job: Sweep, task: Task | None, segmenter: Segmenter | None = None) -
     absolute: Ray Tune's workers each have a current folder of their own. Raises ValueError for an unknown task or
     metric, and for labels or images that are not named or named twice.
     """
-    known = job.label_classes or (segmenter.vocabulary() if segmenter else None)
+    known = job.label_classes or (segmenter.categories() if segmenter else None)
     task = task or tasks.find(job.task or datasets.task_of(job.dataset, bool(known)))()
     paths = {name: absolute(path) for name in ("input", "labels", "root", "output") if (path := getattr(job, name))}
     job = replace(job, task=task.name, **paths)

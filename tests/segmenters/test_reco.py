@@ -146,8 +146,8 @@ def test_the_networks_are_those_of_the_bank_unless_they_are_elsewhere(folder, tm
 
 def test_the_classes_are_those_of_the_bank_as_folder_and_as_file(folder):
     for weights in (folder / "bank", folder / "bank" / bank.FILE):
-        assert json.loads(ReCo(weights=str(weights)).vocabulary()) == ["cat", "dog", "sky"]
-    assert ReCo().vocabulary() is None
+        assert json.loads(ReCo(weights=str(weights)).categories()) == ["cat", "dog", "sky"]
+    assert ReCo().categories() is None
 
 
 def test_another_network_of_the_same_shapes_is_refused(folder, tmp_path):

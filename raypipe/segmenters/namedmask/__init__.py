@@ -63,7 +63,7 @@ class NamedMask(Segmenter):
         if self.classes is not None:
             self.classes = classes.settle(self.classes)
 
-    def vocabulary(self) -> str | None:
+    def categories(self) -> str | None:
         return self.classes or networks.told_classes(self.weights) or self._published()
 
     def fetch(self) -> None:

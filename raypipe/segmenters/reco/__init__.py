@@ -107,7 +107,7 @@ class ReCo(Discovery):
                 setattr(self, field, told[field])
         return told
 
-    def vocabulary(self) -> str | None:
+    def categories(self) -> str | None:
         path = Path(self.weights)
         return networks.told_classes(str(path.parent if path.is_file() else path))
 
