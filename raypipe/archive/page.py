@@ -11,8 +11,8 @@ from raypipe import images
 from raypipe.archive.making import Tables
 from raypipe.classes import Classes
 from raypipe.inputs.manifest import fetch
+from raypipe.pages import html
 from raypipe.pictures.overlay import jpeg, resized, scaled
-from raypipe.report import html
 from raypipe.types import BadImage
 
 SIDE, QUALITY = 256, 80  # of a picture: px of its longer side

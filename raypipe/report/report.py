@@ -20,11 +20,12 @@ from raypipe import segmenters
 from raypipe.evaluation.labels import Labels, place_of
 from raypipe.inputs.originals import Originals
 from raypipe.maintenance import redo
+from raypipe.pages import html
 from raypipe.pictures import faces, legend
 from raypipe.pictures.layers import draw
 from raypipe.pictures.names import height
 from raypipe.pictures.overlay import COLOURS
-from raypipe.report import html, measures, truth, words
+from raypipe.report import measures, truth, words
 from raypipe.run import Run, attempts, provenance, rows
 from raypipe.runtime.progress import count_of_images, speed
 from raypipe.storage import Location, is_local, put, resolve

@@ -16,9 +16,9 @@ import pyarrow as pa
 from raypipe import masks
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, Value
+from raypipe.pages import html
+from raypipe.pages.axes import levels
 from raypipe.pictures.overlay import jpeg, overlay, resized, scaled, shrunk
-from raypipe.report import html
-from raypipe.report.axes import levels
 from raypipe.run import provenance, rows
 from raypipe.storage import Folder
 from raypipe.sweep.plan import trial_of

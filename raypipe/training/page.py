@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe.report import html
-from raypipe.report.axes import levels
+from raypipe.pages import html
+from raypipe.pages.axes import levels
 from raypipe.run import attempts, provenance
 from raypipe.storage import Folder, open_table
 from raypipe.training import record

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raypipe.report.axes import levels
+from raypipe.pages.axes import levels
 
 
 @pytest.mark.parametrize(

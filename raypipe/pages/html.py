@@ -15,7 +15,7 @@ def render(template: str, script: str, **content) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = PackageLoader("raypipe.report", "templates")
+    loader = PackageLoader("raypipe.pages", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
