@@ -71,9 +71,10 @@ class Dino:
         """Features of each image, in order. Images of one size go through the network together on a GPU.
 
         images: RGB uint8 (H, W, 3). fit: how an image becomes whole patches: `pad` with the mean colour or `reflect` to
-        the right and below, `crop` there, or `resize` to the nearest multiple. facet, block, cls_attention: see
-        `forward`; an attention is over all tokens, those of no patch dropped after the softmax. max_side: longer images
-        are reduced to it, which is said in the log once. Raises BadImage where features are not finite.
+        the right and below, `crop` there, `resize` to the nearest multiple, or `free`, where what no patch covers is
+        left out. facet, block, cls_attention: see `forward`; an attention is over all tokens, those of no patch dropped
+        after the softmax. max_side: longer images are reduced to it, which is said in the log once. Raises BadImage
+        where features are not finite.
         """
         import torch
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raypipe")
 
-FITS = ("pad", "reflect", "crop", "resize")
+FITS = ("pad", "reflect", "crop", "resize", "free")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Features:
     grid: tuple[int, int]  # (h, w)
     patch: int  # px from one cell to the next, in the image as the network saw it: the stride
     seen: tuple[int, int]  # (height, width) of that image, before it was padded or cropped to whole patches
-    fit: str  # how it became whole patches: pad, reflect, crop or resize
+    fit: str  # how it became whole patches: pad, reflect, crop, resize or free
     # float32 (heads, P): what the class token looks at, of all tokens; those that are no patch are dropped afterwards
     cls_attention: torch.Tensor | None = None
     margin: int = 0  # px of a patch on each side of its cell: more than 0 where patches overlap
@@ -64,7 +64,12 @@ def seen_size(size: tuple[int, int], patch: int, fit: str, *, max_side: int, met
 
 
 def whole(size: tuple[int, int], patch: int, fit: str) -> tuple[int, int]:
-    """The size in whole patches that an image of a size (height, width) is padded or cropped to; one patch at least."""
+    """The size in whole patches that an image of a size (height, width) is padded or cropped to; one patch at least.
+
+    With `free` its own size: patches that overlap need no multiple of their side.
+    """
+    if fit == "free":
+        return tuple(max(patch, side) for side in size)
     rounded = (side // patch if fit == "crop" else -(-side // patch) for side in size)
     return tuple(max(1, cells) * patch for cells in rounded)
 

@@ -126,8 +126,12 @@ def hopeless(image: np.ndarray, features: Features) -> str:
     side = features.patch + 2 * features.margin
     if max(image.shape[:2]) < side or image.shape[:2] == (1, 1):
         return "too_small"
-    is_one_colour = all((row == image[0, 0]).all() for row in image)  # of a photograph one row is looked at
-    return "degenerate" if is_one_colour else ""
+    return "degenerate" if is_one_colour(image) else ""
+
+
+def is_one_colour(image: np.ndarray) -> bool:
+    """Whether all pixels of an image (H, W, 3) are the same."""
+    return all((row == image[0, 0]).all() for row in image)  # of a photograph one row is looked at
 
 
 def by_grid(features: Sequence[Features], most: Callable[[Features], int] | None = None) -> Iterator[list[int]]:

@@ -40,7 +40,7 @@ def test_images_of_any_size_are_answered_in_order_on_their_grid(fit, network, im
         "crop": [(3, 5), (2, 4), (3, 5), (1, 1), (1, 1), (3, 4), (1, 25)],
         "resize": [(3, 5), (2, 4), (3, 5), (1, 1), (1, 1), (3, 4), (1, 25)],
     }
-    expected["reflect"] = expected["pad"]
+    expected |= {"reflect": expected["pad"], "free": expected["crop"]}
     found = list(network(images, fit=fit))
     assert [each.grid for each in found] == expected[fit]
     for image, each in zip(images, found, strict=True):
@@ -196,6 +196,14 @@ def test_cells_of_overlapping_patches_lie_round_their_centres(folder):
     assert found.grid == (3, 5) and found.patch == 4 and found.margin == 2
     columns = found.enlarged(np.tile(np.arange(5), (3, 1)), (16, 24))[0]
     assert columns.tolist() == [0] * 6 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 6
+
+
+def test_overlapping_patches_take_an_image_as_it_is(folder):
+    network = Dino(folder, method="test", device="cpu", stride=2)
+    image = np.random.default_rng(0).integers(0, 256, (24, 35, 3)).astype(np.uint8)
+    (found,), (cut,) = (network([each], fit="free") for each in (image, image[:, :34]))
+    assert found.grid == (9, 14)  # 1 + (35 - 8) // 2; whole patches would be 8 + 2 * 12 px wide, or 40
+    torch.testing.assert_close(found.patches, cut.patches, rtol=0, atol=0)
 
 
 def test_a_panorama_is_reduced_and_the_log_says_so_once(network, caplog):

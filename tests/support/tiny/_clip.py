@@ -33,9 +33,7 @@ def write_model(folder: Path, *, size: int = 64, patch: int = 16, seed: int = 0,
 
 def write_tokenizer(folder: Path) -> dict[str, int]:
     """CLIP's tokenizer files with every byte, two merges and nothing else. Returns the vocabulary."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's letters for bytes: these as they are,
-    letters = [chr(byte) for byte in shown] + [chr(256 + i) for i in range(256 - len(shown))]  # others from 256 on
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "at", "att</w>", START, END]
+    words = [*letters(), *(f"{letter}</w>" for letter in letters()), "at", "att</w>", START, END]
     vocabulary = {word: i for i, word in enumerate(words)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -43,3 +41,9 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "unk_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return vocabulary
+
+
+def letters() -> list[str]:
+    """GPT-2's letters for the 256 bytes: what can be shown as it is, others from 256 on."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(byte) for byte in shown] + [chr(256 + i) for i in range(256 - len(shown))]
