@@ -7,7 +7,7 @@ or refiner: methods on features (`segmenters._discovery`) import it.
 `dino` runs vision transformers and `resnet` residual networks, `originals` reads the files that their authors
 published, `checkpoints` knows these by name, `descriptors` are other forms of what they give, `grid` knows how an image
 becomes patches and back, `clip` says of texts, images and patches what they have in common (`clip_vit`,
-`clip_resnet`), and `color` describes patches by hand, without weights:
+`clip_resnet`), `clip_masked` what it says of parts of images, and `color` describes patches by hand, without weights:
 
 >>> import numpy as np
 >>> from raypipe.features import color

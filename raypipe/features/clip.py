@@ -21,6 +21,8 @@ from raypipe.lookup import one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from raypipe.features.clip_vit import Vit
+
 log = logging.getLogger("raypipe")
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], by which every CLIP was trained
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,7 +52,8 @@ class Clip:
             from raypipe.features.clip_resnet import Resnet as Network
         else:
             from raypipe.features.clip_vit import Vit as Network
-        self._network, self._method, self._device = Network(path, literal=literal, **options), method, device
+        self._path, self._method, self._device = path, method, device
+        self._network = Network(path, literal=literal, **options)
         self.width, self.patch, self.size = self._network.width, self._network.patch, self._network.size
 
     def texts(self, queries: Sequence[str], templates: str = "default") -> np.ndarray:
@@ -121,6 +124,15 @@ class Clip:
         """
         features, found = self._network.dense(pixels, residual=residual, keys=keys)
         return (features, found) if keys else features
+
+    def transformer(self) -> Vit:
+        """Its network, for what only vision transformers have. Raises ValueError for a residual one."""
+        from raypipe.features.clip_vit import Vit
+
+        if not isinstance(self._network, Vit):
+            text = f"{self._path} holds a CLIP with a residual network, expected one with a vision transformer"
+            raise ValueError(f"{self._method}: {text}, such as openai/clip-vit-large-patch14-336")
+        return self._network
 
     def digest(self) -> str:
         """sha256 of the tensors of both halves, whichever are there: the same of every file that holds this CLIP."""

@@ -27,7 +27,7 @@ class Vit:
 
         network = networks.pretrained(CLIPModel, path, method=method, device=device)
         config = network.config
-        self._path, self._method, self._device, self._dtype = path, method, device, dtype
+        self._path, self.method, self.device, self._dtype = path, method, device, dtype
         self.width, self.patch, self.size = (
             config.projection_dim, config.vision_config.patch_size, config.vision_config.image_size,
         )  # fmt: skip
@@ -48,7 +48,7 @@ class Vit:
         import torch
 
         values, found = self.values(pixels, residual=residual, keys=keys)
-        with torch.no_grad(), networks.autocast(self._device, "float32"):
+        with torch.no_grad(), networks.autocast(self.device, "float32"):
             return self._network.visual_projection(values.movedim(1, 3)).movedim(3, 1), found
 
     def values(self, pixels: Tensor, *, residual: str = "full", keys: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -59,15 +59,15 @@ class Vit:
         *before, last = vision.encoder.layers
         attention, height = last.self_attn, pixels.shape[2] // self.patch
         with torch.no_grad():
-            tokens = self._through(pixels, before)
-            with networks.autocast(self._device, self._dtype):
+            tokens = self.through(pixels, before)
+            with networks.autocast(self.device, self._dtype):
                 given = last.layer_norm1(tokens)
                 values = attention.out_proj(attention.v_proj(given))  # no attention: every token has its own value
                 if residual == "full":
                     values = values + tokens
                     values = values + last.mlp(last.layer_norm2(values))
                 found = attention.out_proj(attention.k_proj(given)) if keys else None
-            with networks.autocast(self._device, "float32"):
+            with networks.autocast(self.device, "float32"):
                 values = vision.post_layernorm(values.float())
         return _grid(values, height), None if found is None else _grid(found.float(), height)
 
@@ -77,7 +77,7 @@ class Vit:
 
         network = self._network
         if not self._is_whole:
-            network = networks.pretrained(CLIPModel, self._path, method=self._method, device="cpu")
+            network = networks.pretrained(CLIPModel, self._path, method=self.method, device="cpu")
         return networks.digest(network.state_dict())
 
     @functools.cached_property
@@ -92,31 +92,42 @@ class Vit:
 
         longest, end = max(map(len, tokens)), self.tokenizer.eos_token_id
         # what follows the end has no effect: a token sees only those before
-        padded = torch.tensor([[*each, *[end] * (longest - len(each))] for each in tokens], device=self._device)
-        ends = torch.tensor([each.index(end) for each in tokens], device=self._device)
-        with networks.autocast(self._device, "float32"):
+        padded = torch.tensor([[*each, *[end] * (longest - len(each))] for each in tokens], device=self.device)
+        ends = torch.tensor([each.index(end) for each in tokens], device=self.device)
+        with networks.autocast(self.device, "float32"):
             states = self._network.text_model(input_ids=padded).last_hidden_state  # (n, T, d)
-            return self._network.text_projection(states[torch.arange(len(tokens), device=self._device), ends])
+            return self._network.text_projection(states[torch.arange(len(tokens), device=self.device), ends])
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """Features of whole images, of their normalised squares: float32 (B, D)."""
-        vision = self._network.vision_model
-        tokens = self._through(pixels, vision.encoder.layers)
-        with networks.autocast(self._device, "float32"):
-            return self._network.visual_projection(vision.post_layernorm(tokens[:, 0].float()))
+        return self.projected(self.through(pixels, self.layers)[:, 0])
 
-    def _through(self, pixels: Tensor, layers) -> Tensor:
+    def projected(self, tokens: Tensor) -> Tensor:
+        """Features of images, of their class tokens (B, d) behind the last layer: float32 (B, D)."""
+        with networks.autocast(self.device, "float32"):
+            return self._network.visual_projection(self._network.vision_model.post_layernorm(tokens.float()))
+
+    @property
+    def layers(self):
+        """The layers of the image network, first to last."""
+        return self._network.vision_model.encoder.layers
+
+    def autocast(self):
+        """The context in which its layers run."""
+        return networks.autocast(self.device, self._dtype)
+
+    def through(self, pixels: Tensor, layers) -> Tensor:
         """All tokens (B, 1 + h * w, d), the class token first, behind the given layers."""
         import torch
 
         vision = self._network.vision_model
-        with networks.autocast(self._device, "float32"):
+        with networks.autocast(self.device, "float32"):
             patches = vision.embeddings.patch_embedding(pixels)  # (B, d, h, w)
             positions = self._positions(*patches.shape[2:])
             first = vision.embeddings.class_embedding + positions[:1]
             patches = patches.flatten(2).transpose(1, 2) + positions[1:]
             tokens = vision.pre_layrnorm(torch.cat([first.expand(len(patches), -1, -1), patches], dim=1))
-        with networks.autocast(self._device, self._dtype):
+        with networks.autocast(self.device, self._dtype):
             for layer in layers:
                 tokens = layer(tokens, attention_mask=None)
         return tokens

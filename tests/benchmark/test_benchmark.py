@@ -107,6 +107,17 @@ def test_images_are_cosegmented_as_by_the_matrix_of_all_pairs(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_parts_are_embedded_as_by_the_whole_network_for_each(monkeypatch):
+    twin = twins_of.find("clip_masked")
+    small = {"image_size": 64, "patch_size": 16, "num_hidden_layers": 5, "hidden_size": 48, "intermediate_size": 96}
+    monkeypatch.setattr(twin, "VISION", twin.VISION | small)
+    rows = {row.figure: row for row in methods.measure("clip_masked", dataclasses.replace(TINY, repeats=1), False)}
+    case = ", 8 parts, 5 blocks, width 48, 17 tokens"
+    assert len(rows[f"times faster than plain{case}"].values) == TINY.photographs
+    assert max(rows[f"largest difference{case}"].values) < 1e-5
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_archives_are_ranked_in_the_order_of_a_full_sort(monkeypatch):
     monkeypatch.setattr(twins_of.find("archive_ranking"), "IMAGES", 3000)
     rows = {row.figure: row for row in methods.measure("archive_ranking", TINY, False)}

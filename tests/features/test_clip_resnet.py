@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from skimage import data
 
 from raypipe.features.clip import Clip, normalise, read_templates
+from raypipe.features.clip_masked import Masked
 from raypipe.features.clip_resnet import Resnet
 from raypipe.segmenters.maskclip import Maskclip
 
@@ -97,3 +98,9 @@ def test_maskclip_names_places_by_a_residual_network_but_knows_no_keys_of_it(fol
     for options in ({"ks": 1.0}, {"residual": "plain"}):
         with pytest.raises(ValueError, match="maskclip: residual plain and key smoothing are for CLIPs with vision"):
             Maskclip(weights=str(folder), classes="cat,dog", **options).load("cpu")
+
+
+def test_what_only_transformers_have_is_refused(folder):
+    clip = Clip(folder, method="zero_guidance", device="cpu", text=False)
+    with pytest.raises(ValueError, match="zero_guidance: .* holds a CLIP with a residual network, expected one with a"):
+        Masked(clip)

@@ -1,0 +1,236 @@
+"""CLIP's view of parts of an image: attention kept to a part in the last blocks, less what the whole image attends to.
+
+Zero-guidance segmentation (Rewatbowornwong et al., ICCV 2023, section 3.2 and supplement). What precedes the masked
+blocks is computed once for an image; every further block once for each part, all parts of all images together.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from raypipe import networks
+from raypipe.features.clip import Clip, normalise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOGETHER = 2 << 30  # bytes of attention on a GPU at once: 25 parts of CLIP-L/14 at 336 px
+TINY = 1e-37  # what attention, or its square, is divided by at least
+
+
+class Seen(NamedTuple):
+    """What CLIP makes of S parts, and what led to it in the L masked blocks."""
+
+    embeddings: Tensor  # (S, D) float32
+    saliency: Tensor  # (S, L) in [0, 1]: the mean cosine of masked and ordinary attention
+    subtracted: Tensor  # (S, L): how much of the whole image's attention is taken away; 0 without subtraction
+    rows: Tensor  # (S, L, heads, T): the class token's attention in the end, which may be negative
+
+
+@dataclass
+class _Attention:
+    """The ordinary attention in one block of G streams of T tokens."""
+
+    weights: Tensor  # (G, heads, T, T) float32, rows sum to 1
+    values: Tensor  # (G, heads, T, d / heads) float32
+
+    @functools.cached_property
+    def squares(self) -> Tensor:
+        return self.weights.square()
+
+
+class Masked:
+    """Embeddings of parts of images, by a CLIP with a vision transformer."""
+
+    def __init__(self, clip: Clip, *, last: int = 4, sigma2: float | None = 2.5):
+        """last: how many of the last blocks are masked, from 0 (all parts look like the whole image) to all of them.
+
+        sigma2: of the weight exp(-(c + 1)^2 / (2 sigma2)) with which the whole image's attention is subtracted, of a
+        part with saliency c; None: it is not. Raises ValueError for more blocks than CLIP has, and for a residual one.
+        """
+        self._vit, self._sigma2 = clip.transformer(), sigma2
+        layers = self._vit.layers
+        if not 0 <= last <= len(layers):
+            expected = f"mask_last_layers must be from 0 to the {len(layers)} blocks of this CLIP"
+            raise ValueError(f"{self._vit.method}: {expected}, got {last!r}")
+        self._before, self._masked = layers[: len(layers) - last], layers[len(layers) - last :]
+
+    def streams(self, squares: Sequence[np.ndarray]) -> Tensor:
+        """All tokens before the masked blocks: (B, T, d), the class token first. squares: of `squashed`, one or more.
+
+        On the CPU no image depends on the others.
+        """
+        import torch
+
+        device = self._vit.device
+        with torch.no_grad():
+            batches = networks.batches(squares, device)
+            return torch.cat([self._vit.through(planes(batch, device), self._before) for batch in batches])
+
+    def embed(self, streams: Tensor, masks: np.ndarray, of: Sequence[int]) -> Tensor:
+        """What CLIP makes of parts: float32 (S, D), not normalised; NaN where the stream is.
+
+        masks: float32 (S, g, g), see `token_masks`. of: the number of each part's stream (those of `streams`), parts of
+        one image side by side. On the CPU no part depends on the others.
+        """
+        return self._embedded(streams, masks, of, None)
+
+    def seen(self, streams: Tensor, masks: np.ndarray, of: Sequence[int]) -> Seen:
+        """The same for one or more parts and masked blocks, with what led to it."""
+        import torch
+
+        looks: list[list[tuple[Tensor, ...]]] = [[] for _ in self._masked]
+        embeddings = self._embedded(streams, masks, of, looks)
+        of_blocks = [[torch.cat(parts) for parts in zip(*look, strict=True)] for look in looks]
+        return Seen(embeddings, *(torch.stack(blocks, 1) for blocks in zip(*of_blocks, strict=True)))
+
+    def _embedded(self, streams: Tensor, masks: np.ndarray, of: Sequence[int], looks: list[list] | None) -> Tensor:
+        import torch
+
+        if not (self._masked and len(masks)):
+            with torch.no_grad():
+                return self._vit.projected(streams[list(of), 0])
+        columns = torch.from_numpy(masks).to(streams.device).flatten(1)
+        columns = torch.cat([torch.ones_like(columns[:, :1]), columns], 1)  # the class token is always seen
+        shared = functools.lru_cache(1)(lambda image: self._attention(self._masked[0], streams[image, None]))
+        rows = []
+        with torch.no_grad():
+            for batch in self._batches(len(masks), streams):
+                tokens = [
+                    self._block(0, streams[image, None], columns[None, [*parts]], looks, shared(image))
+                    for image, parts in itertools.groupby(batch, key=lambda part: of[part])
+                ]
+                tokens = torch.cat(tokens)
+                for i in range(1, len(self._masked)):
+                    tokens = self._block(i, tokens, columns[batch, None], looks)
+                rows.append(self._vit.projected(tokens[:, 0]))
+        return torch.cat(rows)
+
+    def _batches(self, parts: int, streams: Tensor) -> Iterator[list[int]]:
+        """The numbers of the parts that go through the blocks together: each alone on the CPU."""
+        maps = 4 * 4 * self._masked[0].self_attn.num_heads * streams.shape[1] ** 2  # logits, weights, squares, to spare
+        at_once = max(1, TOGETHER // maps) if streams.is_cuda else 1
+        return (list(range(first, min(first + at_once, parts))) for first in range(0, parts, at_once))
+
+    def _attention(self, layer, tokens: Tensor) -> _Attention:
+        """Ordinary attention. tokens: (G, T, d)."""
+        attention = layer.self_attn
+        with self._vit.autocast():
+            given = layer.layer_norm1(tokens)
+            found = [project(given) for project in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        queries, keys, values = (
+            each.float().unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for each in found
+        )  # (G, heads, T, d / heads)
+        with networks.autocast(self._vit.device, "float32"):
+            weights = (queries * attention.scale @ keys.mT).softmax(-1)
+        return _Attention(weights, values)
+
+    def _block(
+        self, index: int, tokens: Tensor, columns: Tensor, looks: list[list] | None, known: _Attention | None = None
+    ) -> Tensor:
+        """A masked block: (G * n, T, d), in the last one the class token alone.
+
+        tokens: (G, T, d). columns: (G, n, T), by which the attention of n parts of each is multiplied.
+        """
+        layer, rows = self._masked[index], tokens.shape[1] if index < len(self._masked) - 1 else 1
+        ordinary = known or self._attention(layer, tokens)
+        with networks.autocast(self._vit.device, "float32"):
+            is_asked = looks is not None
+            saliency = None if self._sigma2 is None and not is_asked else _saliency(ordinary, columns)
+            subtracted = None if self._sigma2 is None else (-((saliency + 1) ** 2) / (2 * self._sigma2)).exp()
+            mixed = _mixed(ordinary, columns, subtracted, rows)
+            if is_asked:
+                subtracted = saliency * 0 if subtracted is None else subtracted
+                looks[index].append((saliency.flatten(), subtracted.flatten(), _row(ordinary, columns, subtracted)))
+        with self._vit.autocast():
+            tokens = (tokens[:, None, :rows] + layer.self_attn.out_proj(mixed)).flatten(0, 1)
+            return tokens + layer.mlp(layer.layer_norm2(tokens))
+
+
+def _saliency(ordinary: _Attention, columns: Tensor) -> Tensor:
+    """The mean cosine of masked and ordinary attention over heads and rows: (G, n) in [0, 1]."""
+    import torch
+
+    # a masked row is P a / sum(P a), with a the columns; the cosine does not need the sum
+    by = torch.cat([columns, columns.square(), torch.ones_like(columns[:, :1])], 1)
+    sums = ordinary.squares @ by.mT[:, None]  # (G, heads, T, 2n + 1)
+    both, masked, whole = sums.split([columns.shape[1]] * 2 + [1], -1)
+    return (both * masked.clamp_min(TINY).rsqrt() * whole.rsqrt()).mean((1, 2))
+
+
+def _mixed(ordinary: _Attention, columns: Tensor, subtracted: Tensor | None, rows: int) -> Tensor:
+    """The first rows of masked attention less `subtracted` of the class token's, times values: (G, n, rows, d)."""
+    weights, values, parts = ordinary.weights[:, :, :rows], ordinary.values, columns.shape[1]
+    kept = values[..., None, :] * columns.mT[:, None, :, :, None]  # (G, heads, T, n, d / heads)
+    mixed = (weights @ kept.flatten(3)).unflatten(3, (parts, -1))
+    mixed = mixed / (weights @ columns.mT[:, None]).clamp_min(TINY)[..., None]
+    if subtracted is not None:
+        mixed = mixed - subtracted[:, None, None, :, None] * (weights[:, :, :1] @ values)[..., None, :]
+    return mixed.permute(0, 3, 2, 1, 4).flatten(3)
+
+
+def _row(ordinary: _Attention, columns: Tensor, subtracted: Tensor) -> Tensor:
+    """The class token's row of masked attention less `subtracted` of its own: (G * n, heads, T)."""
+    row = ordinary.weights[:, None, :, 0]  # (G, 1, heads, T)
+    masked = row * columns[:, :, None]
+    masked = masked / masked.sum(-1, keepdim=True).clamp_min(TINY)
+    return (masked - subtracted[..., None, None] * row).flatten(0, 1)
+
+
+def attention(clip: Clip, square: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """What some tokens attend to in every block of the image network: float32 (L, len(tokens), T), rows sum to 1.
+
+    The mean over heads (paper, supplement, figure 10), of the asked rows alone. square: of `squashed`. tokens: 0 is the
+    class token, 1 + i patch i, row by row. Raises ValueError for a residual network.
+    """
+    import torch
+
+    vit, found = clip.transformer(), []
+    with torch.no_grad():
+        stream = vit.through(planes([square], vit.device), [])
+        for layer in vit.layers:
+            with vit.autocast():
+                given, of = layer.layer_norm1(stream)[0], layer.self_attn
+                pairs = of.q_proj(given[list(tokens)]), of.k_proj(given)
+                stream = layer(stream, attention_mask=None)
+            queries, keys = (each.float().unflatten(-1, (of.num_heads, -1)).transpose(0, 1) for each in pairs)
+            with networks.autocast(vit.device, "float32"):
+                found.append((queries * of.scale @ keys.mT).softmax(-1).mean(0))
+    return torch.stack(found).cpu().numpy()
+
+
+def planes(squares: Sequence[np.ndarray], device: str) -> Tensor:
+    """Squares of `squashed` as the network sees them: float32 (B, 3, size, size) on the device."""
+    import torch
+
+    return normalise(torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2))
+
+
+def squashed(image: np.ndarray, size: int) -> np.ndarray:
+    """The whole image as a square, bicubic over all that a pixel covers: RGB uint8 (H, W, 3) to (size, size, 3)."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def token_masks(segment_map: np.ndarray, count: int, grid: int) -> np.ndarray:
+    """How much of each token's area a segment covers: float32 (count, grid, grid) in [0, 1].
+
+    segment_map: int (h, w), labels 0..count - 1; others belong to no segment. The mask of a union is the sum of masks.
+    """
+    rows, columns = (_areas(side, grid) for side in segment_map.shape)
+    masks = [rows @ (segment_map == i).astype(np.float32) @ columns.T for i in range(count)]
+    return np.array(masks, np.float32).reshape(count, grid, grid)
+
+
+def _areas(side: int, grid: int) -> np.ndarray:
+    """What averages `side` pixels to `grid` cells, as adaptive pooling divides them: float32 (grid, side)."""
+    cells, pixels = np.arange(grid)[:, None], np.arange(side)
+    first, end = cells * side // grid, -(-(cells + 1) * side // grid)
+    return ((first <= pixels) & (pixels < end)).astype(np.float32) / (end - first).astype(np.float32)
