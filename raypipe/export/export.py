@@ -33,7 +33,7 @@ class Export:
     """Hand a run's masks to another tool, in a new folder."""
 
     run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
-    format: str  # coco, csv, cutout, hf, imagenets, labelstudio, png, webdataset or yolo: what the tool reads
+    format: str  # coco, csv, cutout, hf, imagenets, labelstudio, png, rating, webdataset or yolo: what reads it
     output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
     where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
     join: str | None = None  # Parquet table of one row per image (key or image_id) with more columns for --where
@@ -44,6 +44,10 @@ class Export:
     input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
     column: str | None = None  # as for `label`: the column of --input that holds URIs or images
     allow_private: bool = False  # as for `label`: originals may lie in a private network
+    raters: int | None = None  # of rating: people who answer each question, a batch for each; None = 3
+    questions: int | None = None  # of rating: on a page; None = 30
+    sample: int | None = None  # of rating: ask about so many segments, drawn at random; None = about all
+    seed: int | None = None  # of rating: another one draws another sample and other orders; None = 0
     overwrite: bool = False  # replace an earlier export in the output
 
 
@@ -85,6 +89,9 @@ def export(options: Export) -> Result:
         images = (row | {"segments": [each for each in row["segments"] if each["area"]]} for row in images)
     where_from = {"column": options.column, "allow_private": options.allow_private}
     originals = Originals(options.input, **where_from) if form.ORIGINALS else None
+    own = {name: value for name in getattr(form, "OPTIONS", ()) if (value := getattr(options, name)) is not None}
+    if hasattr(form, "choose"):
+        images = form.choose(images, **own)
     output = Location(options.output or run.folder.location("export", options.format))
     target = Target(output)
     target.clear(overwrite=options.overwrite)
@@ -100,7 +107,7 @@ def export(options: Export) -> Result:
             left_out[reason] += 1
             file.write(csv_line((row["key"], row["uri"], text)))
 
-        remarks = form.write(_exportable(images, form, originals, leave_out, counts), target, about)
+        remarks = form.write(_exportable(images, form, originals, leave_out, counts), target, about, **own)
     if target.renamed:
         remarks["files have their image's id in the name: another image has that name"] = target.renamed
     result = Result(
@@ -129,6 +136,12 @@ def check(options: Export, form: ModuleType) -> None:
         raise ValueError(f"--classes has no effect: {options.format} does not number what segments show")
     if options.category and options.classes:
         raise ValueError("--category has no effect with --classes, which names what segments show")
+    for name in ("raters", "questions", "sample", "seed"):
+        value = getattr(options, name)
+        if value is not None and name not in getattr(form, "OPTIONS", ()):
+            raise ValueError(f"--{name} has no effect: {options.format} asks nobody; add --format rating")
+        if value is not None and value < 1 and name != "seed":
+            raise ValueError(f"--{name} must be positive, got {value}")
     lists = getattr(form, "LISTS", ())
     if lists and options.classes not in lists:
         raise ValueError(f"--format {options.format} needs the numbers of its data set: --classes {'|'.join(lists)}")
