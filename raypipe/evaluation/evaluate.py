@@ -48,8 +48,9 @@ class Evaluate:
     # bear their names: a data set's list, a file of names, or names separated by commas
     classes: str | None = None
     # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity; saliency: objects,
-    # as masks; boxes: objects, as boxes; semantic: classes, by name. None = what the data set is for, semantic for
-    # labels of one's own with classes, and pattern for other labels
+    # as masks; boxes: objects, as boxes; semantic: classes, by name; rating: what people answered on the pages of
+    # `export --format rating`. None = what the data set is for, semantic for labels of one's own with classes, and
+    # pattern for other labels
     task: str | None = None
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
     # what is set in labels: light on dark, dark ink on a white or transparent sheet, what is opaque in cut-outs, any
@@ -162,10 +163,10 @@ class Comparison:
     def _by_detail(self) -> list[str]:
         """The first column of the tables of details, a column per run."""
         tables = [{name: cells[0] for name, cells in each.of_details[1]} for each in self.runs.values()]
-        names = [name for name in tables[0] if any(table[name] is not None for table in tables)]
+        names = [name for name in tables[0] if any(table.get(name) is not None for table in tables)]
         if not names:
             return []
-        lines = [(name, [table[name] for table in tables]) for name in names[:TERMINAL_GROUPS]]
+        lines = [(name, [table.get(name) for table in tables]) for name in names[:TERMINAL_GROUPS]]
         more = [f"... and {len(names) - TERMINAL_GROUPS:,} more"] * (len(names) > TERMINAL_GROUPS)
         head = next(iter(self.runs.values())).of_details[0][0]
         return [*lines_of(head, list(self.runs), lines), *more, ""]
@@ -211,7 +212,8 @@ def evaluate_run(
     run = Run(folder)
     if not run.parts():
         raise ValueError(f"{run} has no rows")
-    keys = [key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist()]
+    by = task.MATCHED_BY
+    keys = [key for table in rows.columns(run, [by]) for key in table[by].to_pylist()]
     limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
     kind = chosen(options.label_kind, options.label_value)
     labels = match(task, source, keys, of=f"an image of {run}", kind=kind, known=known, **limits)

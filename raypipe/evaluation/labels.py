@@ -28,7 +28,7 @@ class Labels:
     """Labels as a task reads them."""
 
     task: Task
-    location: Mapping[str, str]  # image key -> where its label is; images without a label of their own are left out
+    location: Mapping[str, str]  # image, by `task.MATCHED_BY` -> where its label is; those without one are left out
     max_bytes: int  # larger files and
     max_pixels: int  # larger labels cannot be read
     unused: Sequence[str] = ()  # names of the labels that no image has
@@ -42,21 +42,22 @@ class Labels:
         """A row's label and "ok", or None and one of WHY."""
         if row["error"]:
             return None, "failed"
-        if row["key"] not in self.location:
+        if (name := row[self.task.MATCHED_BY]) not in self.location:
             return None, "no_label"
         limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
         limits |= {"kind": self.kind} if self.kind else {}
         limits |= {"form": self.dataset.layout.form} if self.dataset and self.dataset.holds == "classes" else {}
         try:
-            label = self.task.read(self.location[row["key"]], **limits)
+            label = self.task.read(self.location[name], **limits)
             orientation = self.dataset.orientation(row["key"]) if self.dataset else 1
+            fits = self.task.fits(row, label)
         except BadImage as error:
             self.reasons[row["key"]] = error.message
             return None, "bad_label"
         if orientation > 1 and self.task.fits(row, turned := self.task.turned(label, orientation)):
             self.turned.add(row["key"])
             return turned, "ok"  # else the images of the run are copies that were not turned
-        return (label, "ok") if self.task.fits(row, label) else (None, "other_size")
+        return (label, "ok") if fits else (None, "other_size")
 
 
 def match(

@@ -60,7 +60,8 @@ class Task(ABC):
         tuple[tuple[str, pa.DataType], ...]
     ] = ()  # what the summary's table holds besides, such as curves
     METRIC: ClassVar[str]  # the one of them that ranks the settings of a sweep, unless told otherwise
-    HOLDS: ClassVar[str] = "masks"  # what labels it reads, of a data set: masks, boxes or classes
+    HOLDS: ClassVar[str] = "masks"  # what labels it reads: of a data set masks, boxes or classes; people's answers
+    MATCHED_BY: ClassVar[str] = "key"  # the column of rows that `match` gets: key or image_id
     PER_IMAGE: ClassVar[tuple[str, ...]] = ()  # those which are columns too and which a report shows image by image
 
     def __init_subclass__(cls, **options):
@@ -110,10 +111,10 @@ class Task(ABC):
         """The values of SHOWN from the sums over some images, which may be none; None where nothing was measured."""
 
     def match(self, folder: str, keys: Iterable[str]) -> maskfiles.Matches:
-        """Which label belongs to which image. folder: where the labels are. keys: of all images; one may stand twice.
+        """Which label belongs to which image. folder: where the labels are. keys: MATCHED_BY of all images.
 
-        Here a folder of mask files, matched by their names. Raises ValueError or FileNotFoundError for a folder that
-        holds no labels.
+        A key may stand twice. Here a folder of mask files, matched by their names. Raises ValueError or
+        FileNotFoundError for a folder that holds no labels.
         """
         return maskfiles.match(folder, keys)
 

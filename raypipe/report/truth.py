@@ -100,6 +100,8 @@ def _task(options, place: str | DataSet) -> Task:
     """Whoever reads the labels: the task that is named, else one for what a data set holds, for classes or masks."""
     of_own = "classes" if options.classes else "masks"
     task = tasks.find(options.task or datasets.TASKS[place.holds if isinstance(place, DataSet) else of_own])
+    if task.HOLDS == "answers":
+        raise ValueError(f"--task {options.task} has no truth to show; the page has what `evaluate` measured by it")
     if options.box_rule is None:
         return task()
     if task.HOLDS != "boxes":

@@ -28,6 +28,8 @@ def settled(job: Sweep, task: Task | None, segmenter: Segmenter | None = None) -
     """
     known = job.label_classes or (segmenter.categories() if segmenter else None)
     task = task or tasks.find(job.task or datasets.task_of(job.dataset, bool(known)))()
+    if task.HOLDS == "answers":
+        raise ValueError(f"--task {task.name}: people answered about one run's masks, which no other setting has")
     paths = {name: absolute(path) for name in ("input", "labels", "root", "output") if (path := getattr(job, name))}
     job = replace(job, task=task.name, **paths)
     source = datasets.chosen(job)
