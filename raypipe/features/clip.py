@@ -29,6 +29,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 TEMPLATES = Path(__file__).with_name("templates.txt")  # 85 contexts, of the kinds that CLIP's and NamedMask's have
 TINY = 1e-8  # the shortest vector that is divided by its length (MaskCLIP)
 LONGEST = 20  # sides of its square that a prepared image is long at most; archives reject longer ones
+TEXTS = 128  # that are read at once; all are padded to the longest
 _TEXTS: dict[tuple[str, str, str], np.ndarray] = {}  # rows of `texts` by text network, templates and query
 
 
@@ -65,15 +66,25 @@ class Clip:
         """
         patterns = read_templates(templates)
         of_all = self._network.digest_of_texts, digest(patterns)
-        for query in queries:
-            if (*of_all, query) not in _TEXTS:
-                features = self.text_features([pattern.replace("{}", query) for pattern in patterns], query)
-                row = _unit(_unit(features).mean(0)).cpu().numpy()
+        missing = [query for query in dict.fromkeys(queries) if (*of_all, query) not in _TEXTS]
+        missing.sort(key=len)  # texts of like length need little padding
+        step = max(1, TEXTS // len(patterns))
+        for some in (missing[first : first + step] for first in range(0, len(missing), step)):
+            tokens = [self.tokens([pattern.replace("{}", query) for pattern in patterns], query) for query in some]
+            for query, row in zip(some, self._mean_rows(tokens), strict=True):
                 if not np.isfinite(row).all():
                     text = f"CLIP makes no finite numbers of the text {query!r}; use other weights"
                     raise ValueError(f"{self._method}: {text}")
                 _TEXTS[*of_all, query] = row
         return np.stack([_TEXTS[*of_all, query] for query in queries])
+
+    def _mean_rows(self, tokens: Sequence[list[list[int]]]) -> np.ndarray:
+        """For each query's texts, of their tokens, the mean of their features: float32 (C, D), all of length 1."""
+        import torch
+
+        with torch.no_grad():
+            features = _unit(self._network.of_tokens([ids for texts in tokens for ids in texts]))
+            return _unit(features.unflatten(0, (len(tokens), -1)).mean(1)).cpu().numpy()
 
     def text_features(self, texts: Sequence[str], query: str = "") -> Tensor:
         """CLIP's features of texts as they are, not normalised: float32 (n, D). query: what they are about."""
