@@ -29,15 +29,16 @@ def label(method: str, input: str, output: str, **options) -> Summary | Estimate
     return verb.label(*build(method, {"input": input, "output": output} | options))
 
 
-def load(run: str, columns: list[str] | None = None) -> pa.Table:
+def load(run: str, columns: list[str] | None = None, *, embeddings: bool = False) -> pa.Table:
     """All rows of a run, one per image, as an Arrow table: `schema.MASKS` plus the column `method`.
 
     run: the output folder of `label`, or of `archive` for its embeddings: a path or a URI. columns: read only these.
-    Raises FileNotFoundError when the folder is no run. Safe to call while a job writes: only committed rows are read.
+    embeddings: read those of segments too, which `label --keep-embeddings` stores. Raises FileNotFoundError when the
+    folder is no run. Safe to call while a job writes: only committed rows are read.
     """
     from raypipe.run import Run, rows
 
-    return rows.load(Run(str(run)), columns)
+    return rows.load(Run(str(run)), columns, embeddings=embeddings)
 
 
 def decode(row: dict) -> np.ndarray:

@@ -37,11 +37,12 @@ def encode_segments(
     labels: Sequence[str] = (),
     scores: Sequence[float] = (),
     soft: np.ndarray | None = None,
+    embeddings: np.ndarray | None = None,
 ) -> list[dict]:
     """Rows of the `segments` column (`schema.SEGMENT`), in the order of the masks.
 
-    masks: (N, H, W) bool. soft: (N, H, W) float32 in [0, 1], kept as 16-bit PNG, or None. Boxes are
-    [x, y, width, height] in pixels, all 0 for an empty mask. N = 0 gives [].
+    masks: (N, H, W) bool. soft: (N, H, W) float32 in [0, 1], kept as 16-bit PNG, or None. embeddings: (N, D),
+    kept as float16, or None. Boxes are [x, y, width, height] in pixels, all 0 for an empty mask. N = 0 gives [].
     """
     if not len(masks):
         return []
@@ -58,6 +59,7 @@ def encode_segments(
             "score": float(scores[i]) if len(scores) else None,
             "label": str(labels[i]) if len(labels) else None,
             "soft": None if soft is None else encode_soft(soft[i]),
+            "embedding": None if embeddings is None else embeddings[i].astype(np.float16),
         }
         for i, rle in enumerate(rles)
     ]

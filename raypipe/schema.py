@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-VERSION = 1  # new columns only at the end; readers accept older versions
+VERSION = 2  # new columns only at the end; readers accept older versions
 
 # One line per input image: what to label and how to reach its bytes.
 MANIFEST = pa.schema(
@@ -30,8 +30,10 @@ SEGMENT = pa.struct(
         ("score", pa.float32()),  # null when the method has none
         ("label", pa.string()),  # null when the method names nothing
         ("soft", pa.binary()),  # with --keep-soft: 16-bit grey PNG, 65535 = probability 1
+        ("embedding", pa.list_(pa.float16())),  # with --keep-embeddings, not normalised; since version 2
     ]
 )
+LARGE = ("soft", "embedding")  # fields of a segment that readers leave on the disk unless they are asked for
 
 # One row per input image, failed or not.
 MASKS = pa.schema(
@@ -68,6 +70,16 @@ TABLES = {
     "embeddings": _embeddings(pa.float16()),
     "exact_embeddings": _embeddings(pa.float32()),
 }
+
+
+def as_of(version: int, columns: pa.Schema) -> pa.Schema:
+    """The columns of a table as a version of raypipe had them: what a part that it wrote has."""
+    if version > 1:
+        return columns
+    segments, older = pa.list_(SEGMENT), pa.list_(pa.struct([field for field in SEGMENT if field.name != "embedding"]))
+    fields = [field.with_type(older) if field.type == segments else field for field in columns]
+    return pa.schema(fields, metadata=columns.metadata)
+
 
 COMMIT = pa.schema([("image_id", pa.string()), ("error", pa.string())])
 

@@ -39,6 +39,7 @@ class Segments:
     labels: Sequence[str] = ()  # N names; () when the method does not name its segments
     scores: Sequence[float] = ()  # N confidences, higher is better; () when it has none
     note: str = ""  # comma-joined remarks on harmless degenerate cases, such as "empty_foreground"
+    embeddings: np.ndarray | None = None  # float32 (N, D), finite, of a method that `embeds`; each at most 65,504
 
     def planes(self) -> Iterator[np.ndarray]:
         """The masks one by one: (H, W)."""
@@ -53,12 +54,12 @@ class LabelMap(Segments):
 
     def __init__(
         self, index: np.ndarray, values: np.ndarray, labels: Sequence[str] = (), scores: Sequence[float] = (),
-        note: str = "", *, count: int | None = None,
+        note: str = "", *, count: int | None = None, embeddings: np.ndarray | None = None,
     ):  # fmt: skip
         """index: uint8 or uint16 (H, W), 0 = no segment, i = the one of labels[i - 1]. values: its score there, float32
         (H, W) in [0, 1]. count: N, where it is not that of the labels."""
         self.index, self.values, self.count = index, values, len(labels) if count is None else count
-        self.labels, self.scores, self.note = labels, scores, note
+        self.labels, self.scores, self.note, self.embeddings = labels, scores, note, embeddings
 
     @classmethod
     def largest(cls, found: Segments) -> LabelMap:
@@ -70,7 +71,7 @@ class LabelMap(Segments):
                 index = index.astype(np.uint16)
             index[plane > values] = i
             np.maximum(values, plane, out=values)
-        return cls(index, values, found.labels, found.scores, found.note, count=i)
+        return cls(index, values, found.labels, found.scores, found.note, count=i, embeddings=found.embeddings)
 
     @property
     def masks(self) -> np.ndarray:
@@ -99,6 +100,7 @@ class Segmenter(ABC):
     model_types: ClassVar[Mapping[str, str]] = {}  # of these, what `model_type` in their config.json must say, if known
     licences: ClassVar[Mapping[str, str]] = {}  # of the default of each of these fields, from its model card
     soft: ClassVar[bool] = False  # `segment` yields probabilities, not binary masks
+    embeds: ClassVar[bool] = False  # `segment` yields an embedding of each segment, which --keep-embeddings stores
     # its masks never overlap, also after a refiner: each pixel is its largest value's. It may yield a LabelMap
     exclusive: ClassVar[bool] = False
     refines: ClassVar[str] = ""  # the option by which it filters its masks itself, before any refiner

@@ -29,6 +29,7 @@ class About:
     category: str  # name of segments without a label and without a part's name
     unlabelled: bool  # there are segments without a label
     instances: bool  # label maps hold the segments' own numbers: no name tells those of an image apart
+    embeddings: bool  # segments have theirs
     classes: Classes | None  # whose numbers and order the categories have, whether they occur or not
 
     @cached_property

@@ -84,7 +84,8 @@ def export(options: Export) -> Result:
     check(options, form)
     about = describe(run, options)
     joined = None if options.join is None else rows.read_joined(options.join)
-    images = rows.select(run, where=options.where, joined=joined)
+    leaves = (*rows.SMALL, *["embedding"] * (about.embeddings and getattr(form, "EMBEDDINGS", False)))
+    images = rows.select(run, where=options.where, joined=joined, leaves=leaves)
     if segmenters.is_exclusive(run.method):
         images = (row | {"segments": [each for each in row["segments"] if each["area"]]} for row in images)
     where_from = {"column": options.column, "allow_private": options.allow_private}
@@ -179,6 +180,7 @@ def describe(run: Run, options: Export) -> About:
         category=options.category or ("pattern" if kind and issubclass(kind, PatternSegmenter) else method),
         unlabelled=unlabelled or not labels,
         instances=most > 1 and not (labels or parts or options.category),
+        embeddings=configuration["settings"].get("keep_embeddings", False),  # older runs do not say
         classes=known,
     )
 

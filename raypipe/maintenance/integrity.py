@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.lookup import one_line
-from raypipe.run import Run, is_sealed
+from raypipe.run import Run, is_sealed, refuse_newer, version_of
 from raypipe.runtime.progress import count_of
 from raypipe.storage import open_table
 
@@ -115,7 +115,7 @@ def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: boo
             parquet = open_table(file)
         except pa.ArrowInvalid as error:
             raise Damage("schema", f"not a Parquet file: {one_line(error)}") from error
-        _check_columns(parquet.schema_arrow, run.columns)
+        _check_columns(run, parquet.schema_arrow)
         _check_rows(parquet.read(columns=schema.COMMIT.names, use_threads=False), record)  # parts are read in parallel
         if deep:
             (_check_masks if run.table == "masks" else _check_embeddings)(parquet)
@@ -129,10 +129,10 @@ def _sha256(file: pa.NativeFile) -> str:
     return digest.hexdigest()
 
 
-def _check_columns(stored: pa.Schema, expected: pa.Schema) -> None:
-    """Raise Damage unless a part has the columns of its run; one of an older version may lack the last ones."""
-    version = int((stored.metadata or {}).get(b"raypipe.schema", schema.VERSION))
-    expected = list(expected)[: len(stored)] if version < schema.VERSION else list(expected)
+def _check_columns(run: Run, stored: pa.Schema) -> None:
+    """Raise Damage unless a part has the columns of its run as its version had them; NewerRun for a newer one."""
+    refuse_newer(run, version_of(stored))
+    expected = list(schema.as_of(version_of(stored), run.columns))
     if list(stored) != expected:
         other = sorted({str(field) for field in stored} ^ {str(field) for field in expected})
         raise Damage("schema", f"other columns than raypipe's: {'; '.join(other) or 'in another order'}"[:300])
@@ -187,6 +187,8 @@ def check_masks(row: dict) -> None:
             continue  # a foreground
         if rle["area"] != runs[1::2].sum():
             raise ValueError(f"area {rle['area']}, the mask has {runs[1::2].sum()} pixels")
+        if not np.isfinite(rle.get("embedding") or ()).all():
+            raise ValueError("its embedding has values that are no number")
         box = coco.toBbox({"size": size, "counts": rle["counts"].encode()}).tolist()
         if list(rle["bbox"]) != box:
             raise ValueError(f"bbox {list(rle['bbox'])}, the mask's is {box}")

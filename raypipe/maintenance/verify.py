@@ -109,7 +109,7 @@ def verify(options: Verify) -> Verified:
     """Check a run, and repair it if asked to. Reads everything once, in threads; safe beside a job that writes.
 
     Raises FileNotFoundError when the folder is no run, storage.Locked when a repair finds a job at work, ValueError for
-    redo without repair and for a run of a newer raypipe, and with redo whatever `pipeline.label.label` raises.
+    redo without repair, run.NewerRun, and with redo whatever `pipeline.label.label` raises.
     """
     if options.redo and not options.repair:
         raise ValueError("--redo has no effect without --repair")
@@ -194,10 +194,8 @@ def mend(run: Run, *, deep: bool = False) -> Findings:
 
 
 def _open(uri: str) -> Run:
-    """The run in a folder, also when run.json is damaged. Raises FileNotFoundError when it is no run."""
+    """The run in a folder, also when run.json is damaged. Raises FileNotFoundError when it is no run, and NewerRun."""
     found = _configuration(Run(uri))
-    if found and found["schema"] > schema.VERSION:
-        raise ValueError(f"{Run(uri)}: made by a newer raypipe (schema {found['schema']}, known is {schema.VERSION})")
     if found:
         return Run(uri, found["method"], found["table"])
     there = Run(uri).there()

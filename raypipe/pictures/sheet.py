@@ -33,7 +33,8 @@ SLIT = 4  # between an original and its masks
 MAT = (236, 236, 233)  # behind pictures of another shape
 MOST_NAMES = 3 * len(COLOURS)  # of classes in the heading
 MOST_LINES = 2  # of one fact in the heading
-SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft"}  # settings that are no method's own
+# settings that are no method's own
+SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft", "keep_embeddings"}
 
 
 class Tile(NamedTuple):

@@ -36,6 +36,7 @@ class Label:
     allow_private: bool = False  # what a list or table names may lie in a private network
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     keep_soft: bool = False  # also store the probabilities that were thresholded (16-bit PNG)
+    keep_embeddings: bool = False  # also store the embedding of each segment (16 bits a value), of a method that has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
     actors: int | None = None  # processes that run the method; None = one per core, or as many as the GPUs hold
     batch_size: int | None = None  # images per call of the method; None = the method's own
@@ -94,6 +95,8 @@ def _check_effects(job: Label, segmenter: Segmenter, refiner: Callable | None) -
             if is_set:
                 text = f"{segmenter.name} gives binary masks; add --refine {' or '.join(refiners.names())}"
                 raise ValueError(f"--{option} has no effect: {text}")
+    if job.keep_embeddings and not segmenter.embeds:
+        raise ValueError(f"--keep-embeddings has no effect: {segmenter.name} makes no embeddings of its segments")
     if job.device == "cuda" and not plan_work(job, segmenter, refiner).gpus:
         hint = "a rembg foreground would use a GPU if onnxruntime-gpu were installed instead of onnxruntime"
         raise ValueError(f"--device cuda has no effect: {segmenter.name} runs on the CPU only ({hint})")
@@ -129,18 +132,19 @@ def check_folders(source: str, output: str) -> None:
 def open_run(job: Label, segmenter: Segmenter, refiner: Callable | None) -> tuple[Run, dict]:
     """The run in the job's output and the settings that it freezes. Raises OtherConfiguration if it has others."""
     run = Run(job.output, segmenter.name)
-    settings = frozen_settings(segmenter, refiner, refine=job.refine, keep_soft=job.keep_soft)
+    kept = {"keep_soft": job.keep_soft, "keep_embeddings": job.keep_embeddings}
+    settings = frozen_settings(segmenter, refiner, refine=job.refine, **kept)
     standard = frozen_settings(type(segmenter)(), refiner and type(refiner)(), refine=None, keep_soft=False)
     run.check_configuration(settings, defaults=standard)
     return run, settings
 
 
-def frozen_settings(segmenter, refiner, *, refine: str | None, keep_soft: bool) -> dict:
+def frozen_settings(segmenter, refiner, *, refine: str | None, keep_soft: bool, keep_embeddings: bool = False) -> dict:
     """The settings that decide the rows, flat, by the names of their options: what run.json freezes.
 
     Paths in them are absolute and without credentials, so that they mean the same from any folder.
     """
-    chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft}
+    chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft, "keep_embeddings": keep_embeddings}
     if "foreground" in chosen:
         chosen["foreground"] = str(foregrounds.parse(chosen["foreground"]))
     return chosen | (asdict(refiner) if refiner else {})
@@ -157,6 +161,7 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
         keep_soft=job.keep_soft,
         max_pixels=job.max_pixels,
         max_bytes=job.max_bytes,
+        keep_embeddings=job.keep_embeddings,
     )
 
 

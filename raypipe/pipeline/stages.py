@@ -40,6 +40,7 @@ class Work:
     max_bytes: int
     device: str = "cpu"  # cpu or cuda; set when it is known what there is
     attempt: str = ""  # its name; set when it begins
+    keep_embeddings: bool = False
 
     columns: ClassVar[pa.Schema] = schema.MASKS  # of the finished rows
     verb: ClassVar[str] = "label"  # what is done to images
@@ -165,7 +166,7 @@ class Segment:
         columns = ("image", "foreground") if self._foreground else ("image",)
         results = self._segmenter.segment(*([row[name] for row in rows] for name in columns))
         for row, segments in zip(rows, results, strict=True):
-            _check(segments, row["image"])
+            _check(segments, row["image"], embeds=self._segmenter.embeds)
             yield segments
 
 
@@ -194,7 +195,8 @@ def _encoded(row: dict, work: Work) -> dict:
         if foreground is not None:
             binary = binary & foreground
         own = slice(i, i + 1)
-        segments += masks.encode_segments(binary[None], labels=found.labels[own], scores=found.scores[own], soft=soft)
+        kept = {"soft": soft, "embeddings": found.embeddings[own] if work.keep_embeddings else None}
+        segments += masks.encode_segments(binary[None], labels=found.labels[own], scores=found.scores[own], **kept)
     foreground = None if foreground is None else masks.encode_rle(foreground)
     return {"segments": present(segments, work), "foreground": foreground, "note": note}
 
@@ -214,7 +216,7 @@ def refined(found: Segments, refiner: Callable, image: np.ndarray, *, exclusive:
     if not len(values):
         return found, ""
     values, remark = refiner(values, image)
-    found = Segments(values, found.labels, found.scores, found.note)
+    found = Segments(values, found.labels, found.scores, found.note, found.embeddings)
     return LabelMap.largest(found) if exclusive else found, remark
 
 
@@ -242,8 +244,8 @@ def _groups(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
         yield group
 
 
-def _check(segments: Segments, image: np.ndarray) -> None:
-    """Raise BadImage when a method breaks its contract: a wrong mask must not reach a table."""
+def _check(segments: Segments, image: np.ndarray, *, embeds: bool) -> None:
+    """Raise BadImage when a method breaks its contract: a wrong mask or embedding must not reach a table."""
     is_map, size = isinstance(segments, LabelMap), image.shape[:2]
     values = segments.values[None] if is_map else segments.masks
     if values.ndim != 3 or values.shape[1:] != size or values.dtype not in (bool, np.float32)[is_map:]:
@@ -254,6 +256,18 @@ def _check(segments: Segments, image: np.ndarray) -> None:
         index = segments.index
         text = f"a label map of {segments.count} segments is {index.shape} with labels up to {index.max()}"
         raise BadImage("segment", "invalid", f"{text} for an image of {size}")
+    if embeds:
+        _check_embeddings(segments.embeddings, segments.count if is_map else len(values))
+
+
+def _check_embeddings(embeddings: np.ndarray | None, count: int) -> None:
+    """Raise BadImage unless each of `count` segments has an embedding that 16 bits hold."""
+    if embeddings is None or embeddings.dtype != np.float32 or embeddings.ndim != 2 or len(embeddings) != count:
+        of = None if embeddings is None else f"{embeddings.dtype} {embeddings.shape}"
+        raise BadImage("segment", "invalid", f"embeddings are {of} for {count} segments")
+    if embeddings.size and not np.abs(embeddings).max() <= np.finfo(np.float16).max:
+        text = "an embedding has values that are no number or beyond 65,504: overflow or damaged weights"
+        raise BadImage("segment", "not_finite", text)
 
 
 def _failure(stage: str, error: Exception) -> str:

@@ -7,12 +7,15 @@ method or Ray.
 from raypipe.run.run import (
     OURS,
     DamagedRun,
+    NewerRun,
     OtherConfiguration,
     Run,
     is_sealed,
     new_attempt,
     parsed,
+    refuse_newer,
     refuse_other,
     seal,
     superseded,
+    version_of,
 )

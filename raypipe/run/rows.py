@@ -23,7 +23,8 @@ from raypipe.storage import Location, map_ahead, open_table, resolve
 from raypipe.types import BadImage
 
 BATCH_ROWS = 250  # images handed on at once; an image of a hundred masks may take a megabyte
-SOFT_ROWS = 16  # the same with soft masks, of which one may take ten
+LARGE_ROWS = 16  # the same with soft masks, of which one may take ten, or with embeddings
+SMALL = tuple(field.name for field in schema.SEGMENT if field.name not in schema.LARGE)
 PARTS_AHEAD = 4  # parts read at the same time
 # What a condition can name, besides the columns of a joined table.
 IMAGE_COLUMNS = "image_id uri key sha256 height width note seconds attempt error method segments".split()
@@ -37,24 +38,29 @@ FLAT = f"""WITH cells AS (
     SELECT row, segment, {", ".join(IMAGE_COLUMNS[:-1])}, coalesce(len(segments), 0) AS segments,
     cell.area / (height::DOUBLE * width) AS share, {", ".join(f"cell.{name}" for name in CELLS)} FROM cells
 )"""
-WITHOUT_SOFT = tuple(field.name for field in schema.SEGMENT if field.name != "soft")
 
 
-def load(run: Run, names: Sequence[str] | None = None) -> pa.Table:
+def load(run: Run, names: Sequence[str] | None = None, *, embeddings: bool = False) -> pa.Table:
     """All committed rows, each id once, with the column `method`. names: read only these columns.
 
-    Of any table of schema.TABLES: masks or embeddings.
+    Of any table of schema.TABLES: masks or embeddings. embeddings: segments have theirs too, null where none was kept.
 
     Raises FileNotFoundError when the folder is no run and ValueError for an unknown column.
     """
     known = [*run.columns.names, "method"]
     if unknown := set(names or ()) - set(known):
         raise ValueError(f"unknown column {sorted(unknown)[0]!r}; choose from: {', '.join(known)}")
-    stored = [name for name in run.columns.names if names is None or name in names]
+    kept = [field for field in run.columns if names is None or field.name in names]
+    kept = pa.schema(kept, metadata=run.columns.metadata)
+    if embeddings and "segments" not in kept.names:
+        raise ValueError(f"embeddings=True has no effect: they are in the column segments, not in {kept.names}")
+    kept = kept if embeddings else schema.as_of(1, kept)
+    paths = _paths([*SMALL, "soft", *["embedding"] * embeddings], kept.names)
     # Again where a job that retries errors, or `compact`, has replaced a part since it was listed.
     for attempt in Retrying(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(3), reraise=True):
         with attempt:
-            table = pa.concat_tables([run.columns.empty_table().select(stored), *columns(run, stored)])
+            stored = (table.cast(kept) for table in columns(run, paths))  # parts of several versions
+            table = pa.concat_tables([kept.empty_table(), *stored])
     table = table.append_column("method", pa.array([run.method] * len(table), pa.string()))
     return table if names is None else table.select(names)
 
@@ -76,21 +82,22 @@ def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
     return map_ahead(read, run.parts(), depth=PARTS_AHEAD)
 
 
-def batches(run: Run, *, leaves: tuple[str, ...] | None = None) -> Iterator[pa.Table]:
-    """Committed rows, up to 250 at a time, with soft masks 16, in the order of the parts, each id once, with `method`.
+def batches(run: Run, *, leaves: tuple[str, ...] = SMALL) -> Iterator[pa.Table]:
+    """Committed rows in the order of the parts, each id once, with `method`: up to 250 at a time, of LARGE fields 16.
 
-    leaves: read of each segment only these fields; None = all but `soft`. Safe while a job writes.
+    leaves: read of each segment only these fields; null where the version of raypipe that stored it had none. Safe
+    while a job writes.
     """
     refuse_other_than_masks(run)
-    lost, count = _lost(run), SOFT_ROWS if "soft" in (leaves or ()) else BATCH_ROWS
+    lost, count = _lost(run), LARGE_ROWS if {*leaves} & {*schema.LARGE} else BATCH_ROWS
     for name in run.parts():
         with run.part(name) as part:
             for batch in part.iter_batches(count, columns=_paths(leaves)):
-                table = _without(pa.table(batch), lost[name])
+                table = _without(_with(pa.table(batch), leaves), lost[name])
                 yield table.append_column("method", pa.repeat(pa.scalar(run.method), len(table)))
 
 
-def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None) -> list[dict]:
+def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] = SMALL) -> list[dict]:
     """The rows of some images, in the order of their ids in `ids`; ids without a row are left out.
 
     leaves: as in `batches`. Reads only the parts and row groups that hold them.
@@ -109,7 +116,7 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] | None = None)
                 stored = part.read_row_group(group, columns=["image_id"])["image_id"]
                 here = pc.is_in(stored, value_set=pa.array(its, pa.string()))
                 if pc.any(here).as_py():  # else only its ids are read
-                    matching = part.read_row_group(group, columns=_paths(leaves)).filter(here)
+                    matching = _with(part.read_row_group(group, columns=_paths(leaves)), leaves).filter(here)
                     rows |= {row["image_id"]: row for row in matching.to_pylist()}
     return [rows[image_id] for image_id in ids if image_id in rows]
 
@@ -150,18 +157,21 @@ def segments_of(location: str, index: int) -> list[dict]:
     return _segments(location)[index].as_py()
 
 
-def select(run: Run, *, where: str | None = None, joined: pa.Table | None = None) -> Iterator[dict]:
-    """The images that match a condition, as rows of `schema.MASKS` with the column `method` and without `soft`.
+def select(
+    run: Run, *, where: str | None = None, joined: pa.Table | None = None, leaves: tuple[str, ...] = SMALL
+) -> Iterator[dict]:
+    """The images that match a condition, as rows of `schema.MASKS` with the column `method`.
 
     where: an SQL condition (DuckDB) over one row per segment with the image's columns: IMAGE_COLUMNS (`segments` is the
     image's number of them), `segment` (index from 0), `area`, `share` (area / (height * width)), `score`, `label`,
     `bbox`. An image without segment is one row in which those are null. A row's `segments` holds those that match, each
-    with its index as `segment`. None takes every image with all segments. joined: see `read_joined`.
+    with its index as `segment`. None takes every image with all segments. joined: see `read_joined`. leaves: of
+    segments, as in `batches`.
     Memory is bounded by 250 rows and, for 16 bytes or so an image, by the commit records.
     Raises ValueError at once for a condition that does not work, and FileNotFoundError when the folder is no run.
     """
     condition = None if where is None else OverSegments(where, joined)
-    return (row for batch in batches(run) for row in _chosen(batch, condition))
+    return (row for batch in batches(run, leaves=leaves) for row in _chosen(batch, condition))
 
 
 def run_names(uris: tuple[str, ...]) -> list[str]:
@@ -198,6 +208,7 @@ class OverSegments(Condition):
 
         Raises ValueError for a value that the condition cannot take, such as text as a number.
         """
+        table = _with(table, CELLS)  # DuckDB knows no tables with numbers of 16 bits
         self.database.register("stored", table.append_column("row", pa.array(range(len(table)), pa.int64())))
         with self.explained():
             pairs = self.database.execute(f"{self._query} ORDER BY row, segment").fetchall()
@@ -240,10 +251,19 @@ def _chosen(table: pa.Table, condition: OverSegments | None) -> Iterator[dict]:
         yield row | {"segments": segments if kept is None else [segments[i] for i in kept]}
 
 
-def _paths(leaves: tuple[str, ...] | None) -> list[str]:
-    """The stored columns to read: all of `schema.MASKS`, of the segments only `leaves`, as in `batches`."""
-    of_segments = [f"segments.list.element.{leaf}" for leaf in leaves or WITHOUT_SOFT]
-    return [path for name in schema.MASKS.names for path in (of_segments if name == "segments" else [name])]
+def _paths(leaves: Sequence[str], names: Sequence[str] = schema.MASKS.names) -> list[str]:
+    """The stored columns to read: all of `schema.MASKS` or those named, of the segments only `leaves`.
+
+    `area` too: with none that its version has, a part would not tell how many there are.
+    """
+    of_segments = [f"segments.list.element.{leaf}" for leaf in dict.fromkeys(("area", *leaves))]
+    return [path for name in names for path in (of_segments if name == "segments" else [name])]
+
+
+def _with(table: pa.Table, leaves: Sequence[str]) -> pa.Table:
+    """The segments with these fields, and null where they have none: the version of their part had not."""
+    wanted = pa.list_(pa.struct([field for field in schema.SEGMENT if field.name in leaves]))
+    return table.set_column(table.schema.get_field_index("segments"), "segments", table["segments"].cast(wanted))
 
 
 def _lost(run: Run) -> dict[str, list[str]]:
@@ -264,7 +284,8 @@ def _segments(location: str) -> pa.ChunkedArray:
     filesystem, path = resolve(location)
     try:
         with filesystem.open_input_file(path) as file:
-            return open_table(file, checked=True).read(columns=["segments"])["segments"]
+            paths = [f"segments.list.element.{leaf}" for leaf in ("size", "counts")]
+            return open_table(file, checked=True).read(columns=paths)["segments"]
     except (OSError, pa.ArrowException) as error:
         run = Location(location).rpartition("/masks/")[0]
         text = f"{Location(location)} cannot be read ({one_line(error)}); is it damaged? raypipe verify {run}"

@@ -47,6 +47,10 @@ class DamagedRun(RuntimeError):
         super().__init__(f"{run} {verb} damaged: {what}; raypipe verify {run} lists what is wrong, --repair mends it")
 
 
+class NewerRun(ValueError):
+    """The folder holds columns of a version of raypipe that this one does not know."""
+
+
 def new_attempt() -> str:
     """An attempt's name: sorts by UTC start time; the random end keeps two hosts apart."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}Z-{secrets.token_hex(2)}"
@@ -69,11 +73,15 @@ class Run:
     def configuration(self) -> dict | None:
         """The content of run.json: `method`, `table`, `settings` (frozen) and `provenance`; None for a new run.
 
-        Raises DamagedRun when it is not what it was.
+        Raises DamagedRun when it is not what it was, and NewerRun.
         """
         content = self.folder.read("run.json")  # a store that cannot be reached is not damaged
         try:
-            return None if content is None else parsed(content)
+            found = None if content is None else parsed(content)
+            refuse_newer(self, found["schema"] if found else 0)
+            return found
+        except NewerRun:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedRun(self, f"its run.json cannot be read ({error!r})") from error
 
@@ -297,14 +305,16 @@ class Run:
 
     @contextmanager
     def part(self, name: str) -> Iterator[pq.ParquetFile]:  # noqa: TID251
-        """A part to read. Raises FileNotFoundError as `open` does, and DamagedRun when it cannot be read."""
+        """A part to read, with the columns of its version. Raises FileNotFoundError as `open` does, NewerRun, and
+        DamagedRun when it cannot be read."""
         try:
             with self.open(name) as file, open_table(file, checked=True) as part:
-                known = list(part.schema_arrow)[: len(self.columns)]  # an older version may lack some, a newer has more
-                if known != list(self.columns)[: len(known)]:
+                version = version_of(part.schema_arrow)
+                refuse_newer(self, version)
+                if list(part.schema_arrow) != list(schema.as_of(version, self.columns)):
                     raise ValueError("it has other columns")
                 yield part
-        except FileNotFoundError:
+        except (FileNotFoundError, NewerRun):
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             what = f"its part {self.data}/{name} cannot be read ({one_line(error)})"
@@ -371,6 +381,17 @@ def refuse_other(what: str, old: dict, new: dict) -> None:
     if changed:
         lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed]
         raise OtherConfiguration("\n".join([f"{what}; use the same or another --output", *lines]))
+
+
+def refuse_newer(where: object, version: int) -> None:
+    """Raise NewerRun for columns of a version that this raypipe does not know. where: begins the message."""
+    if version > schema.VERSION:
+        raise NewerRun(f"{where}: made by a newer raypipe (schema {version}, known is {schema.VERSION}); update it")
+
+
+def version_of(stored: pa.Schema) -> int:
+    """The version of a part's columns. Raises ValueError for one that is no number."""
+    return int((stored.metadata or {}).get(b"raypipe.schema", schema.VERSION))
 
 
 def parsed(content: bytes) -> dict:

@@ -23,7 +23,7 @@ from raypipe.run import provenance, rows
 from raypipe.storage import Folder
 from raypipe.sweep.plan import trial_of
 from raypipe.sweep.ranking import Setting, best, rows_of, shown
-from raypipe.sweep.scoring import STORED_LEAVES, Scorer
+from raypipe.sweep.scoring import Scorer, leaves_of
 from raypipe.sweep.search import canonical
 from raypipe.sweep.trials import Trial
 from raypipe.types import BadImage
@@ -249,7 +249,7 @@ def strip(name: str, line: list[Setting], chosen: Setting, sample: Callable[[Set
 
 def sampled_rows(trial: Trial) -> list[dict]:
     """The stored rows of the images in a strip, in the order of their ids. Reads only the parts that hold them."""
-    return rows.take(trial.run, trial.images["image_id"].slice(0, STRIP_IMAGES).to_pylist(), leaves=STORED_LEAVES)
+    return rows.take(trial.run, trial.images["image_id"].slice(0, STRIP_IMAGES).to_pylist(), leaves=leaves_of(trial))
 
 
 def draw_sample(trial: Trial, stored: list[dict], metric: str) -> dict[str, dict]:

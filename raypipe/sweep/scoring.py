@@ -23,6 +23,7 @@ from raypipe.types import BadImage, LabelMap, Segmenter, Segments
 
 SCORES_FILE = "scores.parquet"
 STORED_LEAVES = ("size", "counts", "area", "score", "label", "soft")  # fields of a stored segment that scoring may need
+EMBEDDED_LEAVES = (*STORED_LEAVES, "embedding")
 
 
 def read_scores(output: str, schema: pa.Schema) -> pa.Table:
@@ -60,7 +61,7 @@ def score(trial: Trial, *, threads: int = 1) -> None:
     if not any(missing.values()):
         return
     scorer = Scorer(trial)
-    todo = (row for table in rows.batches(run, leaves=STORED_LEAVES) for row in table.to_pylist())
+    todo = (row for table in rows.batches(run, leaves=leaves_of(trial)) for row in table.to_pylist())
     todo = (row for row in todo if missing.get(row["image_id"]))
 
     def scored(row: dict) -> pa.Table:  # numbers of a confusion matrix are smaller there than in Python
@@ -70,6 +71,11 @@ def score(trial: Trial, *, threads: int = 1) -> None:
     run.folder.write_table(table, SCORES_FILE)
 
 
+def leaves_of(trial: Trial) -> tuple[str, ...]:
+    """The fields of stored segments that scoring a trial needs."""
+    return EMBEDDED_LEAVES if "embedding" in trial.task.LEAVES else STORED_LEAVES
+
+
 class Scorer:
     """Scores post-processing settings on the stored masks of one image: decoded once, refined once per refiner."""
 
@@ -77,7 +83,8 @@ class Scorer:
         self._trial, self.task = trial, trial.task
         self._images = {row["image_id"]: row for row in trial.images.to_pylist()}
         self._posts = {canonical(post): post for post in trial.posts}
-        self._work = replace(trial.work, keep_soft="soft" in self.task.LEAVES)
+        kept = {"keep_soft": "soft" in self.task.LEAVES, "keep_embeddings": "embedding" in self.task.LEAVES}
+        self._work = replace(trial.work, **kept)
         self._is_hard = {"is_hard": not self._work.is_soft and trial.refiner is None}
         self.label = trial.labels.read
 
@@ -189,9 +196,12 @@ def _stored(row: dict, segmenter: Segmenter) -> Segments:
     segments, size = row["segments"], (row["height"], row["width"])
     labels, scores = ([segment[name] for segment in segments] for name in ("label", "score"))
     labels, scores = () if None in labels else labels, () if None in scores else scores
+    embeddings = [segment["embedding"] for segment in segments if segment.get("embedding") is not None]
+    embeddings = np.array(embeddings, np.float32) if embeddings else None
     if not segmenter.soft:
-        return Segments(masks.decode_segments(segments, size), labels, scores)
-    found, nothing = _Stored([segment["soft"] for segment in segments], labels, scores), np.zeros(size, np.float32)
+        return Segments(masks.decode_segments(segments, size), labels, scores, embeddings=embeddings)
+    soft = [segment["soft"] for segment in segments]
+    found, nothing = _Stored(soft, labels, scores, embeddings=embeddings), np.zeros(size, np.float32)
     if segmenter.exclusive:
         return LabelMap.largest(found) if segments else LabelMap(nothing.astype(np.uint8), nothing)
-    return Segments(np.stack([*found.planes()]) if segments else nothing[None][:0], labels, scores)
+    return Segments(np.stack([*found.planes()]) if segments else nothing[None][:0], labels, scores, "", embeddings)

@@ -34,6 +34,7 @@ from raypipe.types import BadImage, Segmenter
 
 BATCHES = 16  # of a trial at least, where it has the images: its parts then hold about a quarter of them
 LABEL_CHECKSUM = "label_sha256"  # column of images and scores, with the kind; "" for a label that cannot be read
+POSTERIOR = {"threshold", "refine", "keep_soft", "keep_embeddings"}  # settings that act on a method's masks
 STORED_POST = "later"  # what scores.parquet and trial.json call post-processing settings
 
 
@@ -98,12 +99,14 @@ class Trial:
         """The options of the trial's run."""
         size = min(self.segmenter.batch_size, max(1, len(self.images) // BATCHES))
         given = {name: getattr(self.sweep, name) for name in ("input", "column", "allow_private", "device")}
-        return Label(**given, output=self.output, keep_soft=self.segmenter.soft, batch_size=size, max_bad_fraction=1.0)
+        given |= {"keep_soft": self.segmenter.soft, "keep_embeddings": self.segmenter.embeds}
+        return Label(**given, output=self.output, batch_size=size, max_bad_fraction=1.0)
 
     @property
     def frozen(self) -> dict:
         """What its run.json freezes."""
-        return frozen_settings(self.segmenter, None, refine=None, keep_soft=self.job.keep_soft)
+        kept = {name: getattr(self.job, name) for name in ("keep_soft", "keep_embeddings")}
+        return frozen_settings(self.segmenter, None, refine=None, **kept)
 
     @property
     def work(self) -> Work:
@@ -114,7 +117,7 @@ class Trial:
 def settings(segmenter: Segmenter) -> dict:
     """All parameters of a method but the threshold, which acts on its masks, as they are recorded: paths absolute."""
     frozen = frozen_settings(segmenter, None, refine=None, keep_soft=segmenter.soft)
-    return {name: value for name, value in frozen.items() if name not in ("threshold", "refine", "keep_soft")}
+    return {name: value for name, value in frozen.items() if name not in POSTERIOR}
 
 
 def trial_name(segmenter: Segmenter) -> str:

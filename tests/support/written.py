@@ -1,6 +1,7 @@
 """Runs made of given masks, without a method, as the pipeline commits them; and a run's rows as tests compare them."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import raypipe
 from raypipe import masks, schema
 from raypipe.run import Run, new_attempt
-from raypipe.storage import hold
+from raypipe.storage import hold, parquet_bytes
 
 UNSTABLE = ("seconds", "attempt")  # columns that differ between equal runs
 
@@ -59,3 +60,17 @@ def rows_of(run: Path) -> list[dict]:
     """Rows without what differs between equal runs, in the order of their keys."""
     table = raypipe.load(str(run)).drop_columns(list(UNSTABLE))
     return sorted(table.to_pylist(), key=lambda row: row["key"])
+
+
+def as_first_version(run: Run, *, stamp: int = 1) -> None:
+    """Rewrite a run as raypipe did it before segments had embeddings. stamp: the version that its parts name."""
+    frozen, attempt = run.configuration() | {"schema": 1}, new_attempt()
+    del frozen["settings"]["keep_embeddings"]
+    metadata = {"raypipe.schema": str(stamp), "raypipe.run": json.dumps(frozen)}
+    columns = schema.as_of(1, schema.MASKS).with_metadata(metadata)
+    with hold(run.folder, attempt):
+        for name in run.parts():
+            with run.part(name) as part:
+                rows = part.read().cast(columns)
+            run.write_record(attempt, name, run.write_part(name, parquet_bytes(rows), rows))
+    run.folder.write_json(frozen, "run.json")

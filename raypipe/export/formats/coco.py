@@ -21,7 +21,8 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
 
     Masks are run lengths, which are exact where polygons are not. `iscrowd` is 0 all the same: trainers leave crowds
     out, and stumble over masks without pixels, so these are not there. `file_name` is the image's key; `segment` the
-    index of the segment in its row. Areas and boxes are the masks'.
+    index of the segment in its row. Areas and boxes are the masks'. Embeddings, for which COCO has no field, are left
+    out.
     """
     remarks, annotation_id, info = Counter(), 0, {"description": about.text(), "date_created": about.provenance["time"]}
     info |= {name: getattr(about, name) for name in ("method", "settings", "provenance", "licence", "where")}

@@ -21,7 +21,8 @@ LAST_COLUMNS = "labels mean_score note seconds error image_id uri".split()
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write images.csv: UTF-8 with byte order mark, commas, decimal points; sorted by key.
 
-    Each segment has its columns, area_0, share_0, area_1, ...: the same ones whatever the condition.
+    Each segment has its columns, area_0, share_0, area_1, ...: the same ones whatever the condition. Embeddings are
+    left out: hundreds of numbers a segment are for the run's Parquet, or --format hf.
     """
     names = [f"{what}_{i}" for i in range(min(about.most, MOST)) for what in ("area", "share")]
     columns, remarks = [*COLUMNS, *names, *LAST_COLUMNS], Counter()

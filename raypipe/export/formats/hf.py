@@ -16,8 +16,9 @@ from raypipe.export.target import Target
 from raypipe.images import encode_png
 from raypipe.inputs.originals import portable
 from raypipe.schema import MASKS
+from raypipe.schema import SEGMENT as STORED_SEGMENT
 
-ORIGINALS, CATEGORIES = portable, True
+ORIGINALS, CATEGORIES, EMBEDDINGS = portable, True, True
 GROUP_ROWS, GROUP_BYTES = 100, 64_000_000  # of a row group: what a reader with random access has to fetch
 SHARD_BYTES = 500_000_000  # a file is closed once it has this size
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -26,13 +27,15 @@ SEGMENT = pa.struct(
     + [("score", pa.float32()), ("category", pa.string()), ("segment", pa.int32())]
 )
 STORED = [MASKS.field(name) for name in ("key", "image_id", "sha256", "height", "width", "note")]
-COLUMNS = pa.schema([("image", IMAGE), ("mask", IMAGE), ("segments", pa.list_(SEGMENT)), *STORED])
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
-    """Write data/train-00000.parquet, ... and README.md. `mask` is `png.label_map`, `segments` the exact masks."""
-    remarks, count, size = Counter(), 0, 0
-    schema = COLUMNS.with_metadata({"huggingface": json.dumps({"info": {"features": _features()}})})
+    """Write data/train-00000.parquet, ... and README.md. `mask` is `png.label_map`, `segments` the exact masks.
+
+    Of a run that keeps embeddings each segment has its `embedding`, as it is stored.
+    """
+    remarks, count, size, schema = Counter(), 0, 0, _columns(about)
+    schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": _features(schema)}})})
     with ExitStack() as stack:
         for group in _groups(_cells(row, about, remarks) for row in images):
             if not count or (group and size >= SHARD_BYTES):  # there is always one, if only to hold the columns
@@ -69,9 +72,14 @@ def _cells(row: dict, about: About, remarks: Counter) -> dict:
     }
 
 
-def _features() -> dict:
+def _columns(about: About) -> pa.Schema:
+    segment = pa.struct([*SEGMENT, *[STORED_SEGMENT.field("embedding")] * about.embeddings])
+    return pa.schema([("image", IMAGE), ("mask", IMAGE), ("segments", pa.list_(segment)), *STORED])
+
+
+def _features(columns: pa.Schema) -> dict:
     """The columns in the words of `datasets`, which otherwise takes the pictures for structs."""
-    return {field.name: {"_type": "Image"} if field.type == IMAGE else _feature(field.type) for field in COLUMNS}
+    return {field.name: {"_type": "Image"} if field.type == IMAGE else _feature(field.type) for field in columns}
 
 
 def _feature(kind: pa.DataType) -> dict | list:
@@ -79,7 +87,7 @@ def _feature(kind: pa.DataType) -> dict | list:
         return [_feature(kind.value_type)]
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
-    return {"dtype": {"float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}
+    return {"dtype": {"float": "float32", "halffloat": "float16"}.get(str(kind), str(kind)), "_type": "Value"}
 
 
 def _card(about: About) -> str:
@@ -98,6 +106,7 @@ def _card(about: About) -> str:
         f"{'' if about.where is None else f'; of its segments those where `{about.where}`'}.\n\n"
         f"Licence of the method or its weights: {about.licence or 'not known'}. "
         "The images keep the licence of their owners.\n\n"
-        "`segments` holds the exact masks (COCO run lengths, `[height, width]`), `mask` a label map of them:\n\n"
+        "`segments` holds the exact masks (COCO run lengths, `[height, width]`)"
+        f"{' and embeddings, not normalised' * about.embeddings}, `mask` a label map of them:\n\n"
         f"| value | meaning |\n|---|---|\n| 0 | background |\n{values}\n\n```json\n{settings}\n```\n"
     )

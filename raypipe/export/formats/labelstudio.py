@@ -26,7 +26,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write images/KEY.jpg or .png and the tasks, streamed, which name them: as local files or by their remote URI.
 
     The document root is the export's folder. So the pictures are there wherever the originals were (in tars, tables,
-    on other machines), browsers can show them, and the masks fit.
+    on other machines), browsers can show them, and the masks fit. Embeddings, which it cannot show, are left out.
     """
     remarks = Counter()
     with target.stream("tasks.json") as file:
