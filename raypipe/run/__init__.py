@@ -10,12 +10,11 @@ from raypipe.run.run import (
     NewerRun,
     OtherConfiguration,
     Run,
-    is_sealed,
     new_attempt,
     parsed,
     refuse_newer,
     refuse_other,
-    seal,
     superseded,
     version_of,
 )
+from raypipe.run.seal import is_sealed, seal

@@ -26,13 +26,13 @@ from pyarrow import fs as pafs
 
 from raypipe import schema
 from raypipe.lookup import one_line
+from raypipe.run.seal import is_sealed, seal
 from raypipe.storage import Folder, fence, map_ahead, open_table, parquet_bytes
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
 OURS = re.compile(r"part-\d{8}T\d+Z-[0-9a-f]{4}-\w+(-[0-9a-f]{12})?\.parquet")  # names that `Run.commit` gives
 COMPLETE_NOTE = ("_runs", "manifest.json")  # is there while nothing is pending and `finish` has run
-SEAL = b"raypipe:"  # stands before a commit record's own checksum
 
 
 class OtherConfiguration(RuntimeError):
@@ -398,23 +398,3 @@ def parsed(content: bytes) -> dict:
     """What run.json holds, or a part repeats of it. Raises ValueError, KeyError or TypeError."""
     found = {"table": "masks"} | json.loads(content)  # the first versions do not say
     return {name: found[name] for name in ("schema", "method", "table", "settings", "provenance")}
-
-
-def seal(content: bytes) -> bytes:
-    """A Parquet file with its own sha256 before the footer, where readers do not look: every flipped byte shows."""
-    footer = _footer(content)
-    return content[:footer] + SEAL + hashlib.sha256(content).digest() + content[footer:]
-
-
-def is_sealed(content: bytes) -> bool | None:
-    """Whether a file is as `seal` left it; None when it has no checksum, as in runs of the first versions."""
-    footer = _footer(content)
-    start = footer - len(SEAL) - hashlib.sha256().digest_size
-    if start < 0 or not content.startswith(SEAL, start):
-        return None
-    return hashlib.sha256(content[:start] + content[footer:]).digest() == content[start + len(SEAL) : footer]
-
-
-def _footer(content: bytes) -> int:
-    """Where a Parquet file's footer begins; it ends with its length (4 bytes) and PAR1."""
-    return len(content) - 8 - int.from_bytes(content[-8:-4], "little")
