@@ -108,9 +108,10 @@ class Segmenter(ABC):
     batch_size: ClassVar[int] = 16
     parts: ClassVar[Sequence[str]] = ()  # what segments 0, 1, ... without label are called; () = the index says nothing
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # by the value of `preset`: see `fill_preset`
-    # options that matter only once an image's features are there: see `segmenters._discovery`. Trials of a sweep that
-    # differ in nothing else share the features
-    after_features: ClassVar[tuple[str, ...]] = ()
+    # what is computed of images in turn, by methods (images -> one result each) of which each calls the one before, and
+    # the options that matter only after it: none of them to `load`. Trials of a sweep that differ in nothing else share
+    # the results
+    stages: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 
     def __init_subclass__(cls, **options):

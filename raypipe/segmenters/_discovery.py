@@ -72,7 +72,7 @@ class Discovery(Segmenter):
         return {name: value for path in self._paths.values() for name, value in networks.checksums(path).items()}
 
     def features(self, images: Sequence[np.ndarray]) -> Iterator[Features]:
-        """Features of each image, in order. Depend on no option that `after_features` lists."""
+        """Features of each image, in order. Depend on no option that `stages` lists."""
         return self.features_of(self._dino, images)
 
     def features_of(self, network: Dino | None, images: Sequence[np.ndarray]) -> Iterator[Features]:

@@ -61,7 +61,7 @@ class Found(Discovery):
         "the authors' decoder (3 kB) and DINO ViT-S/8 of 300 epochs (87 MB): fetched on the first run, or by "
         "`raypipe weights found`"
     )
-    after_features = ("components", "result", *OF_BACKGROUND)
+    stages = {"features": ("components", "result", *OF_BACKGROUND)}
 
     def __post_init__(self):
         if not -1 <= self.bkg_threshold < 1:

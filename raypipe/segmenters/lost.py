@@ -40,7 +40,7 @@ class Lost(Discovery):
     source = "Simeoni et al., BMVC 2021"
     licence = "Apache-2.0 (weights)"
     needs = "facebook/dino-vits16, 0.1 GB: fetched on the first run, or by `raypipe weights lost`; or `--weights color`"
-    after_features = ("k_patches", "exclude_padding", "result")
+    stages = {"features": ("k_patches", "exclude_padding", "result")}
 
     def __post_init__(self):
         super().__post_init__()

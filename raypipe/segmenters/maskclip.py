@@ -89,9 +89,9 @@ class Maskclip(Segmenter):
                 raise ValueError("maskclip: temperature has no effect with background_score 'cosine' and without pd")
 
     @property
-    def after_features(self) -> tuple[str, ...]:
+    def stages(self) -> dict[str, tuple[str, ...]]:
         names = ("background_score", "crop_padding", "pd", "temperature")
-        return (*names, "ks", "key_norm") if self.ks else names  # without it no keys are computed
+        return {"features": (*names, "ks", "key_norm") if self.ks else names}  # without it no keys are computed
 
     def load(self, device: str) -> None:
         import torch
@@ -118,7 +118,7 @@ class Maskclip(Segmenter):
     def features(self, images: Sequence[np.ndarray]) -> Iterator[Dense]:
         """What CLIP tells of each image, in order; on a GPU images of one grid go through it together.
 
-        Depends on no option that `after_features` lists. Raises BadImage where it is no finite numbers.
+        Depends on no option that `stages` lists. Raises BadImage where it is no finite numbers.
         """
         import torch
 

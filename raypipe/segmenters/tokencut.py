@@ -44,7 +44,7 @@ class Tokencut(Discovery):
     needs = (
         "facebook/dino-vits16, 0.1 GB: fetched on the first run, or by `raypipe weights tokencut`; or `--weights color`"
     )
-    after_features = ("graph", "tau", "eps")
+    stages = {"features": ("graph", "tau", "eps")}
 
     def __post_init__(self):
         super().__post_init__()

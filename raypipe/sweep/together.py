@@ -1,6 +1,7 @@
-"""Trials that differ only in what comes after an image's features (`Segmenter.after_features`), labelled side by side.
+"""Trials that differ only in what comes after a stage of their method (`Segmenter.stages`), labelled side by side.
 
-They use one network, and the features of an image are computed once for all of them. Each stays a run of its own.
+They use the same networks, and what a stage gives for an image is computed once for all that agree on what comes before
+its end. Each stays a run of its own.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from raypipe.types import Segmenter
 
 
 def groups(trials: list[Trial]) -> list[list[Trial]]:
-    """The trials by what they share the features of; one that shares nothing is alone."""
+    """The trials by what they share a stage's results of; one that shares nothing is alone."""
     found: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
-        options = settings(trial.segmenter)
-        before = {name: options[name] for name in options.keys() - {*trial.segmenter.after_features}}
-        found[canonical(before)].append(trial)
+        found[_before(trial.segmenter, next(iter(trial.segmenter.stages), None))].append(trial)
     return list(found.values())
+
+
+def _before(method: Segmenter, stage: str | None) -> str:
+    """The options that matter before the end of a stage, or all, as text."""
+    later = method.stages.get(stage, ())
+    return canonical({name: value for name, value in settings(method).items() if name not in later})
 
 
 def label_together(group: list[Trial], forget: Callable[[], None]) -> None:
     """Label the images that each trial lacks, batch by batch, in a plain loop here.
 
-    forget: of `share_features`. Raises what labelling raises; then the others stop too, and what was committed stays.
+    forget: of `share_stages`. Raises what labelling raises; then the others stop too, and what was committed stays.
     """
     ids, size = group[0].images["image_id"], group[0].job.batch_size
     with ExitStack() as runs:
@@ -51,13 +56,13 @@ def label_together(group: list[Trial], forget: Callable[[], None]) -> None:
             forget()
 
 
-def share_features(methods: Sequence[Segmenter]) -> Callable[[], None]:
-    """Let methods that differ only in `after_features` load one network and compute the features of an image once.
+def share_stages(methods: Sequence[Segmenter]) -> Callable[[], None]:
+    """Let methods of one group load their networks once, and compute each stage of an image once where they agree.
 
-    Changes the methods. Returns what forgets the features so far; to be called while none of them is at work.
+    Changes the methods. Returns what forgets all results so far; to be called while none of them is at work.
     """
-    lead, kept, loaded, none = methods[0], {}, {}, object()
-    load, compute = lead.load, lead.features
+    lead, loaded, none = methods[0], {}, object()
+    load, results = lead.load, defaultdict(dict)
 
     def load_once(device: str) -> dict:
         if not loaded:
@@ -66,7 +71,22 @@ def share_features(methods: Sequence[Segmenter]) -> Callable[[], None]:
             loaded.update((name, value) for name, value in vars(lead).items() if before.get(name, none) is not value)
         return loaded
 
-    def features(images: Sequence[np.ndarray]) -> Iterator:
+    for method in methods:
+        for stage in method.stages:
+            setattr(method, stage, _once(getattr(method, stage), results[stage, _before(method, stage)]))
+        method.load = lambda device, method=method: vars(method).update(load_once(device))
+
+    def forget() -> None:
+        for kept in results.values():
+            kept.clear()
+
+    return forget
+
+
+def _once(compute: Callable, kept: dict) -> Callable:
+    """A method's stage that takes from `kept` what was computed before, by the image."""
+
+    def stage(images: Sequence[np.ndarray]) -> Iterator:
         keys = [(image.shape, hashlib.sha256(np.ascontiguousarray(image)).digest()) for image in images]
         lacking = {key: image for key, image in zip(keys, images, strict=True) if key not in kept}
         computed = iter(compute(list(lacking.values()))) if lacking else iter(())
@@ -75,7 +95,4 @@ def share_features(methods: Sequence[Segmenter]) -> Callable[[], None]:
                 kept[key] = next(computed)
             yield kept[key]
 
-    for method in methods:
-        method.load = lambda device, method=method: vars(method).update(load_once(device))
-        method.features = features
-    return kept.clear
+    return stage

@@ -67,7 +67,7 @@ class Sweep:
     column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
     allow_private: bool = False  # what a list or table names may lie in a private network
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
-    # trials at a time, where those that share features count as one; None = one per core, or as many as the GPUs hold
+    # trials at a time, where those that share a stage count as one; None = one per core, or as many as the GPUs hold
     actors: int | None = None
 
 

@@ -1,6 +1,6 @@
 """Running the trials of a sweep: one on all cores by Ray Data, or several at a time by Ray Tune.
 
-Trials that share features are one unit of work, except for ASHA, which stops each by itself.
+Trials that share a stage's results are one unit of work, except for ASHA, which stops each by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raypipe.runtime.progress import Counts, Progress, count_of_images
 from raypipe.storage import Folder, Locked, open_table
 from raypipe.sweep import ranking
 from raypipe.sweep.scoring import score
-from raypipe.sweep.together import groups, label_together, share_features
+from raypipe.sweep.together import groups, label_together, share_stages
 from raypipe.sweep.trials import Trial, has_labelled, read_state, with_images, write_state
 
 log = logging.getLogger("raypipe")
@@ -99,7 +99,7 @@ def run_on_tune(todo: list[Trial]) -> None:
             units = [[trial] for trial in todo] if sweep.search == "asha" else groups(todo)
             ended_early = run_groups(units, resources)
             if alone := [[trial] for group in ended_early for trial in group]:
-                log.warning("%s trials that share features ended together; each is tried alone", len(alone))
+                log.warning("%s trials that share a network ended together; each is tried alone", len(alone))
                 run_groups(alone, resources)
 
 
@@ -221,7 +221,7 @@ def rungs(count: int) -> list[int]:
 
 
 def run_group(config: dict, todo: list[list[Trial]], counts: list[int], threads: int) -> None:
-    """A trial, or some that share features, in a worker of Ray Tune."""
+    """A trial, or some that share a stage's results, in a worker of Ray Tune."""
     from ray import tune
 
     from raypipe.pipeline import workers
@@ -295,9 +295,9 @@ def advance(trial: Trial, count: int, *, on_ray: bool = False, threads: int = 1)
 
 
 def advance_together(group: list[Trial], *, threads: int) -> None:
-    """Label and score all images of trials that share features. Each gets an equal part of the seconds."""
+    """Label and score all images of trials that share a stage's results. Each gets an equal part of the seconds."""
     start = time.monotonic()
-    patiently(label_together)(group, share_features([trial.segmenter for trial in group]))
+    patiently(label_together)(group, share_stages([trial.segmenter for trial in group]))
     for trial in group:
         score(trial, threads=threads)
     for trial in group:

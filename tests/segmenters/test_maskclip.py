@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from raypipe.benchmark.plain.maskclip import PlainMaskclip, unlike
 from raypipe.networks import look_for_each
 from raypipe.segmenters.maskclip import Maskclip, denoised, smoothed
-from raypipe.sweep.together import share_features
+from raypipe.sweep.together import share_stages
 from raypipe.types import BadImage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,10 +238,11 @@ def test_settings_that_share_the_features_of_an_image_give_what_each_gives_alone
         {"weights": weights, "classes": ",".join(NAMES), "short_side": 48},
     )
     others = {"ks": 1.0, "key_norm": "positions", "pd": 0.3, "temperature": 50.0, "crop_padding": False}
-    assert {*others, "background_score"} == {*make(ks=0.9).after_features} == {*make().after_features, "ks", "key_norm"}
+    after, without = (make(**each).stages["features"] for each in ({"ks": 0.9}, {}))
+    assert {*others, "background_score"} == {*after} == {*without, "ks", "key_norm"}
     given = [{"ks": 0.9} | {name: value} for name, value in others.items()]
     methods = [Maskclip(**options, **each) for each in given]
-    forget = share_features(methods)
+    forget = share_stages(methods)
     for method in methods:
         method.load("cpu")
     alone = [list(make(max_side=2048, **each).segment(images)) for each in given]

@@ -23,7 +23,7 @@ from raypipe.pipeline.job import Label, check_job, fetch_weights, plan_work
 from raypipe.refiners.bilateral import Bilateral
 from raypipe.refiners.guided import Guided, guided_filter
 from raypipe.segmenters.sempart import Sempart, network, reduced, turned
-from raypipe.sweep.together import share_features
+from raypipe.sweep.together import share_stages
 from raypipe.types import BadImage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -194,7 +194,7 @@ def test_methods_that_differ_in_filter_and_sign_share_the_network(method):
     image, kinds = coffee(90, 64), [{"filter": "none"}, {"polarity": "invert"}, {}]
     alone = [masks(loaded(method, **options), image)[0] for options in kinds]
     together = [replace(method, **options) for options in kinds]
-    share_features(together)
+    share_stages(together)
     for each in together:
         each.load("cpu")
     assert len({id(each._head) for each in together}) == 1

@@ -168,7 +168,7 @@ def test_images_of_one_grid_in_one_call_get_what_each_gets_alone(weights, at_onc
 
 
 def test_options_that_act_after_the_features_leave_them_alone(weights):
-    assert set(Tokencut.after_features) == {"graph", "tau", "eps"}
+    assert set(Tokencut.stages["features"]) == {"graph", "tau", "eps"}
     image = data.chelsea()[:96, :96]
     one, other = loaded(weights), loaded(weights, graph="weighted", tau=0.4, eps=1e-3)
     features = next(iter(one.features([image])))

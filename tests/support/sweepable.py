@@ -68,15 +68,16 @@ class Levels(Segmenter):
 
 @dataclass
 class Staged(Segmenter):
-    """Two steps: features, which are counted in a file, and a mask of what is above `tau` in them."""
+    """Two stages, features and these times `gain`, counted in a file; then a mask of what is above `tau` in them."""
 
     tau: float = 100.0  # grey values; 7 fails on each image, 66 kills the process
+    gain: float = 1.0
     power: float = 1.0  # of the features
-    counts: str = ""  # a file: a line for each load, and for each image whose features are computed
+    counts: str = ""  # a file: a line for each load, and for each image whose features are computed, or which is gained
 
     source = "the tests"
     licence = "Apache-2.0"
-    after_features = ("tau",)
+    stages = {"features": ("gain", "tau"), "gained": ("tau",)}
     batch_size = 2
 
     def load(self, device: str) -> None:
@@ -94,8 +95,13 @@ class Staged(Segmenter):
                 raise BadImage("segment", "dark", "no features of a black image")
             yield image.mean(2) ** self._power
 
-    def segment(self, images, foregrounds=None) -> Iterator[Segments]:
+    def gained(self, images) -> Iterator[np.ndarray]:
         for features in self.features(images):
+            self._count("gained")
+            yield features * self.gain
+
+    def segment(self, images, foregrounds=None) -> Iterator[Segments]:
+        for features in self.gained(images):
             if self.tau == 7:
                 raise RuntimeError("no image with 7")
             if self.tau == 66:

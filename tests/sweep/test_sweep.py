@@ -140,7 +140,8 @@ def test_five_values_after_the_features_run_the_network_once_per_image(folder):
     swept = run(folder, "tau=90,100,110,120,130", segmenter=Staged(counts=str(counts)))
     assert swept.trials == {"done": 5, "stopped": 0, "failed": 0, "running": 0} and swept.settings == 5
     count = Counter(counts.read_text().split())
-    assert count.pop("load") == 2 and sorted(count.values()) == [1] * 6  # the first load is a trial before the start
+    assert count.pop("load") == 2 and count.pop("gained") == 6  # the first load is a trial before the start
+    assert sorted(count.values()) == [1] * 6
     for tau in (90, 130):
         assert_equal(folder, {"tau": tau}, Staged(counts=str(counts), tau=tau))
 
@@ -148,7 +149,7 @@ def test_five_values_after_the_features_run_the_network_once_per_image(folder):
 def test_a_process_that_dies_takes_no_trial_along_that_shares_its_features(folder, caplog):
     swept = run(folder, "tau=90,66,7,110", segmenter=Staged(counts=str(folder / "counts.txt")))
     assert (swept.trials["done"], swept.trials["failed"], swept.exit_code) == (3, 1, 0)
-    assert "4 trials that share features ended together; each is tried alone" in caplog.text
+    assert "4 trials that share a network ended together; each is tried alone" in caplog.text
     rows = {row["tau"]: row for row in table(folder)}
     assert [(rows[tau]["images"], rows[tau]["failed_images"]) for tau in (90, 7, 110)] == [(6, 0), (0, 6), (6, 0)]
     assert rows[66]["status"] == "failed" and "its process died" in rows[66]["error"]

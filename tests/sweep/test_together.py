@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import typing
 from collections import Counter
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 
@@ -16,12 +18,12 @@ from support.sweepable import SIZE, Staged, sweep_of, write_labelled
 from raypipe import segmenters
 from raypipe.run.rows import load
 from raypipe.sweep.plan import check, draw, plan, settled
-from raypipe.sweep.together import groups, share_features
+from raypipe.sweep.together import groups, share_stages
 from raypipe.sweep.trials import Trial, labelled, read_state, with_images
 from raypipe.sweep.tuning import advance, advance_together
 from raypipe.types import Segmenter
 
-STAGED = [name for name in segmenters.names() if segmenters.find(name).after_features]
+STAGED = [name for name in segmenters.names() if segmenters.find(name).stages]
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def plan_staged(folder: Path, **values: tuple) -> list[Trial]:
 
 
 def counted(folder: Path) -> Counter:
-    """How often the network was loaded, and the features of each image computed, since the last call."""
+    """How often the network was loaded, the features of each image computed, and images gained, since the last call."""
     lines = (folder / "counts.txt").read_text().split()
     (folder / "counts.txt").write_text("")
     return Counter(lines)
@@ -59,12 +61,14 @@ def test_features_are_computed_once_for_all_trials_and_rows_are_as_without(folde
     trials = plan_staged(folder, tau=(90, 100, 7, 110, 120))
     advance_together(trials, threads=1)
     count = counted(folder)
-    assert count.pop("load") == 1 and count.pop("0.000000") > 0 and sorted(count.values()) == [1] * 4
+    assert count.pop("load") == 1 and count.pop("0.000000") > 0 and count.pop("gained") == 4
+    assert sorted(count.values()) == [1] * 4
     for trial in trials:
         state, run = read_state(trial.output), trial.run
         assert (state["status"], len(run.plan(trial.images))) == ("done", 0) and run.is_complete()
         alone = dataclasses.replace(trial, output=f"{trial.output}-alone", segmenter=copy(trial.segmenter))
-        vars(alone.segmenter).pop("features"), vars(alone.segmenter).pop("load")
+        for name in ("features", "gained", "load"):
+            vars(alone.segmenter).pop(name)
         advance(alone, 6)
         names = ["image_id", "segments", "error", "note"]
         assert load(run).select(names).equals(load(alone.run).select(names)), trial.segmenter
@@ -84,17 +88,34 @@ def test_features_of_an_image_that_any_trial_lacks_are_computed_once(folder):
     trials = plan_staged(folder, tau=(90, 100, 110))
     advance_together(trials, threads=1)
     count = counted(folder)
-    assert known["load"] == 2 and count.pop("load") == 1 and sorted(count.values()) == [1] * 6
+    assert known["load"] == 2 and count.pop("load") == 1 and count.pop("gained") == 6
+    assert sorted(count.values()) == [1] * 6
     assert [len(trial.run.commits()) for trial in trials] == [6, 6, 6]
     assert {file: file.stat().st_mtime_ns for file in parts} == parts
     advance_together(plan_staged(folder, tau=(90, 100, 110)), threads=1)
     assert not counted(folder)
 
 
-def others(method: Segmenter) -> list[Segmenter]:
-    """The method with another value of each option that acts after its features, one by one."""
+def test_each_stage_is_computed_once_for_all_that_agree_on_what_comes_before_its_end(folder):
+    advance(plan_staged(folder, gain=(0.9, 1.1), tau=(90, 100, 110))[0], 6)  # then it was interrupted
+    counted(folder)
+    (trials,) = groups(plan_staged(folder, gain=(0.9, 1.1), tau=(90, 100, 110)))
+    advance_together(trials, threads=1)
+    count = counted(folder)
+    assert count.pop("load") == 1 and count.pop("gained") == 2 * 6 and sorted(count.values()) == [1] * 6
+    for trial in trials:
+        alone = Staged(**{name: getattr(trial.segmenter, name) for name in ("tau", "gain", "counts")})
+        alone.load("cpu")
+        stored = load(trial.run).to_pylist()
+        images = [np.asarray(Image.open(folder / "photos" / row["key"])) for row in stored]
+        areas = [found.masks.sum() for found in alone.segment(images)]
+        assert [row["segments"][0]["area"] for row in stored] == areas
+
+
+def others(method: Segmenter, names: Sequence[str]) -> list[Segmenter]:
+    """The method with another value of each of some options, one by one."""
     found, kinds = [], typing.get_type_hints(type(method))
-    for name in method.after_features:
+    for name in names:
         value = getattr(method, name)
         if typing.get_origin(kinds[name]) is typing.Literal:
             values = [each for each in typing.get_args(kinds[name]) if each != value]
@@ -114,22 +135,33 @@ def others(method: Segmenter) -> list[Segmenter]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", STAGED)
-def test_options_after_the_features_change_neither_these_nor_what_is_loaded(name, tmp_path, monkeypatch):
+def test_options_after_a_stage_change_neither_this_nor_what_is_loaded(name, tmp_path, monkeypatch):
     method, rng = segmenters.find(name)(**tiny.options(name, tmp_path) | {"threshold": None}), np.random.default_rng(0)
     images = [rng.integers(0, 256, size, np.uint8) for size in ((48, 64, 3), (64, 48, 3))]
     images[0][10:30, 20:50] //= 4
-    alone, together, calls = others(method), others(method), []
-    right = type(method).features
-    monkeypatch.setattr(type(method), "features", lambda self, images: calls.extend(images) or right(self, images))
-    share_features([method, *together])
-    for one, other in zip(alone, together, strict=True):
-        one.load("cpu"), other.load("cpu")
-        calls.clear()
-        found = list(one.segment(images))
-        expected, count = found, len(calls)
-        assert count == len(images), "segment does not take its features from the method of that name"
-        for each, wanted in zip(other.segment(images), expected, strict=True):
-            np.testing.assert_array_equal(each.masks, wanted.masks)
-            assert (list(each.scores), each.note) == (list(wanted.scores), wanted.note)
-        assert len(calls) == count + (len(images) if other is together[0] else 0)
-        assert other.checksums() == one.checksums()
+    calls, after = [], [{*options} for options in method.stages.values()]
+    assert all(later < before for before, later in itertools.pairwise(after))
+
+    def noted(stage: str):
+        right = getattr(type(method), stage)
+        return lambda self, images: calls.extend([stage] * len(images)) or right(self, images)
+
+    for stage in method.stages:
+        monkeypatch.setattr(type(method), stage, noted(stage))
+    for i, options in enumerate(method.stages.values()):
+        before = [*method.stages][: i + 1]
+        alone, together = others(method, options), others(method, options)
+        lead = copy(method)
+        share_stages([lead, *together])
+        for one, other in zip(alone, together, strict=True):
+            one.load("cpu"), other.load("cpu")
+            calls.clear()
+            expected = list(one.segment(images))
+            assert calls.count(before[-1]) == len(images), "segment does not call the method of the stage's name"
+            calls.clear()
+            for each, wanted in zip(other.segment(images), expected, strict=True):
+                np.testing.assert_array_equal(each.masks, wanted.masks)
+                assert (list(each.scores), each.note) == (list(wanted.scores), wanted.note)
+            counts = {calls.count(stage) for stage in before}
+            assert counts == {len(images) if other is together[0] else 0}
+            assert other.checksums() == one.checksums()

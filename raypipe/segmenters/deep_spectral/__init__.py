@@ -52,10 +52,12 @@ class DeepSpectral(Discovery):
         "facebook/dino-vits16, 0.1 GB: fetched on the first run, or by `raypipe weights deep_spectral`; or "
         "`--weights color`"
     )
-    after_features = (
-        *("result", "regions", "eigenvectors", "cut", "lapnorm", "color_lambda", "color_matrix", "downsample"),
-        "seed",
-    )
+    stages = {
+        "features": (
+            *("result", "regions", "eigenvectors", "cut", "lapnorm", "color_lambda", "color_matrix", "downsample"),
+            "seed",
+        )
+    }
 
     FIT = "crop"
 

@@ -51,7 +51,7 @@ class Move(Discovery):
         f"a checkpoint from {CHECKPOINTS} as --weights FILE; facebook/dino-vits8, 87 MB, is fetched on the first run"
     )
     soft = True
-    after_features = ("quantise8",)
+    stages = {"features": ("quantise8",)}
 
     def __post_init__(self):
         super().__post_init__()

@@ -77,7 +77,7 @@ class ReCo(Discovery):
     )
     soft, exclusive = True, True
     FACET = "token_norm"
-    after_features = ("background_score", "crf_size")
+    stages = {"features": ("background_score", "crf_size")}
 
     def __post_init__(self):
         super().__post_init__()

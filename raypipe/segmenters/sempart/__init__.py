@@ -64,7 +64,7 @@ class Sempart(Discovery):
         "is fetched on the first run"
     )
     soft = True
-    after_features = ("polarity", "filter", "filter_radius", "filter_eps")
+    stages = {"features": ("polarity", "filter", "filter_radius", "filter_eps")}
 
     def __post_init__(self):
         super().__post_init__()
