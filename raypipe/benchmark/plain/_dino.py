@@ -52,12 +52,16 @@ class PlainDino:
         height, width = image.shape[:2]
         return torch.nn.functional.pad(planes, (0, -width % self.patch, 0, -height % self.patch), mode)
 
+    def patches(self, pixels):
+        """What is made of the colours of each patch: (1, D, h, w)."""
+        return self.network.embeddings.patch_embeddings.projection(pixels)
+
     def embed(self, pixels):
         """Patches with their positions and the class token before them: (T, D), and the grid."""
         import torch
 
         embeddings = self.network.embeddings
-        patches = embeddings.patch_embeddings.projection(pixels)  # (1, D, h, w)
+        patches = self.patches(pixels)  # (1, D, h, w)
         grid, stored = tuple(patches.shape[2:]), embeddings.position_embeddings[0]
         side = int((len(stored) - 1) ** 0.5)
         positions = stored[1:]

@@ -71,15 +71,16 @@ def embedding(network, square: np.ndarray, mask: np.ndarray, *, last: int, sigma
     from raypipe.features.clip import MEAN, STD
 
     pixels = torch.tensor((square / 255.0 - MEAN) / STD, dtype=torch.float32).permute(2, 0, 1)[None]
-    column, vision = torch.cat([torch.ones(1), torch.tensor(mask).flatten()]), network.vision_model
+    column = torch.cat([torch.ones(1), torch.tensor(mask).flatten()]).to(network.device)
     with torch.inference_mode():
-        tokens, layers = vision.pre_layrnorm(vision.embeddings(pixels)), vision.encoder.layers
+        vision = network.vision_model
+        tokens, layers = vision.pre_layrnorm(vision.embeddings(pixels.to(network.device))), vision.encoder.layers
         for i, layer in enumerate(layers):
             if i < len(layers) - last:
                 tokens = layer(tokens, attention_mask=None)
             else:
                 tokens = masked(layer, tokens[0], column, sigma2)[None]
-        return network.visual_projection(vision.post_layernorm(tokens[0, 0])).numpy()
+        return network.visual_projection(vision.post_layernorm(tokens[0, 0])).cpu().numpy()
 
 
 def masked(layer, tokens, column, sigma2: float | None):

@@ -1,0 +1,326 @@
+"""Zero-guidance segmentation: the parts of an image, each named in free text; no classes, no prompt, no training.
+
+Rewatbowornwong, Chatthee, Chuangsuwanich, Suwajanakorn, "Zero-guidance Segmentation Using Zero Segment Labels", ICCV
+2023. Here is the method; `tree` joins DINO's keys to a tree and splits it, `parts` moves the edges of the splits to the
+image's, `names` finds words for CLIP's embedding of a part (in `vocabulary.txt`, but for those that `blocked.txt`
+lists), `captions` writes them with GPT-2, and `merging` joins siblings that mean the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from raypipe import networks
+from raypipe.features.grid import resized
+from raypipe.segmenters._discovery import is_one_colour
+from raypipe.segmenters.zero_guidance import merging, names
+from raypipe.segmenters.zero_guidance.merging import Node, Union
+from raypipe.segmenters.zero_guidance.names import Name
+from raypipe.segmenters.zero_guidance.parts import Parts, parts
+from raypipe.types import BadImage, Segmenter, Segments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raypipe.features.clip_masked import Masked
+
+LONGEST = 2  # short sides of what DINO sees with `keep_aspect`, longer ones are squeezed: a tree costs its keys squared
+OF_GRID = ("size", "stride", "keep_aspect")
+OF_SPLITTING = ("t_dino", "num_parts", "max_segments", "splits", "force_root_split")
+OF_MERGING = ("merge", "tau_merge", "merge_mode", "alpha")
+OF_SEARCH = ("beam_size", "max_new_tokens", "steps")
+ALPHAS = {"image": 1.0, "text": 0.0}  # of the ways to merge that have no other
+TEXTS = 512  # that the search has CLIP look at, for each beam and step (ZeroCap)
+OPERATIONS = 5e8  # for each of them: three tokens behind what all share, through the text half of a CLIP-L/14
+SLOW = 1e10  # operations per second of a busy CPU core
+
+
+class Leaves(NamedTuple):
+    """The parts of an image and what CLIP makes of them."""
+
+    parts: Parts
+    stream: Tensor | None  # (T, d) on the device: the image before the masked blocks; None without parts
+    tokens: np.ndarray  # float32 (K, g, g): how much of each of CLIP's tokens a part covers
+    embeddings: np.ndarray  # float32 (K, D), not normalised
+    names: list[Name]
+
+
+@dataclass
+class ZeroGuidance(Segmenter):
+    """One mask for each part of the image, named in free text; together they are the whole image, the largest first.
+
+    The score is the cosine of CLIP's embeddings of part and name: 0.2 to 0.3 is usual. Notes: `one_segment`, it is the
+    whole image; `many_segments`, there were more parts than `max_segments`; `label_blocked:WORD`, a name
+    was not taken because of WORD; `no_candidate`, the search wrote nothing that can be a name; `too_small`, the image
+    is a pixel, or smaller than one of DINO's patches: it is one segment.
+    """
+
+    weights: str = "facebook/dino-vits8"  # whose keys make the parts: a Hugging Face id, a URL, a folder or a file
+    clip_model: str = "openai/clip-vit-large-patch14-336"  # that names them: an id or a folder
+    lm: str = "openai-community/gpt2-medium"  # that writes with naming zerocap: an id or a folder
+    # given:DIR with class maps: these regions are named as they are, in the place of DINO's parts; 0 and 255 are none
+    regions: str | None = None
+    # Parts. 111 x 111 keys as in the supplement; the released code's are --size 224 --stride 2 --keep-aspect
+    size: int = 448  # px of the side at which DINO sees the image, and of the masks until the end
+    stride: int = 4  # px from one key to the next; half is 16 times the work
+    keep_aspect: bool = False  # size is the shorter side's; else the image is squeezed to a square
+    t_dino: float = 0.9  # siblings in the tree that are more alike stay together (supplement; 0.5 to 0.95)
+    num_parts: int | None = 20  # that the tree is cut into before that; None = the whole tree (supplement)
+    max_segments: int = 64  # without num_parts
+    splits: Literal["all", "first_half"] = "all"  # of the tree that are looked at; the released code: the first half
+    force_root_split: bool = False  # two parts at least, as in the released code
+    # Embeddings
+    mask_last_layers: int = 4  # of CLIP, whose attention is kept to the part (paper); 0 = all parts look alike
+    subtract: bool = True  # what the whole image attends to is taken away
+    sigma2: float = 2.5  # how fast that fades for parts that CLIP looks at anyway (supplement; 0.5 to 5)
+    # Names: the nearest of the vocabulary; those of the paper's search, minutes each on a GPU, hours without; or the
+    # search only where no word is near
+    naming: Literal["retrieval", "zerocap", "retrieval+zerocap"] = "retrieval"
+    vocabulary: str = "default"  # common nouns; or a data set's list, or a file with one per line
+    block: str = "default"  # what must not be said of people; none; or a file with a word or phrase per line
+    below: float | None = None  # the cosine of the nearest word under which retrieval+zerocap searches
+    beam_size: int = 5  # of the search (ZeroCap's defaults)
+    max_new_tokens: int = 15
+    steps: int = 5  # of gradient descent for each token
+    # Merging
+    merge: bool = True  # no: all parts are segments
+    tau_merge: float = 0.8  # siblings at least as alike become one (paper; 0.6 to 0.95)
+    merge_mode: Literal["mix", "image", "text"] = "mix"  # the cosine of embeddings, of names, or both
+    alpha: float = 0.5  # the weight of embeddings in the mix
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; auto = bfloat16 on a GPU
+
+    source = "Rewatbowornwong, Chatthee, Chuangsuwanich, Suwajanakorn, ICCV 2023"
+    licence = "Apache-2.0 (DINO), MIT (CLIP, GPT-2)"
+    networks = ("weights", "clip_model", "lm")
+    licences = {"weights": "Apache-2.0", "clip_model": "MIT", "lm": "MIT"}
+    model_types = {"clip_model": "clip", "lm": "gpt2"}
+    needs = (
+        "facebook/dino-vits8 and openai/clip-vit-large-patch14-336, 1.8 GB, and with --naming zerocap "
+        "openai-community/gpt2-medium, 1.5 GB: fetched on the first run, or by `raypipe weights zero_guidance`"
+    )
+    exclusive = embeds = True
+    gpus = 1.0
+    batch_size = 8
+    # what is computed in turn, and which options matter only after it
+    stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "parts_of": ("mask_last_layers", "subtract", "sigma2", "vocabulary", "block", "below", *OF_MERGING),
+        "leaves": OF_MERGING,
+    }
+
+    def __post_init__(self):
+        searches = self.naming != "retrieval"
+        self.networks = ("weights", "clip_model", *["lm"] * searches)
+        networks.settle_options(self)
+        if self.regions:
+            self.networks = self.networks[1:]  # nobody asks DINO
+        self.vocabulary, self.block = names.settle_vocabulary(self.vocabulary), names.settle_block(self.block)
+        self._check_ranges()
+        self._check_effects()
+
+    def _check_ranges(self) -> None:
+        """Raise ValueError for a number that makes no sense."""
+        least = {"size": 32, "stride": 1, "num_parts": 2, "max_segments": 2, "mask_last_layers": 0}
+        for name, bound in (least | dict.fromkeys(OF_SEARCH, 1)).items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise ValueError(f"zero_guidance: {name} must be at least {bound}, got {value!r}")
+        for name in ("t_dino", "tau_merge", "below"):
+            if (value := getattr(self, name)) is not None and not -1 <= value <= 1:
+                raise ValueError(f"zero_guidance: {name} is a cosine and must be between -1 and 1, got {value!r}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"zero_guidance: alpha must be between 0 and 1, got {self.alpha!r}")
+        if not 0 < self.sigma2 < np.inf:
+            raise ValueError(f"zero_guidance: sigma2 must be above 0, got {self.sigma2!r}")
+
+    def _check_effects(self) -> None:
+        """Raise ValueError for an option that was set and has no effect beside the others, or that is not there."""
+        mixed = self.naming == "retrieval+zerocap"
+        for is_idle, options, reason in (
+            (self.regions, (*OF_GRID, *OF_SPLITTING, *OF_MERGING), "with regions: they are the segments"),
+            (self.num_parts, ("max_segments",), "with num_parts; add --num-parts None"),
+            (not self.num_parts, ("splits",), "without num_parts"),
+            (not self.mask_last_layers, ("subtract", "sigma2"), "without masked layers"),
+            (not self.subtract, ("sigma2",), "without subtract"),
+            (self.naming == "retrieval", ("lm", *OF_SEARCH), "with naming 'retrieval', which does not search"),
+            (not mixed, ("below",), "unless naming is 'retrieval+zerocap'"),
+            (not self.merge, OF_MERGING[1:], "without merge"),
+            (self.merge_mode != "mix", ("alpha",), "unless merge_mode is 'mix'"),
+        ):
+            for name in options if is_idle else ():
+                if (value := getattr(self, name)) != _DEFAULTS[name]:
+                    raise ValueError(f"zero_guidance: {name} {value!r} has no effect {reason}")
+        if mixed and self.below is None:
+            text = "naming 'retrieval+zerocap' needs below, the cosine under which it searches, such as 0.25"
+            raise ValueError(f"zero_guidance: {text}")
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for one image on a busy CPU core: ten minutes, and the search for the names of parts and parents."""
+        if self.naming == "retrieval":
+            return 600.0
+        texts = TEXTS * self.beam_size * self.max_new_tokens * self.steps
+        return 600.0 + 2 * (self.num_parts or self.max_segments) * texts * OPERATIONS / SLOW
+
+    def load(self, device: str) -> None:
+        from raypipe.features.clip import Clip
+        from raypipe.features.dino import Dino
+
+        networks.keep_products_exact(device)
+        self._device, self._paths, self._captions = device, networks.locate_each(self), None
+        options = {"method": self.name, "device": device, "dtype": self.dtype}
+        self._dino = None if self.regions else Dino(self._paths["weights"], stride=self.stride, **options)
+        self._clip = Clip(self._paths["clip_model"], **options)
+        self._masked()  # what it cannot give fails here, once
+        if self.naming != "retrieval":
+            from raypipe.segmenters.zero_guidance.captions import ZeroCap
+
+            search = {name: getattr(self, name) for name in OF_SEARCH}
+            self._captions = ZeroCap(self._paths["lm"], self._clip, **options, **search)
+
+    def checksums(self) -> dict[str, str]:
+        return networks.checksums_of_each(self._paths)
+
+    def segment(
+        self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
+    ) -> Iterator[Segments]:
+        """See `Segmenter.segment`. foregrounds: with `regions`, int (H, W), one per image."""
+        for some in networks.batches(range(len(images)), self._device):
+            batch = [images[i] for i in some]
+            given = [of_regions(foregrounds[i]) for i in some] if self.regions else None
+            leaves = list(self._leaves(batch, given) if self.regions else self.leaves(batch))
+            for image, each, nodes in zip(batch, leaves, self._merged(leaves), strict=True):
+                yield segments(each.parts, nodes, image.shape[:2])
+
+    def parts_of(self, images: Sequence[np.ndarray]) -> Iterator[Parts]:
+        """The parts of each image, in order. Raises BadImage where DINO gives no finite numbers."""
+        notes = [self._of_one_part(image) for image in images]
+        seen = [resized(image, self.seen_size(image.shape[:2])) for image in images]
+        several = [image for image, note in zip(seen, notes, strict=True) if note is None]
+        features = iter([*self._dino(several, fit="free", max_side=LONGEST * self.size)])  # all of DINO before the rest
+        options = {name: getattr(self, name) for name in OF_SPLITTING}
+        for image, note in zip(seen, notes, strict=True):
+            size = image.shape[:2]
+            if note is not None:
+                yield Parts(np.zeros(size, np.int16), [0], note)
+                continue
+            keys = next(features)
+            rows = keys.patches / keys.patches.norm(dim=1, keepdim=True).clamp_min(merging.TINY)
+            yield parts(image, rows.cpu().numpy(), keys.grid, size, device=self._device, **options)
+
+    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) in px of an image as DINO sees it. size: its own."""
+        if not self.keep_aspect:
+            return self.size, self.size
+        return tuple(min(round(side * self.size / min(size)), LONGEST * self.size) for side in size)
+
+    def _of_one_part(self, image: np.ndarray) -> str | None:
+        """What there is to note of an image that is a single part; None where it may have more."""
+        if max(image.shape[:2]) < self._dino.patch or image.shape[:2] == (1, 1):
+            return "too_small"
+        return "" if is_one_colour(image) else None
+
+    def leaves(self, images: Sequence[np.ndarray]) -> Iterator[Leaves]:
+        """The parts of each image with embeddings and names, in order: what is merged."""
+        return self._leaves(images, list(self.parts_of(images)))
+
+    def _leaves(self, images: Sequence[np.ndarray], found: Sequence[Parts]) -> Iterator[Leaves]:
+        """As `leaves`, of parts that are there: those of all images go through CLIP together."""
+        from raypipe.features.clip_masked import squashed, token_masks
+
+        grid = self._clip.size // self._clip.patch
+        tokens = [token_masks(each.segment_map, len(each.tree_ids), grid) for each in found]
+        squares = [squashed(im, self._clip.size) for im, each in zip(images, found, strict=True) if each.tree_ids]
+        seen = iter(self._masked().streams(squares) if squares else ())
+        streams = [next(seen) if each.tree_ids else None for each in found]
+        embeddings, named = self._named(streams, [(i, mask) for i, masks in enumerate(tokens) for mask in masks])
+        end = 0
+        for each, stream, masks in zip(found, streams, tokens, strict=True):
+            own = slice(end, end := end + len(masks))
+            yield Leaves(each, stream, masks, embeddings[own], named[own])
+
+    def _named(self, streams: Sequence, found: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, list[Name]]:
+        """Embeddings, float32 (S, D), and names. found: of each, the number of its stream and its token mask."""
+        import torch
+
+        if not found:
+            return np.zeros((0, self._clip.width), np.float32), []
+        used = sorted({i for i, _ in found})
+        of, masks = [used.index(i) for i, _ in found], np.stack([mask for _, mask in found])
+        embeddings = self._masked().embed(torch.stack([streams[i] for i in used]), masks, of).cpu().numpy()
+        if not np.isfinite(embeddings).all():
+            text = "CLIP gives embeddings that are no finite numbers; try --dtype float32, or other weights"
+            raise BadImage("segment", "non_finite", text)
+        return embeddings, self._namer(embeddings)
+
+    def _masked(self) -> Masked:
+        from raypipe.features.clip_masked import Masked
+
+        return Masked(self._clip, last=self.mask_last_layers, sigma2=self.sigma2 if self.subtract else None)
+
+    @functools.cached_property
+    def _namer(self) -> names.Namer:
+        options = {name: getattr(self, name) for name in ("naming", "vocabulary", "block", "below")}
+        return names.Namer(self._clip, captions=self._captions, **options)
+
+    def _merged(self, images: Sequence[Leaves]) -> list[dict[int, Node]]:
+        """What is left of the parts of each image, by tree id, once siblings are joined."""
+
+        def parents(unions: list[Union]) -> list[Node]:
+            masks = [(i, images[i].tokens[[*leaves]].sum(0).clip(max=1)) for i, leaves in unions]
+            return nodes([leaves for _, leaves in unions], *self._named([each.stream for each in images], masks))
+
+        found = []
+        for each in images:
+            alone = nodes([(i,) for i in range(len(each.names))], each.embeddings, each.names)
+            found.append(dict(zip(each.parts.tree_ids, alone, strict=True)))
+        if self.regions or not self.merge:
+            return found
+        return merging.merged(found, parents, tau=self.tau_merge, alpha=ALPHAS.get(self.merge_mode, self.alpha))
+
+
+def nodes(leaves: Sequence[tuple[int, ...]], embeddings: np.ndarray, named: Sequence[Name]) -> list[Node]:
+    """Parts as they are merged: of each its leaves, embedding and name."""
+    return [Node(*each, name.vector, name) for *each, name in zip(leaves, embeddings, named, strict=True)]
+
+
+def of_regions(regions: np.ndarray) -> Parts:
+    """A part for each value of a class map but 0 and 255, by this number. regions: int (H, W)."""
+    values, places = np.unique(regions, return_inverse=True)
+    is_part = ~np.isin(values, (0, 255))
+    numbers = np.where(is_part, is_part.cumsum() - 1, -1)
+    return Parts(numbers[places].reshape(regions.shape), values[is_part].tolist(), "")
+
+
+def segments(found: Parts, left: Mapping[int, Node], size: tuple[int, int]) -> Segments:
+    """What is left of an image's parts at its (height, width): the largest first, of equal ones the lower tree id.
+
+    What has no pixel there is not among them.
+    """
+    ids, numbers = sorted(left), np.full(len(found.tree_ids) + 1, -1)  # the last: of pixels of no part
+    for number, tree_id in enumerate(ids):
+        numbers[[*left[tree_id].leaves]] = number
+    rows, columns = (
+        ((np.arange(side) + 0.5) * cells / side).astype(int)  # nearest
+        for side, cells in zip(size, found.segment_map.shape, strict=True)
+    )
+    index = numbers[found.segment_map][rows[:, None], columns]
+    areas = np.bincount(index[index >= 0], minlength=len(ids))
+    order = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
+    chosen = [left[ids[i]] for i in order]
+    one = "one_segment" if len(order) == 1 and index.min() == 0 else ""
+    notes = ",".join([found.note or one, *(node.name.note for node in chosen)]).split(",")
+    return Segments(
+        index == np.reshape(order, (-1, 1, 1)),
+        [node.name.text for node in chosen],
+        [node.name.score for node in chosen],
+        ",".join(dict.fromkeys(filter(None, notes))),
+        embeddings=np.array([node.image for node in chosen], np.float32),
+    )
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ZeroGuidance)}
+SEGMENTER = ZeroGuidance

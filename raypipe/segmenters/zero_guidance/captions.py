@@ -29,7 +29,7 @@ FROM_ZERO = ("clip_scale", "ce_scale", "step_size", "grad_norm_factor", "fusion"
 
 @dataclass
 class ZeroCap:
-    """The search, loaded when it is made. Defaults are those of zero-guidance segmentation (its supplement and code)."""
+    """The search, loaded when it is made. Defaults are those of zero-guidance segmentation (supplement, code)."""
 
     lm: Path  # a folder of `networks.locate` with a GPT-2 and its tokenizer
     clip: Clip  # read with its texts

@@ -1,0 +1,209 @@
+"""Zero-guidance segmentation as a whole, on random weights: what comes out, of what input, what is asked how often."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from support import tiny
+
+from raypipe import networks
+from raypipe.benchmark.plain.zero_guidance import Plain, names_of
+from raypipe.features.clip_masked import Masked, squashed, token_masks
+from raypipe.features.dino import Dino
+from raypipe.pipeline.job import Label, plan_work
+from raypipe.pipeline.stages import Segment
+from raypipe.segmenters.zero_guidance import ZeroGuidance
+from raypipe.segmenters.zero_guidance.names import Namer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SEARCH = {"beam_size": 2, "max_new_tokens": 2, "steps": 1, "num_parts": 3}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> dict:
+    return tiny.options("zero_guidance", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def method(options):
+    """A function that gives the method with options, loaded on the CPU; each once."""
+    made = {}
+
+    def get(**more) -> ZeroGuidance:
+        key = repr(sorted(more.items()))
+        if key not in made:
+            made[key] = ZeroGuidance(**options | more)
+            made[key].load("cpu")
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    """Photographs of several sizes, two of them alike."""
+    found = [data.astronaut()[::6, ::5], data.coffee()[::8, ::8], data.chelsea()[::6, ::9], data.rocket()[::5, ::6]]
+    return [*map(np.ascontiguousarray, found), found[0][:, ::-1].copy(), found[1][5:40, 7:].copy(), found[0].copy()]
+
+
+def rows(segmenter: ZeroGuidance, images, **job) -> list[dict]:
+    """What a job makes of images, `batch_size` at a time."""
+    work = replace(plan_work(Label("photos", "run", **job), segmenter, None), device="cpu")
+    given = [{"image": each, "error": "", "height": len(each), "width": each.shape[1]} for each in images]
+    return list(Segment(work)(given))
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    assert one["error"] == other["error"] == "" and one["note"] == other["note"]
+    one, other = one["found"], other["found"]
+    assert [*one.labels] == [*other.labels] and [*one.scores] == [*other.scores]
+    np.testing.assert_array_equal(one.masks, other.masks)
+    np.testing.assert_array_equal(one.embeddings, other.embeddings)
+
+
+def test_the_segments_are_the_whole_image_the_largest_first(method, images):
+    segmenter, counts = method(), []
+    for image, found in zip(images, segmenter.segment(images), strict=True):
+        assert (
+            found.masks.dtype == bool and (found.masks.sum(0) == 1).all() and found.masks.shape[1:] == image.shape[:2]
+        )
+        areas = found.masks.sum((1, 2)).tolist()
+        assert areas == sorted(areas, reverse=True) and areas[-1] > 0
+        assert set(found.labels) <= set(json.loads(segmenter.vocabulary))
+        assert found.embeddings.shape == (len(areas), 24) and found.embeddings.dtype == np.float32
+        texts = segmenter._clip.texts(found.labels, '["Image of a {}."]')
+        units = found.embeddings / np.linalg.norm(found.embeddings, axis=1, keepdims=True)
+        np.testing.assert_allclose(found.scores, (units * texts).sum(1), atol=1e-5)
+        counts.append(len(areas))
+    assert min(counts) < 5 < 10 < max(counts)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"merge": False, "mask_last_layers": 3, "sigma2": 1.0},
+        {"subtract": False, "keep_aspect": True, "stride": 8},
+        {"mask_last_layers": 0, "tau_merge": 0.99, "num_parts": 6},
+    ],
+)
+def test_it_comes_out_as_the_plain_composition_has_it(more, method, images):
+    segmenter = method(**more)
+    plain = Plain(segmenter, "cpu")
+    for image, found in zip(images[:3], segmenter.segment(images[:3]), strict=True):
+        masks, names = plain(image)
+        assert len(masks) == len(found.masks)
+        assert (names_of(masks, names) == names_of(found.masks, found.labels)).all()
+
+
+@pytest.mark.parametrize("naming", ["retrieval", "zerocap"])
+def test_batches_and_order_change_no_bit(naming, method, images, monkeypatch):
+    segmenter = method(naming=naming, **SEARCH if naming == "zerocap" else {})
+    images = images[::3] if naming == "zerocap" else images
+    expected = rows(segmenter, images, batch_size=1)
+    for size in (3, 7):
+        for one, other in zip(rows(segmenter, images, batch_size=size), expected, strict=True):
+            assert_equal(one, other)
+    for one, other in zip(rows(segmenter, images[::-1], batch_size=3), expected[::-1], strict=True):
+        assert_equal(one, other)
+    assert_equal(expected[0], expected[-1])  # the same photograph
+    # all images of a call together, as on a GPU
+    monkeypatch.setattr(networks, "batches", lambda given, _: iter([given] if len(given) else []))
+    for one, other in zip(rows(segmenter, images, batch_size=7), expected, strict=True):
+        assert one["found"].labels == other["found"].labels
+        np.testing.assert_array_equal(one["found"].masks, other["found"].masks)
+        np.testing.assert_allclose(one["found"].embeddings, other["found"].embeddings, atol=1e-5)
+
+
+def test_what_the_tree_cannot_tell_apart_is_one_segment(method):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    flat = [np.full((60, 80, 3), (90, 90, 200), np.uint8), np.zeros((300, 1, 3), np.uint8)]
+    for row in rows(method(), flat) + rows(method(t_dino=-1.0), [noise]):
+        assert row["error"] == "" and row["note"] == "one_segment"
+        assert row["found"].masks.all() and len(row["found"].masks) == len(row["found"].labels) == 1
+    for row in rows(method(), [noise[:1, :1], noise[:7, :5], flat[0][:2, :2]]):
+        assert row["note"] == "too_small" and row["found"].masks.all() and len(row["found"].labels) == 1
+
+
+def test_images_of_any_shape_give_rows(method):
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3)).astype(np.uint8)
+    noise[500:1500, 300:900] //= 4
+    odd = [noise[:1], noise[:, :1], noise[:9, :2], np.repeat(noise[:90, :120, :1], 3, 2), noise]
+    for segmenter in (method(), method(keep_aspect=True, stride=8)):
+        for image, row in zip(odd, rows(segmenter, odd), strict=True):
+            assert row["error"] == "" and (row["found"].masks.sum(0) == 1).all()
+            assert row["found"].masks.shape[1:] == image.shape[:2]
+    assert method(keep_aspect=True, stride=8).seen_size((60, 90)) == (64, 96)
+    assert method(keep_aspect=True, stride=8).seen_size((1, 2000)) == (64, 128)
+
+
+@pytest.mark.parametrize(("network", "name", "what"), [(Dino, "_embed", "features"), (Masked, "streams", "embeddings")])
+def test_numbers_that_are_not_finite_are_an_error_of_their_image_alone(
+    network, name, what, method, images, monkeypatch
+):
+    whole = getattr(network, name)
+
+    def spoilt(self, given):
+        """NaN where there is no red."""
+        found = whole(self, given)
+        red = [square[..., 0].max() for square in given] if network is Masked else (given[:, 0].amax((1, 2)) + 2.117)
+        return torch.stack(
+            [each * (np.nan if bool(abs(most) < 1e-2) else 1) for each, most in zip(found, red, strict=True)]
+        )
+
+    bad = images[1] * np.array([0, 1, 1], np.uint8)
+    expected = rows(method(), images[:3])
+    monkeypatch.setattr(network, name, spoilt)
+    one, wrong, *others = rows(method(), [images[0], bad, *images[1:3]])
+    assert wrong["error"].startswith("segment: non_finite: ") and what in wrong["error"]
+    for each, other in zip([one, *others], expected, strict=True):
+        assert_equal(each, other)
+
+
+def test_regions_are_named_as_they_are(options, method, images):
+    regions = np.zeros(images[0].shape[:2], int)
+    regions[10:40, 5:30], regions[50:, :], regions[:5] = 459, 2, 255
+    segmenter = ZeroGuidance(**{name: value for name, value in options.items() if name != "size"}, regions="given:maps")
+    segmenter.load("cpu")
+    assert segmenter.networks == ("clip_model",) and {*segmenter.checksums()} == {"clip_model/model.safetensors"}
+    found, none = segmenter.segment([images[0], images[1]], [regions, np.full(images[1].shape[:2], 255)])
+    np.testing.assert_array_equal(found.masks, np.stack([regions == 2, regions == 459]))
+    whole = method(mask_last_layers=2)
+    tokens = token_masks(np.where(regions == 2, 0, -1), 1, 4)
+    stream = whole._masked().streams([squashed(images[0], 64)])
+    np.testing.assert_allclose(found.embeddings[0], whole._masked().embed(stream, tokens, [0])[0], atol=1e-6)
+    assert (
+        len(none.masks) == len(none.labels) == len(none.embeddings) == 0 and none.masks.shape[1:] == images[1].shape[:2]
+    )
+
+
+def test_merging_asks_again_only_for_parents(method, images, monkeypatch):
+    asked = []
+    name = Namer.__call__
+    monkeypatch.setattr(Namer, "__call__", lambda self, rows: asked.append(len(rows)) or name(self, rows))
+    whole = [image for image in images if min(image.shape[:2]) >= 64]  # in smaller ones a part may get no pixel
+    leaves = [len(found.masks) for found in method(merge=False).segment(whole)]
+    assert asked == leaves
+    for tau, alpha in ((0.8, 0.5), (-1.0, 0.5), (0.9, 0.0)):
+        asked.clear()
+        more = {"merge_mode": "text"} if alpha == 0 else {}
+        left = [len(found.masks) for found in method(tau_merge=tau, **more).segment(whole)]
+        assert sum(asked) == sum(leaves) + sum(leaves) - sum(left)
+        assert sum(left) < sum(leaves) and (tau > 0 or min(left) == 1)
+
+
+def test_what_the_stages_say_that_comes_later_changes_nothing_before(method, images):
+    first = method()
+    parts, leaves = list(first.parts_of(images[:2])), list(first.leaves(images[:2]))
+    other = method(merge=False)
+    for one, two in zip(leaves, other.leaves(images[:2]), strict=True):
+        np.testing.assert_array_equal(one.embeddings, two.embeddings)
+        assert [name.text for name in one.names] == [name.text for name in two.names]
+    other = method(mask_last_layers=1, sigma2=1.0, vocabulary='["wall"]', block="none", tau_merge=0.1)
+    for one, two in zip(parts, other.parts_of(images[:2]), strict=True):
+        assert one.tree_ids == two.tree_ids and (one.segment_map == two.segment_map).all()
+    before = set(ZeroGuidance.stages["parts_of"])
+    assert set(ZeroGuidance.stages["leaves"]) < before < set(ZeroGuidance.__dataclass_fields__)
