@@ -112,6 +112,8 @@ class Segmenter(ABC):
     # the options that matter only after it: none of them to `load`. Trials of a sweep that differ in nothing else share
     # the results
     stages: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # its option `regions` is None or given:DIR, a folder of class maps: it then gets these, in the place of foregrounds
+    takes_regions: ClassVar[bool] = False
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 
     def __init_subclass__(cls, **options):
@@ -160,8 +162,8 @@ class Segmenter(ABC):
     ) -> Iterator[Segments]:
         """Yield one Segments per image, in order.
 
-        images: RGB uint8 (H, W, 3); sizes may differ. foregrounds: bool (H, W), one per image, given exactly to a
-        PatternSegmenter.
+        images: RGB uint8 (H, W, 3); sizes may differ. foregrounds: one per image, given exactly to a PatternSegmenter,
+        bool (H, W), and to one that `takes_regions` if its option says so, int64 (H, W): 0 where no region is.
         """
 
 

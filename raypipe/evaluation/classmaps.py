@@ -12,7 +12,7 @@ import numpy as np
 
 from raypipe import classes, storage
 from raypipe.classes import Classes
-from raypipe.inputs import folders, maskfiles
+from raypipe.inputs import folders, maskfiles, maskkinds
 from raypipe.inputs.items import PICTURES, LeftOut
 from raypipe.inputs.maskfiles import Matches
 from raypipe.inputs.maskkinds import HALF, Stored, stored
@@ -55,20 +55,13 @@ def read(location: str, known: Classes, *, form: str = "indices", max_bytes: int
 
 def numbers(file: Stored, known: Classes, *, form: str = "indices") -> np.ndarray:
     """The class of each pixel of a file: int32 (H, W). Raises BadImage."""
-    if file.is_lossy:
-        raise BadImage("decode", "other_kind", "a label map in a lossy format, whose numbers are gone; save it as PNG")
-    if file.values.dtype.kind == "f":
-        raise BadImage("decode", "other_kind", "a label map of fractions, expected numbers of classes")
-    in_colours = file.picture.ndim == 3 and not file.is_palette
-    if in_colours != (form == "packed"):
-        text = f"{'colours' if in_colours else 'a palette or grey levels'}, expected {FORMS[form]}"
-        raise BadImage("decode", "other_kind", f"a label map in {text}")
+    values = maskkinds.numbers(file, of_colours=form == "packed", expected=FORMS[form])
     if form == "packed":
-        return _checked((file.values >> 16) + (file.values >> 8 & 255) * 256, known)
+        return _checked((values >> 16) + (values >> 8 & 255) * 256, known)
     if form == "ids":
         ids = [0, *own_ids(known)]
-        return np.where(np.isin(file.values, ids), np.searchsorted(ids, file.values), 0).astype(np.int32)
-    return _checked(file.values, known)
+        return np.where(np.isin(values, ids), np.searchsorted(ids, values), 0).astype(np.int32)
+    return _checked(values, known)
 
 
 def own_ids(known: Classes) -> list[int]:

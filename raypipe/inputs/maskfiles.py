@@ -119,6 +119,11 @@ def read(location: str, kind: Kind = LIGHT, *, max_bytes: int, max_pixels: int) 
     return kind.mask(maskkinds.stored(content, max_pixels=max_pixels))
 
 
+def read_numbers(location: str, *, max_bytes: int, max_pixels: int) -> np.ndarray:
+    """The numbers of a label map as they are stored: (H, W), integer. Raises BadImage as `read` does."""
+    return maskkinds.numbers(maskkinds.stored(storage.read_bytes(location, max_bytes=max_bytes), max_pixels=max_pixels))
+
+
 def _listed(folder: str) -> tuple[dict[str, str], dict[int, str]]:
     """Location of each file by its name, and what values mean where it is our own export of label maps.
 

@@ -100,6 +100,22 @@ class Stored:
         return 255 - (255 - luma) * (self.alpha.astype(np.float32) / 255)
 
 
+def numbers(file: Stored, *, of_colours: bool = False, expected: str = "numbers of a palette, or grey levels"):
+    """The numbers of a label map as they are stored: (H, W), integer. Raises BadImage for a file that has none.
+
+    of_colours: three channels are a number together. expected: for people.
+    """
+    if file.is_lossy:
+        raise BadImage("decode", "other_kind", "a label map in a lossy format, whose numbers are gone; save it as PNG")
+    if file.values.dtype.kind == "f":
+        raise BadImage("decode", "other_kind", "a label map of fractions, expected numbers of classes")
+    in_colours = file.picture.ndim == 3 and not file.is_palette
+    if in_colours != of_colours:
+        text = f"{'colours' if in_colours else 'a palette or grey levels'}, expected {expected}"
+        raise BadImage("decode", "other_kind", f"a label map in {text}")
+    return file.values
+
+
 def stored(content: bytes, *, max_pixels: int) -> Stored:
     """A mask file as it is stored. Raises BadImage, as `images.decode` does, when it cannot be read."""
     if content.startswith(b"\xff\xd8\xff"):  # JPEG has neither palette nor alpha

@@ -51,8 +51,8 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
         refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
     device = cores.device_here(job.device, gpus=work.gpus)
     actors = _actors(job, work, device)
-    foreground, counts = str(work.foreground or ""), {"images": len(images), "pending": len(pending)}
-    result = Estimate({"method": work.segmenter.name} | ({"foreground": foreground} if foreground else {}))
+    counts, given = {"images": len(images), "pending": len(pending)}, work.foreground
+    result = Estimate({"method": work.segmenter.name} | ({given.option: str(given)} if given else {}))
     result |= {"needs": _needs(work), "licence": _of_both(work, "licence", "of"), "input": str(Location(job.input))}
     result |= counts | {"device": device, "actors": actors}
     if job.timing and len(pending):

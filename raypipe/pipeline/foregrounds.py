@@ -1,4 +1,7 @@
-"""Where the foreground of an image comes from: another method, a folder of masks, another run, or the whole image."""
+"""Where the foreground of an image comes from: another method, a folder of masks, another run, or the whole image.
+
+And given regions, which a method of its own gets in the same place: see `Segmenter.takes_regions`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from raypipe.inputs import maskfiles, maskkinds
 from raypipe.inputs.maskkinds import KINDS, LIGHT, Kind
 from raypipe.run import Run, rows
 from raypipe.storage import Location
-from raypipe.types import BadImage, Segmenter
+from raypipe.types import BadImage, PatternSegmenter, Segmenter
 
 GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
 MASK_KIND = "mask_kind"  # column of the manifest and entry of a run's provenance
+IGNORED = 255  # by custom the value of pixels of a class map that do not count
 HOW = f"--foreground given:KIND:DIR with {', '.join(KINDS)} or values such as 1,2"
 
 
@@ -24,12 +28,14 @@ class Foreground:
     """One parsed `--foreground`. kind: grabcut, rembg, whole, given or run.
 
     argument: what follows the colon, or ""; a local path is absolute, for workers may have another current folder.
-    masks: how given masks are read, of `given:KIND:DIR`; None = as they look.
+    masks: how given masks are read, of `given:KIND:DIR`; None = as they look. option: foreground or regions, as which
+    it was said and the method gets it.
     """
 
     kind: str
     argument: str = ""
     masks: Kind | None = None
+    option: str = "foreground"
 
     def __str__(self) -> str:
         """The spec with an absolute path and without credentials: what is frozen and shown."""
@@ -52,6 +58,18 @@ class Foreground:
         if self.kind == "rembg":
             return segmenters.find("rembg")(**({"model": self.argument} if self.argument else {}))
         return None
+
+
+def of(segmenter: Segmenter) -> Foreground | None:
+    """Where a method's foregrounds or regions come from; None for one that takes none. Raises ValueError."""
+    if isinstance(segmenter, PatternSegmenter):
+        return parse(segmenter.foreground)
+    if not segmenter.takes_regions or segmenter.regions is None:
+        return None
+    kind, _, folder = segmenter.regions.partition(":")
+    if kind != "given" or not folder:
+        raise ValueError(f"--regions {segmenter.regions!r}: write given:DIR, with a folder of class maps")
+    return Foreground("given", storage.absolute(folder), option="regions")
 
 
 def parse(text: str) -> Foreground:
@@ -89,11 +107,12 @@ def attach(
             where = {key: (location, None) for key, location in files.location.items()}
             limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
             kind = known and maskkinds.parse(known)
-            kind = kind or maskfiles.kind_of(files, foreground.masks, what="foreground masks", option=HOW, **limits)
+            if foreground.option == "foreground" and not kind:
+                kind = maskfiles.kind_of(files, foreground.masks, what="foreground masks", option=HOW, **limits)
         else:
             where = rows.good_rows(Run(foreground.argument))
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"--foreground {foreground}: {error}") from error
+        raise type(error)(f"--{foreground.option} {foreground}: {error}") from error
     uris, indices = zip(*(where.get(key, (None, None)) for key in keys), strict=True)
     uris = pa.array([uri and Location(uri).uri for uri in uris], pa.string())
     manifest = manifest.append_column("foreground_location", uris)
@@ -108,14 +127,15 @@ def mask_kind(manifest: pa.Table) -> dict[str, str]:
 
 
 def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes: int, max_pixels: int) -> np.ndarray:
-    """The mask that `attach` found for a row: bool (H, W).
+    """The mask that `attach` found for a row: bool (H, W); of regions int64, 0 where none is.
 
     size: (height, width) of the image. Raises BadImage if there is no mask, if it is damaged, or has another size: a
     resized guess would be a wrong mask.
     """
-    location = row["foreground_location"]
+    location, is_mask = row["foreground_location"], foreground.option == "foreground"
+    what = "mask" if is_mask else "class map"
     if location is None:
-        text = f"{foreground} has no single mask for {row['key']!r}, by relative path or by name"
+        text = f"{foreground} has no single {what} for {row['key']!r}, by relative path or by name"
         raise BadImage("foreground", "missing", text)
     if foreground.kind == "run":
         segments = rows.segments_of(location, row["foreground_row"])
@@ -127,11 +147,17 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
             raise BadImage("foreground", "corrupt", f"{foreground}: {error}") from error
     else:
         try:
-            kind = maskkinds.parse(row[MASK_KIND] or "") or LIGHT
-            mask = maskfiles.read(location, kind, max_bytes=max_bytes, max_pixels=max_pixels)
+            limits, kind = {"max_bytes": max_bytes, "max_pixels": max_pixels}, maskkinds.parse(row[MASK_KIND] or "")
+            mask = maskfiles.read(location, kind or LIGHT, **limits) if is_mask else _regions(location, limits)
         except BadImage as error:
             raise BadImage("foreground", error.kind, f"{Location(location)}: {error.message}") from error
     if mask.shape != size:
         (h, w), (height, width) = mask.shape, size
-        raise BadImage("foreground", "wrong_size", f"the mask is {w} x {h} pixels, the image {width} x {height}")
+        raise BadImage("foreground", "wrong_size", f"the {what} is {w} x {h} pixels, the image {width} x {height}")
     return mask
+
+
+def _regions(location: str, limits: dict) -> np.ndarray:
+    """A class map, int64 (H, W): 0 where it is 0 or IGNORED. Raises BadImage."""
+    values = maskfiles.read_numbers(location, **limits).astype(np.int64)
+    return np.where(values == IGNORED, 0, values)

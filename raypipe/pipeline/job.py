@@ -20,7 +20,7 @@ from raypipe.pipeline.stages import Work
 from raypipe.run import Run
 from raypipe.runtime import address, cores
 from raypipe.storage import Location, local_path, normalise
-from raypipe.types import PatternSegmenter, Segmenter
+from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -145,8 +145,8 @@ def frozen_settings(segmenter, refiner, *, refine: str | None, keep_soft: bool, 
     Paths in them are absolute and without credentials, so that they mean the same from any folder.
     """
     chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft, "keep_embeddings": keep_embeddings}
-    if "foreground" in chosen:
-        chosen["foreground"] = str(foregrounds.parse(chosen["foreground"]))
+    if given := foregrounds.of(segmenter):
+        chosen[given.option] = str(given)
     return chosen | (asdict(refiner) if refiner else {})
 
 
@@ -155,7 +155,7 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
     return Work(
         segmenter=segmenter,
         refiner=refiner,
-        foreground=foregrounds.parse(segmenter.foreground) if isinstance(segmenter, PatternSegmenter) else None,
+        foreground=foregrounds.of(segmenter),
         batch_size=job.batch_size or segmenter.batch_size,
         timeout=job.timeout or segmenter.timeout,
         keep_soft=job.keep_soft,

@@ -74,7 +74,7 @@ class Work:
 
 
 def decode(rows: Iterable[dict], work: Work) -> Iterator[dict]:
-    """Adds `image` (RGB uint8), `sha256`, `height`, `width`, and `foreground` (bool) where it is read from a file."""
+    """Adds `image` (RGB uint8), `sha256`, `height`, `width`; `foreground` or `regions` where these are in files."""
     rows = [{**row, "error": row.get("error", ""), "sha256": "", "height": 0, "width": 0} for row in rows]
     contents = fetch([row for row in rows if not row["error"]], max_bytes=work.max_bytes)
     for row in rows:
@@ -90,7 +90,7 @@ def _decoded(row: dict, content: bytes | BadImage, work: Work) -> dict:
         row["height"], row["width"] = size = image.shape[:2]
         if work.foreground and work.foreground.is_read:
             limits = {"max_bytes": work.max_bytes, "max_pixels": work.max_pixels}
-            row["foreground"] = foregrounds.read(row, work.foreground, size=size, **limits)
+            row[work.foreground.option] = foregrounds.read(row, work.foreground, size=size, **limits)
         note = "narrow_range" if images.has_narrow_range(content, image) else ""
         return work.prepared(row | {"image": image, "note": note})
     except BadImage as error:
@@ -163,7 +163,7 @@ class Segment:
     def _results(self, rows: list[dict]) -> Iterator[Segments]:
         if not rows:
             return
-        columns = ("image", "foreground") if self._foreground else ("image",)
+        columns = ("image", self._foreground.option) if self._foreground else ("image",)
         results = self._segmenter.segment(*([row[name] for row in rows] for name in columns))
         for row, segments in zip(rows, results, strict=True):
             _check(segments, row["image"], embeds=self._segmenter.embeds)

@@ -14,7 +14,7 @@ from raypipe.pipeline.job import Label, check_folders, check_job
 from raypipe.storage import Folder, absolute
 from raypipe.sweep import ranking, search
 from raypipe.sweep.trials import Sweep, Trial, settings, trial_name
-from raypipe.types import PatternSegmenter, Segmenter
+from raypipe.types import Segmenter
 
 DRAWS = 16  # of a random search, unless told otherwise
 
@@ -138,8 +138,8 @@ def anew(part, setting: dict, given: set[str], *, preset: str):
 
 
 def _trial(common: Trial, segmenter: Segmenter) -> Trial:
-    foreground = foregrounds.parse(segmenter.foreground) if isinstance(segmenter, PatternSegmenter) else None
+    foreground = foregrounds.of(segmenter)
     if foreground and foreground.is_read:  # absolute, as the job's paths
-        segmenter = replace(segmenter, foreground=foreground.spec)
+        segmenter = replace(segmenter, **{foreground.option: foreground.spec})
     output = Folder(common.sweep.output).location("trials", trial_name(segmenter)).uri
     return replace(common, segmenter=segmenter, foreground=foreground, output=output)
