@@ -95,6 +95,7 @@ class Segmenter(ABC):
     source: ClassVar[str] = ""  # the paper or library that defines the method
     licence: ClassVar[str] = ""  # of the weights, or of the algorithm's code when it has none
     needs: ClassVar[str] = ""  # weights to get before the first run; "" means nothing
+    caution: ClassVar[str] = ""  # what whoever reads its labels has to know: a sentence, beside every list of them
     ends: ClassVar[tuple[str, str]] = ("", "")  # what an image's first and last masks are, where they have an order
     networks: ClassVar[tuple[str, ...]] = ()  # fields that name a network, by id or folder: `weights` and any others
     model_types: ClassVar[Mapping[str, str]] = {}  # of these, what `model_type` in their config.json must say, if known

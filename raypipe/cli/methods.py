@@ -10,6 +10,7 @@ import tyro
 from raypipe import segmenters
 from raypipe.types import PatternSegmenter
 
+FACTS = ("needs", "licence", "source", "caution")
 WIDTH = 17  # of the column of names; the longest is spectral_voting
 
 
@@ -21,14 +22,14 @@ class Methods:
 
 
 class Listed(list):
-    """A dict per method: name, summary, needs, licence, source."""
+    """A dict per method: name, summary, needs, licence, source, caution."""
 
     def text(self) -> str:
-        """Four lines per method."""
+        """Four lines per method, and one more where a caution is due."""
         lines = []
         for row in self:
             lines.append(f"{row['name']:<{WIDTH}}{row['summary']}")
-            lines += [f"{'':<{WIDTH}}{name:<9}{row[name]}" for name in ("needs", "licence", "source")]
+            lines += [f"{'':<{WIDTH}}{name:<9}{row[name]}" for name in FACTS if row[name]]
         return "\n".join(lines)
 
 
@@ -50,4 +51,5 @@ def _row(kind: type) -> dict:
         "needs": "; ".join(needs) or "nothing",
         "licence": method.licence,
         "source": method.source,
+        "caution": method.caution,
     }

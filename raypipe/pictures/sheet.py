@@ -32,7 +32,7 @@ GAP = 24  # between pairs, and around all
 SLIT = 4  # between an original and its masks
 MAT = (236, 236, 233)  # behind pictures of another shape
 MOST_NAMES = 3 * len(COLOURS)  # of classes in the heading
-MOST_LINES = 2  # of one fact in the heading
+MOST_LINES = 3  # of one fact in the heading
 # settings that are no method's own
 SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft", "keep_embeddings"}
 
@@ -159,6 +159,7 @@ def _heading(
     failed = f" ({all_ - good:,} more failed)" if all_ > good else ""
     own = [f"{key} {value}" for key, value in settings.items() if key not in SHARED and value is not None]
     lines = [f"run {_last(str(run))} of {made[:10]}: {count}{failed}", ", ".join(own), segmenter.finds()]
+    lines += [segmenter.caution] if segmenter.caution else []
     found = [row["segments"] for row in sample]
     names = [label or "without a name" for label in labels[:MOST_NAMES]] or legend.names(segmenter, found)
     if max(len(labels), *map(len, found)) > len(COLOURS):

@@ -17,7 +17,7 @@ from raypipe.pipeline.graph import label_here, label_on_ray
 from raypipe.pipeline.job import Label, check_job, fetch_weights, list_images, open_run, plan_work
 from raypipe.pipeline.moved import refuse_moved
 from raypipe.pipeline.stages import Work
-from raypipe.pipeline.summary import Summary, named, too_many
+from raypipe.pipeline.summary import Summary, blocked, named, too_many
 from raypipe.run import Run, new_attempt, provenance
 from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of_images
@@ -148,6 +148,7 @@ def _ended(job: Label, it: Attempt, run: Run, images: pa.Table, commits: pa.Tabl
         reason=reason,
         retryable=pc.sum(listed["retryable"]).as_py() or 0,
         failures=named(listed, pending["image_id"]),
+        blocked=blocked(run) if work.segmenter.caution else {},
     )
     if job.sheet:
         from raypipe.pictures.sheet import write_sheet

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypipe.run import Run, rows
 from raypipe.runtime.progress import count_of_images, speed
 
 NAMED = 10  # failed images that the terminal names
+BLOCKED = "label_blocked:"  # begins the word of a row's note that tells an entry of a block-list
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Summary:
     reason: str = ""  # why the exit code is 3
     retryable: int = 0  # of the failed ones: how many may succeed another time as they are
     failures: dict[str, str] = field(default_factory=dict)  # up to ten failed images, new ones first: key -> sentence
+    blocked: dict[str, int] = field(default_factory=dict)  # of the whole run: see `blocked`
 
     def text(self) -> str:
         """What was labelled, what failed and why, what is left, and where the masks are."""
@@ -40,6 +44,9 @@ class Summary:
             lines.append(f"{count_of_images(self.pending)} {verb} left; the same command goes on")
         if self.failed:
             lines += self._failed()
+        if self.blocked:
+            entries = ", ".join(f"{entry} in {count_of_images(count)}" for entry, count in self.blocked.items())
+            lines.append(f"names were passed over by the block-list: {entries}")
         if self.exit_code:
             lines.append(f"exit code {self.exit_code}: {self.reason}")
         if self.sheet:
@@ -72,6 +79,17 @@ def too_many(failed: int, images: int, *, allowed: float) -> str:
     share = f"{failed:,} of {count_of_images(images)} failed ({failed / images:.0%})"
     others = "; the others are done" if failed < images else ""
     return f"{share}, more than --max-bad-fraction {allowed:g} allows{others}"
+
+
+def blocked(run: Run) -> dict[str, int]:
+    """How many images have names that were passed over, by the entry of the block-list; the most frequent first."""
+    counts: Counter[str] = Counter()
+    if "note" not in run.columns.names:  # a trial of a sweep
+        return {}
+    for part in rows.columns(run, ["note"]):
+        words = pc.list_flatten(pc.split_pattern(part["note"], ","))
+        counts.update(words.filter(pc.starts_with(words, BLOCKED)).to_pylist())
+    return {entry.removeprefix(BLOCKED): count for entry, count in counts.most_common()}
 
 
 def named(errors: pa.Table, first: pa.ChunkedArray) -> dict[str, str]:

@@ -264,6 +264,7 @@ def overview(run: RunShown, panes: list[dict | None]) -> dict:
         "folder": str(run.run),
         "method": name,
         "finds": method.finds() if method else "",
+        "caution": method.caution if method else "",
         "colours": legend.names(method, [pane["row"]["segments"] for pane in panes if pane]),
         "most": max((len(pane["row"]["segments"]) for pane in panes if pane), default=0),
         "foreground": settings.get("foreground"),
@@ -345,6 +346,7 @@ def render(**content) -> str:
         "number": _number,
         "commas": "{:,}".format,
         "of_images": count_of_images,
+        "kind": words.kind,
     }
     content["two"] = lambda value: "–" if value is None else f"{value:.2f}"
     content |= {"lowered": measures.lowered, "better": {n: each.better for n, each in measures.measured().items()}}

@@ -56,7 +56,11 @@ NOTES = {
     "ambiguous_cut": "another way to cut the image in two is as good as the one that was taken",
     "few_patches": "the image has too few patches to compare",
     "empty_mask": "nothing was found: there is no mask, or it is the whole image where a box was asked for",
-    "no_candidate": "every cluster reaches from side to side or is too small or large, so all were candidates",
+    "no_candidate": "nothing passed the method's own tests, so that the best of all the rest was taken: every cluster "
+    "reaches from side to side or is too small or large, or every caption of a segment was empty",
+    "one_segment": "the image is one segment: no parts of it could be told apart",
+    "many_segments": "more segments were found than an image may have: only the clearest cuts count",
+    "label_blocked": "a name was passed over for the next best one, for the block-list has the entry that is told",
     "narrow_range": "a 16-bit picture that uses a quarter of its range or less, so that few grey levels are left of it",
     "few_classes": "of few classes the likeliest is likely everywhere, so that little is left as background: name what "
     "else is in the images, or take another --background-score",
@@ -76,4 +80,9 @@ def glossary(
     words |= {"Truth": TRUTH[truth]} if truth else {}
     words |= {title: FIGURES[name] for name, title in figures.items() if name in FIGURES}
     words |= {sign.capitalize(): text for sign, text in SIGNS.items() if sign in signs}
-    return words | {note: NOTES[note] for note in notes if note in NOTES}
+    return words | {note: NOTES[note] for note in dict.fromkeys(map(kind, notes)) if note in NOTES}
+
+
+def kind(note: str) -> str:
+    """What a remark is called without what it tells: that before a colon."""
+    return note.partition(":")[0]

@@ -1,16 +1,32 @@
 """What a finished job says: whom it names, what its exit code means, what the notes in the run's folder count."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.faulty import GOOD, RAISES, Faulty, write_images
 
 from raypipe.cli.verbs import main
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
 from raypipe.runtime import progress
+from raypipe.types import Segments
+
+
+@dataclass
+class Naming(Faulty):
+    """The same, with a name passed over in images whose first pixel says `RAISES`, or two."""
+
+    caution = "Names may offend."
+
+    def segment(self, images, foregrounds=None):
+        for image in images:
+            note = "many_segments,label_blocked:asian" if image[0, 0, 0] == RAISES else ""
+            note += ",label_blocked:african_american" if note and image[0, 0, 1] else ""
+            yield Segments(image.mean(2)[None] > 127, note=note)
 
 
 def run_job(tmp_path: Path, **options):
@@ -115,3 +131,17 @@ def test_slow_images_are_committed_before_their_block_is_full(tmp_path, monkeypa
     write_images(tmp_path / "photos", [GOOD] * 3)
     label(Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True), Faulty(sleep=0.1))
     assert len(list((tmp_path / "run/_commits").iterdir())) == 3
+
+
+def test_names_that_were_passed_over_are_counted_by_the_entry_of_the_block_list(tmp_path):
+    write_images(tmp_path / "photos", [GOOD, RAISES, RAISES])
+    for number in (1, 2):
+        pixels = np.array(Image.open(tmp_path / f"photos/000{number}.png"))
+        pixels[0, 0, 1] = number - 1
+        Image.fromarray(pixels).save(tmp_path / f"photos/000{number}.png")
+    job = Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True)
+    first = label(replace(job, limit=2), Naming())
+    assert label(job, Naming()).blocked == {"asian": 2, "african_american": 1} == note(tmp_path)["blocked"]
+    assert set(first.blocked.values()) <= {1, 2}  # of the images so far, in whatever order they came
+    text = label(job, Naming()).text()  # nothing is left to do: the run's own count
+    assert "passed over by the block-list: asian in 2 images, african_american in 1 image" in text

@@ -21,6 +21,7 @@ from raypipe.report import words
 from raypipe.report.report import Report, report
 from raypipe.run import Run
 from raypipe.run.rows import load, run_names
+from raypipe.segmenters.kmeans import Kmeans
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
@@ -144,11 +145,21 @@ def test_the_page_explains_its_colours_and_words(labelled):
         assert re.search(f"{word} (the|how|what) ", text), word
 
 
+def test_the_page_and_the_list_of_methods_caution_of_names(labelled, monkeypatch, capsys):
+    monkeypatch.setattr(Kmeans, "caution", "Names may be wrong & offend.")
+    report(Report(runs=(str(labelled / "k2"), str(labelled / "k3")), output=str(labelled / "careful.html")))
+    assert (labelled / "careful.html").read_text().count('<p class="caution">Names may be wrong &amp; offend.</p>') == 2
+    assert cli.main(["methods", "kmeans", "rembg"]) == 0
+    assert capsys.readouterr().out.count("caution  Names may be wrong & offend.") == 1
+
+
 def test_every_remark_of_a_method_or_refiner_is_explained():
     rooms = (Path(raypipe.__file__).parent / name for name in ("segmenters", "refiners"))
     lines = [line for room in rooms for path in room.rglob("*.py") for line in path.read_text().splitlines()]
     notes = {note for line in lines if "note" in line for note in re.findall(r'"([a-z]+_[a-z]+)"', line)}
     assert len(notes) > 5 and notes <= words.NOTES.keys()
+    meaning = words.glossary({}, [], ["label_blocked:asian", "label_blocked:poor", "of_another_version"])
+    assert [*meaning][len(words.VIEWS) :] == ["label_blocked"]
 
 
 def test_a_measure_is_shown_with_the_mean_that_evaluate_gives_and_the_median(tmp_path):
