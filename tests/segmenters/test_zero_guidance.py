@@ -193,17 +193,3 @@ def test_merging_asks_again_only_for_parents(method, images, monkeypatch):
         left = [len(found.masks) for found in method(tau_merge=tau, **more).segment(whole)]
         assert sum(asked) == sum(leaves) + sum(leaves) - sum(left)
         assert sum(left) < sum(leaves) and (tau > 0 or min(left) == 1)
-
-
-def test_what_the_stages_say_that_comes_later_changes_nothing_before(method, images):
-    first = method()
-    parts, leaves = list(first.parts_of(images[:2])), list(first.leaves(images[:2]))
-    other = method(merge=False)
-    for one, two in zip(leaves, other.leaves(images[:2]), strict=True):
-        np.testing.assert_array_equal(one.embeddings, two.embeddings)
-        assert [name.text for name in one.names] == [name.text for name in two.names]
-    other = method(mask_last_layers=1, sigma2=1.0, vocabulary='["wall"]', block="none", tau_merge=0.1)
-    for one, two in zip(parts, other.parts_of(images[:2]), strict=True):
-        assert one.tree_ids == two.tree_ids and (one.segment_map == two.segment_map).all()
-    before = set(ZeroGuidance.stages["parts_of"])
-    assert set(ZeroGuidance.stages["leaves"]) < before < set(ZeroGuidance.__dataclass_fields__)

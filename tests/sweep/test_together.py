@@ -125,6 +125,8 @@ def others(method: Segmenter, names: Sequence[str]) -> list[Segmenter]:
             values = [not value]
         elif isinstance(value, tuple):
             values = [value[:1]]
+        elif isinstance(value, str):
+            values = ['["wall"]']  # a list of words
         else:
             values = [16 if value is None else value + 1 if isinstance(value, int) else value / 2 or 1.0]
         for each in values:
