@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.faulty import GOOD, write_images
+from support.tiny import zero_guidance
 
 import raypipe
 from raypipe.pipeline.job import Label
@@ -101,3 +102,18 @@ def test_without_regions_the_method_gets_none(tmp_path):
     label(Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True), Regions())
     ((row,),) = (raypipe.load(str(tmp_path / "run")).to_pylist(),)
     assert raypipe.decode(row).all() and row["error"] == ""
+
+
+def test_regions_of_a_data_set_are_named_and_embedded_by_zero_guidance(tmp_path, maps):
+    options = zero_guidance.options(tmp_path)
+    del options["size"]  # of DINO, which nobody asks
+    options |= {"regions": f"given:{tmp_path}/maps", "keep_embeddings": True, "local": True, "device": "cpu"}
+    raypipe.label("zero_guidance", tmp_path / "photos", tmp_path / "run", **options, max_bad_fraction=1.0)
+    table = raypipe.load(tmp_path / "run", embeddings=True)
+    rows = sorted(table.to_pylist(), key=lambda row: row["key"])
+    assert [row["error"].split(":")[0] for row in rows] == [""] * 3 + ["foreground"] * 4
+    first, _, none = rows[:3]
+    large, small = sorted((maps == 1, maps == 15), key=np.sum, reverse=True)
+    np.testing.assert_array_equal(raypipe.decode(first), np.stack([large, small]))
+    assert none["segments"] == [] and all(len(each["embedding"]) == 24 for each in first["segments"])
+    assert {each["label"] for each in first["segments"]} <= {*zero_guidance.WORDS}

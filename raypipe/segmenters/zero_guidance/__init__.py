@@ -103,7 +103,7 @@ class ZeroGuidance(Segmenter):
         "facebook/dino-vits8 and openai/clip-vit-large-patch14-336, 1.8 GB, and with --naming zerocap "
         "openai-community/gpt2-medium, 1.5 GB: fetched on the first run, or by `raypipe weights zero_guidance`"
     )
-    exclusive = embeds = True
+    exclusive = embeds = takes_regions = True
     gpus = 1.0
     batch_size = 8
     # what is computed in turn, and which options matter only after it
