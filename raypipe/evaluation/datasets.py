@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -251,12 +252,15 @@ def find(name: str, root: str, split: str | None = None) -> DataSet:
 
 def stem_of(name: str) -> str:
     """The name of a file without folder and ending."""
-    return posixpath.splitext(posixpath.basename(name))[0]
+    return _stem(name, "", 1)
 
 
 def _stem(name: str, end: str, depth: int) -> str | None:
-    """The last parts of a path without what the last one ends with; None where it does not end so."""
-    stem = "/".join(posixpath.splitext(name)[0].split("/")[-depth:])
+    """The last parts of a path without what the last one ends with; None where it does not end so.
+
+    In composed Unicode: some systems and archives keep accents as characters of their own.
+    """
+    stem = "/".join(posixpath.splitext(unicodedata.normalize("NFC", name))[0].split("/")[-depth:])
     return stem.removesuffix(end) if stem.endswith(end) else None
 
 

@@ -95,6 +95,14 @@ def test_a_data_set_whose_labels_are_of_other_photographs_is_an_error(tmp_path):
         datasets.find("ecssd", str(tmp_path))
 
 
+def test_accents_are_the_same_in_either_form_of_unicode(tmp_path):
+    write_photos(tmp_path / "ECSSD/images", ["b\u00e4r.jpg"])
+    write_masks(tmp_path / "ECSSD/ground_truth_mask", {"ba\u0308r.png": square()})
+    dataset = datasets.find("ecssd", str(tmp_path))
+    for key in ("b\u00e4r.jpg", "ba\u0308r.jpg"):
+        assert dataset.match([key]).location.keys() == {key} and not dataset.outside([key])
+
+
 @pytest.mark.parametrize(
     ("content", "stems"),
     [
