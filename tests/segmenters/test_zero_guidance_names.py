@@ -8,7 +8,7 @@ import pytest
 from support.tiny._clip import write_model
 
 from raypipe.features.clip import Clip
-from raypipe.segmenters.zero_guidance import names
+from raypipe.segmenters.zero_guidance import ZeroGuidance, names
 from raypipe.segmenters.zero_guidance.names import Namer, cleaned, plain_noun, read_block, read_vocabulary
 
 WORDS = '["cat", "siamese cat", "asian woman", "homeless", "tree", "swiss roll"]'
@@ -164,18 +164,19 @@ def test_captions_are_asked_only_below_the_cosine(clip):
 
 
 def test_lists_are_settled_without_their_files(tmp_path, caplog):
-    file = tmp_path / "words.txt"
-    file.write_text("# things\nTable\n\ntable # again\n red   Chair.\n", encoding="utf-8-sig")
+    words, entries = tmp_path / "words.txt", tmp_path / "block.txt"
+    words.write_text("# things\nTable\n\ntable # again\n red   Chair.\nspoon rest\n", encoding="utf-8-sig")
+    entries.write_text("# mine\nspoon\n!gun # anywhere\n")
     with caplog.at_level(logging.INFO):
-        settled = names.settle_vocabulary(str(file))
-    assert read_vocabulary(settled) == ("table", "red chair") == read_vocabulary(str(file))
-    assert "1 of 3 words" in caplog.text and names.settle_vocabulary(settled) == settled
-    assert names.settle_vocabulary("default") == "default" and read_vocabulary("voc2012")[0] == "aeroplane"
-    file.write_text("# mine\nspoon\n!gun # anywhere\n")
-    block = read_block(names.settle_block(str(file)))
+        settled = names.settle(str(words), str(entries))
+    assert "1 of 4 words" in caplog.text and names.settle(*settled) == settled
+    assert read_vocabulary(settled[0]) == ("table", "red chair", "spoon rest") == read_vocabulary(str(words))
+    block = read_block(settled[1])
     expected = {"man with gun shop": "gun", "spoon": "spoon", "spoon rest": "", "asian woman": ""}
     assert {text: block(text) for text in expected} == expected
-    assert [names.settle_block(each) for each in ("default", "none")] == ["default", "none"]
+    for kept in (("default", "default"), ("default", "none"), ("voc2012", "default")):
+        assert names.settle(*kept) == kept
+    assert read_vocabulary("voc2012")[0] == "aeroplane"
 
 
 @pytest.mark.parametrize(
@@ -190,8 +191,9 @@ def test_lists_are_settled_without_their_files(tmp_path, caplog):
 def test_a_vocabulary_that_names_nothing_is_an_error(tmp_path, content, message):
     file = tmp_path / "words.txt"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"vocabulary: .*{message}"):
-        Namer(None, vocabulary=str(file))
+    for settle in (lambda text: Namer(None, vocabulary=text), lambda text: ZeroGuidance(vocabulary=text)):
+        with pytest.raises(ValueError, match=f"vocabulary: .*{message}"):
+            settle(str(file))
 
 
 def test_lists_that_are_none_are_errors(tmp_path):

@@ -103,6 +103,7 @@ class ZeroGuidance(Segmenter):
         "facebook/dino-vits8 and openai/clip-vit-large-patch14-336, 1.8 GB, and with --naming zerocap "
         "openai-community/gpt2-medium, 1.5 GB: fetched on the first run, or by `raypipe weights zero_guidance`"
     )
+    caution = names.CAUTION
     exclusive = embeds = takes_regions = True
     gpus = 1.0
     batch_size = 8
@@ -118,7 +119,7 @@ class ZeroGuidance(Segmenter):
         networks.settle_options(self)
         if self.regions:
             self.networks = self.networks[1:]  # nobody asks DINO
-        self.vocabulary, self.block = names.settle_vocabulary(self.vocabulary), names.settle_block(self.block)
+        self.vocabulary, self.block = names.settle(self.vocabulary, self.block)
         self._check_ranges()
         self._check_effects()
 

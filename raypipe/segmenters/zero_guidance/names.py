@@ -28,6 +28,10 @@ log = logging.getLogger("raypipe")
 VOCABULARY, BLOCKED = (Path(__file__).with_name(f"{name}.txt") for name in ("vocabulary", "blocked"))
 TEMPLATE = "Image of a {}."  # what CLIP is asked about a name (the method's released code)
 KEPT = 5  # nearest words that are looked at before a person's plain noun is
+CAUTION = (
+    "Names are made by models that have the bias of their data: they may be wrong, or offensive about people, and the "
+    "block-list does not catch everything."
+)
 TINY = 1e-8  # the shortest vector that is divided by its length
 TEXTS = 4096  # captions whose vectors are kept
 Naming = Literal["retrieval", "zerocap", "retrieval+zerocap"]
@@ -191,15 +195,19 @@ def read_block(text: str) -> Block:
     return Block(_entries(text))
 
 
-def settle_vocabulary(text: str) -> str:
-    """The same vocabulary without any file: `default` and names of class lists stay, all else becomes a JSON list."""
-    found = read_vocabulary(text)
-    return text if text == "default" or text in classes.names() else json.dumps(found, ensure_ascii=False)
+def settle(vocabulary: str, block: str) -> tuple[str, str]:
+    """Both lists without any file: `default`, `none` and names of class lists stay, all else becomes a JSON list.
 
-
-def settle_block(text: str) -> str:
-    """The same block-list without any file: `default` and `none` stay, all else becomes a JSON list."""
-    return text if text in ("default", "none") else json.dumps(_entries(text), ensure_ascii=False)
+    Raises what `read_vocabulary` and `read_block` raise, and ValueError where every word is blocked.
+    """
+    if block not in ("default", "none"):
+        block = json.dumps(_entries(block), ensure_ascii=False)
+    if vocabulary == "default" and block in ("default", "none"):  # of which no word is blocked
+        return vocabulary, block
+    words = check_vocabulary(read_vocabulary(vocabulary), read_block(block))
+    if vocabulary != "default" and vocabulary not in classes.names():
+        vocabulary = json.dumps(words, ensure_ascii=False)
+    return vocabulary, block
 
 
 def check_vocabulary(words: tuple[str, ...], block: Block) -> tuple[str, ...]:
