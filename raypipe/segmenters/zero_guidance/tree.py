@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEPT = {"cpu": 9_500, "cuda": 5_500}  # clusters from which on all distances stay in memory: 720 and 242 MB
+KEPT = {"cpu": 8_000, "cuda": 5_500}  # clusters from which on all distances stay in memory: 512 and 242 MB
 BLOCK = {"cpu": 4 << 20, "cuda": 32 << 20}  # float64 values that are made at once: near a CPU's cache, or 256 MB
 MANY = "many_segments"
 
@@ -46,8 +46,7 @@ def ward(rows: np.ndarray, *, device: str = "cpu", kept: int | None = None) -> T
     """
     import torch
 
-    rows, numbers = rows + 0.0, {}  # -0.0 becomes 0.0: equal rows have equal bytes
-    group = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows])
+    group = _groups(rows)
     order = group.argsort(kind="stable")
     is_first = np.diff(group[order], prepend=-1) > 0
     first, again = order[is_first], order[~is_first]  # row of each group, other rows
@@ -57,6 +56,12 @@ def ward(rows: np.ndarray, *, device: str = "cpu", kept: int | None = None) -> T
     for left, right, heights in _rounds(points, sizes, KEPT[device] if kept is None else kept):
         found.append((first[left], first[right], heights))
     return _numbered(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def _groups(rows: np.ndarray) -> np.ndarray:
+    """A number for each row, (n,), that equal rows share; from 0 in the order of the rows."""
+    numbers: dict[bytes, int] = {}
+    return np.array([numbers.setdefault((row + 0.0).tobytes(), len(numbers)) for row in rows])  # -0.0 becomes 0.0
 
 
 def _rounds(points: Tensor, sizes: Tensor, kept: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
