@@ -256,8 +256,8 @@ def _check(segments: Segments, image: np.ndarray, *, embeds: bool) -> None:
         index = segments.index
         text = f"a label map of {segments.count} segments is {index.shape} with labels up to {index.max()}"
         raise BadImage("segment", "invalid", f"{text} for an image of {size}")
-    if embeds:
-        _check_embeddings(segments.embeddings, segments.count if is_map else len(values))
+    if embeds and (count := segments.count if is_map else len(values)):
+        _check_embeddings(segments.embeddings, count)
 
 
 def _check_embeddings(embeddings: np.ndarray | None, count: int) -> None:
