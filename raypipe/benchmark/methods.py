@@ -14,7 +14,15 @@ from raypipe.lookup import one_line
 from raypipe.types import Segmenter, name_of
 
 # what methods and jobs stand on, worth rows of their own
-SOLVERS = ("spectral", "train_sempart", "train_namedmask", "archive_ranking", "cosegment", "clip_masked")
+SOLVERS = (
+    "spectral",
+    "train_sempart",
+    "train_namedmask",
+    "archive_ranking",
+    "cosegment",
+    "clip_masked",
+    "naming_evaluation",
+)
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel
 
 

@@ -80,9 +80,17 @@ def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> 
     names = {name.removeprefix("no-").replace("-", "_") for name in typed}
     swept = {word.partition("=")[0] for word in words if "=" in word}  # by `--over`
     values = _without_presets(values, kinds, names | swept)
+    task, shared = kinds.get("task"), ()
+    if task and "method" in kinds:  # an option of both, as `clip`, has one value: the method's
+        shared = sorted(task.__dataclass_fields__.keys() & kinds["method"].__dataclass_fields__.keys())
+    for name in shared:
+        kinds["task"] = plain_words.without(kinds["task"], name)
     kinds = {"options": options, **kinds, "terminal": Terminal}
     prog = f"raypipe {verb}" + (f" {argv[0]}" if first else "")
     found = _parsed(prog, kinds, words, values, path, plain_words.example(verb, named))
+    if shared:
+        its = dataclasses.asdict(found["task"]) | {name: getattr(found["method"], name) for name in shared}
+        found["task"] = task(**its)
     log.setLevel("DEBUG" if found["terminal"].debug else "INFO")
     given = names | {name for name, value in values.items() if value is not None}
     return Command(found["options"], [found.get(name) for name in parts], found["terminal"], names, given)

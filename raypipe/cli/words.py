@@ -91,11 +91,12 @@ def example(verb: str, method: type | None) -> str:
 
 
 def without(kind: type, name: str) -> type:
-    """The dataclass with one option left out of its help."""
-    hidden = Annotated[get_type_hints(kind)[name], tyro.conf.Suppress]
+    """The dataclass with one option that has its default and is left out of the help."""
+    hidden = Annotated[get_type_hints(kind)[name], tyro.conf.Suppress, tyro.conf.Fixed]
     members = {"__annotations__": {name: hidden}, name: kind.__dataclass_fields__[name].default}
     kept = {each: getattr(kind, each) for each in ("__module__", "__doc__")}
-    return dataclass(type(kind.__name__, (kind,), members | kept))
+    is_frozen = kind.__dataclass_params__.frozen
+    return dataclass(type(kind.__name__, (kind,), members | kept), frozen=is_frozen)
 
 
 def arranged(words: list[str], kinds: list[type]) -> tuple[list[str], list[str]]:

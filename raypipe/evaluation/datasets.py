@@ -193,7 +193,7 @@ def bound(task: Task, source: str | DataSet, classes: str | None = None) -> Task
     is_named = isinstance(source, DataSet) and source.holds == "classes"
     if is_named and classes is not None:
         raise ValueError(f"--classes has no effect with --dataset {source.name}, which has its own; leave one out")
-    return task.of_classes(source.name if is_named else classes)
+    return task.of_classes(source.name, source.name) if is_named else task.of_classes(classes)
 
 
 def chosen(options) -> str | DataSet:

@@ -18,7 +18,7 @@ import tyro
 from raypipe.evaluation import datasets, tasks
 from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.labels import WHY, Labels, empty, match, nothing, place_of
-from raypipe.evaluation.summary import beside, cell, lines_of, of_run, published
+from raypipe.evaluation.summary import at_options, beside, cell, lines_of, of_run, published
 from raypipe.evaluation.summary import table as summary_table
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, written
@@ -44,13 +44,13 @@ class Evaluate:
     dataset: str | None = None
     root: str | None = None  # folder in which data sets lie, as their authors pack them; a path or a URI
     split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers'
-    # of labels of one's own for task semantic, whose values are 1, 2, ... in the order of the classes, or whose folders
-    # bear their names: a data set's list, a file of names, or names separated by commas
+    # of labels of one's own for tasks semantic and naming, whose values are 1, 2, ... in the order of the classes, or
+    # whose folders bear their names: a data set's list, a file of names, or names separated by commas
     classes: str | None = None
     # what the labels show; pattern: parts of an animal's coat, Dice and IoU with either polarity; saliency: objects,
-    # as masks; boxes: objects, as boxes; semantic: classes, by name; rating: what people answered on the pages of
-    # `export --format rating`. None = what the data set is for, semantic for labels of one's own with classes, and
-    # pattern for other labels
+    # as masks; boxes: objects, as boxes; semantic: classes, by name; naming: classes, by names in free text; rating:
+    # what people answered on the pages of `export --format rating`. None = what the data set is for, semantic for
+    # labels of one's own with classes, and pattern for other labels
     task: str | None = None
     group: Literal["folder", "prefix", "none"] = "folder"  # means per folder, or per file name up to its last `_`
     # what is set in labels: light on dark, dark ink on a white or transparent sheet, what is opaque in cut-outs, any
@@ -85,6 +85,7 @@ class Evaluation:
     lacking: dict[str, int] = field(default_factory=dict)  # measured images that lack a column of the task, by column
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
     reason: str = ""  # why the first of the labels that cannot be read cannot
+    notes: list[str] = field(default_factory=list)  # what to know of the values
     turned: int = 0  # labels of a data set that were turned like their photographs
 
     def text(self) -> str:
@@ -110,8 +111,8 @@ class Evaluation:
         return "\n".join([*table, "", *means, *papers, *self.remarks(), f"per image: {self.table}"])
 
     def remarks(self) -> list[str]:
-        """What could not be measured, a line per reason."""
-        lines = []
+        """What could not be measured, a line per reason, and what else to know."""
+        lines = list(self.notes)
         for status, keys in self.examples.items():
             more = ", ..." if self.counts[status] > len(keys) else ""
             lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
@@ -198,6 +199,7 @@ def evaluate(options: Evaluate, task: Task | None = None) -> Evaluation | Compar
     task = task or tasks.find(options.task or datasets.task_of(options.dataset, bool(options.classes)))()
     source = datasets.chosen(options)
     task = datasets.bound(task, source, options.classes)
+    task.load()
     runs: dict[str, Evaluation] = {}
     for name, folder in zip(names, options.runs, strict=True):
         known = next((parse(each.label_kind or "") for each in runs.values()), None)
@@ -241,7 +243,7 @@ def recorded(
     if kind:
         schema = schema.with_metadata(schema.metadata | {b"raypipe.label_kind": kind.encode()})
     content = written(map(tally.counted, measured), schema)
-    found = tally.summary(labels)
+    found = tally.summary(labels, printed)
     if not found["counts"]["ok"]:
         raise nothing(str(folder), source, found["counts"], found["examples"], found["reason"])
     if (labels.dataset or task.HOLDS == "classes") and found["empty_labels"] == found["counts"]["ok"]:
@@ -249,10 +251,11 @@ def recorded(
     target = (f"task={task.name}", _file_name(source, task))
     folder.write(content, "metrics", *target)
     table = str(folder.location("metrics", *target))
-    found |= {"run": str(folder), "labels": str(place_of(source)), "published": printed}
+    known = at_options(printed, task.options())
+    found |= {"run": str(folder), "labels": str(place_of(source)), "published": known}
     of_images = open_table(content).read([each.name for each in schema if not pa.types.is_nested(each.type)])
     summary = summary_table(task, found, method=method, dataset=labels.dataset)
-    more = {name: of_run(each, summary) for name, each in task.tables(of_images).items()}
+    more = {name: of_run(each, summary) for name, each in task.tables(of_images, found["details"], printed).items()}
     for name, each in {"summary": summary, **more}.items():
         folder.write_table(each, "metrics", name, *target)
     return Evaluation(**found, label_kind=kind, table=table)
@@ -280,8 +283,11 @@ class Tally:
             self._examples[status].append(row["key"])
         return row
 
-    def summary(self, labels: Labels) -> dict:
-        """The fields of an Evaluation that are counted. Groups without a value have no part in the groups' mean."""
+    def summary(self, labels: Labels, printed: list[dict]) -> dict:
+        """The fields of an Evaluation that are counted. Groups without a value have no part in the groups' mean.
+
+        printed: what papers print (`summary.published`).
+        """
         statuses, shown = sum(self._statuses.values(), Counter()), self._task.SHOWN
         groups = {
             group: {"images": counts["ok"], "failed": counts["failed"]} | self._task.values(self._group_sums[group])
@@ -297,7 +303,8 @@ class Tally:
             "empty_labels": self._empty,
             "means": self._task.values(self._sums),
             "details": (details := self._task.details(self._sums)),
-            "of_details": self._task.lines(details),
+            "of_details": self._task.lines(details, printed),
+            "notes": self._task.remarks(details, printed),
             "group_means": {name: _mean(values[name] for values in groups.values()) for name in shown},
             "titles": {name: f"{each.title}, {each.unit}" if each.unit else each.title for name, each in shown.items()},
             "groups": groups,
@@ -329,7 +336,8 @@ def _measured(run: Run, labels: Labels, by: str, reference: str) -> Iterator[dic
         is_empty = isinstance(label, np.ndarray) and not (label > 0).any()
         return known | labels.task.cells(row | is_hard, label) | {"status": status, "is_empty": is_empty}
 
-    every = (row for table in rows.batches(run, leaves=labels.task.LEAVES) for row in table.to_pylist())
+    every = rows.batches(run, leaves=labels.task.LEAVES)
+    every = (row for table in every for row in labels.task.ahead(table.to_pylist()))
     every = (row for row in every if row["key"] not in labels.outside)
     yield from map_ahead(measure, every, depth=min(16, 2 * (os.cpu_count() or 1)))
 

@@ -65,18 +65,26 @@ def published(dataset: DataSet | None, metrics: Mapping[str, Value], *, method: 
     """What papers print for a data set, as PUBLISHED, in their order; nothing for a split that they do not use.
 
     metrics: those of a task (`Task.SHOWN`), of which their tables have some. method: whose rows alone are wanted; None
-    = all.
+    = all. Each also says `at` which options, where its table has several.
     """
     if dataset is None:
         return []
     return [
         {name: each[name] for name in ("paper", "table", "row", "metric")}
-        | {"value": _in_our_unit(each, metrics[each["metric"]]), "note": _note(each)}
+        | {"value": _in_our_unit(each, metrics[each["metric"]]), "note": _note(each), "at": each.get("at")}
         for each in _record()["values"]
-        if each.get("dataset") == dataset.name and each.get("metric") in metrics
+        if each.get("dataset", "").replace("-", "_") == dataset.name.replace("-", "_") and each.get("metric") in metrics
         if (each["split"] == dataset.split if "split" in each else dataset.is_usual)
         if method in (None, _method(each))
     ]
+
+
+def at_options(printed: list[dict], options: Mapping) -> list[dict]:
+    """Of what papers print, that with these options of a task, as PUBLISHED. printed: of `published`."""
+    kept = [
+        each for each in printed if all(options.get(name, value) == value for name, value in (each["at"] or {}).items())
+    ]
+    return [{name: value for name, value in each.items() if name != "at"} for each in kept]
 
 
 def beside(ours: Mapping[str, Mapping], printed: list[dict]) -> list[str]:

@@ -79,14 +79,22 @@ class Task(ABC):
         """What it measures by, as it is recorded with what it measured."""
         return asdict(self)
 
-    def of_classes(self, text: str | None) -> Task:
+    def of_classes(self, text: str | None, dataset: str = "") -> Task:
         """The task for labels of these classes. text: as `classes.read` takes it; None = it is not said.
 
-        Raises ValueError where that has no effect or is needed.
+        dataset: whose labels they are, "" for those of one's own. Raises ValueError where classes have no effect or are
+        needed.
         """
         if text is not None:
             raise ValueError(f"--classes has no effect: task {self.name} knows no classes; add --task semantic")
         return self
+
+    def load(self) -> None:  # noqa: B027 - only a task with networks has something to do
+        """Have what measuring needs, before it begins. Raises ValueError or FileNotFoundError with the way out."""
+
+    def ahead(self, rows: list[dict]) -> list[dict]:
+        """Rows of which each is measured next. For a task that asks a network about many at once; here as they are."""
+        return rows
 
     @abstractmethod
     def measure(self, row: dict, label: Any) -> dict:
@@ -147,14 +155,19 @@ class Task(ABC):
         """What DETAILS names, from the sums over all images."""
         return {}
 
-    def lines(self, details: Mapping) -> tuple[list[str], list[tuple[str, list]]]:
+    def lines(self, details: Mapping, printed: Sequence[Mapping] = ()) -> tuple[list[str], list[tuple[str, list]]]:
         """What a terminal shows of the details: the heads of a table's columns, and its lines by their names.
 
-        The first column is what runs are compared by; a line without it is left out.
+        The first column is what runs are compared by; a line without it is left out. printed: what papers print for the
+        data set (`summary.PUBLISHED`), each with the options that it is `at`.
         """
         return [], []
 
-    def tables(self, images: pa.Table) -> dict[str, pa.Table]:
+    def remarks(self, details: Mapping, printed: Sequence[Mapping] = ()) -> list[str]:
+        """What to know of the values, a line each."""
+        return []
+
+    def tables(self, images: pa.Table, details: Mapping, printed: Sequence[Mapping] = ()) -> dict[str, pa.Table]:
         """Further tables about a run by their names, such as size_bins. images: the table per image, without lists."""
         return {}
 

@@ -36,6 +36,7 @@ def settled(job: Sweep, task: Task | None, segmenter: Segmenter | None = None) -
     if job.label_classes is None and (job.dataset or task.HOLDS != "classes"):
         known = None  # the method's are none of the task's business
     task = datasets.bound(task, source, known)
+    task.load()
     metric = job.metric or task.METRIC
     if metric not in task.SHOWN:
         raise ValueError(f"--metric {metric!r}: task {task.name!r} has {', '.join(task.SHOWN)}")
@@ -55,6 +56,8 @@ def check(common: Trial) -> search.Space:
     """
     job, refiner = common.sweep, common.refiner
     space = search.parse(job.over, [type(part) for part in (common.segmenter, refiner) if part])
+    if both := sorted(space.keys() & common.task.__dataclass_fields__.keys()):
+        raise ValueError(f"{both[0]} is an option of task {common.task.name} too, which measures all trials alike")
     if job.trials is not None and job.search == "grid":
         raise ValueError("--trials has no effect on a grid, which tries everything; add --search random")
     if job.trials is not None and job.trials < 1:

@@ -55,9 +55,9 @@ class Cropped(Saliency):
         """COLUMNS of a square. row: with `soft`, float32 (S, S) in [0, 1]. label: bool (S, S)."""
         return self.of_masks(row["soft"] > 0.5, label, row["soft"])
 
-    def tables(self, images: pa.Table) -> dict[str, pa.Table]:
+    def tables(self, *measured) -> dict[str, pa.Table]:
         """IoU by the object's size, with what tells the variants apart."""
-        bins = super().tables(images)["size_bins"]
+        bins = super().tables(*measured)["size_bins"]
         for name in ("filter", "statistics"):
             bins = bins.append_column(name, pa.repeat(getattr(self, name), len(bins)))
         return {"size_bins": bins}

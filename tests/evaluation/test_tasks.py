@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ from support.area import Area
 from support.written import masks_row, write_run
 
 from raypipe import refiners, segmenters
+from raypipe.cli.config import parse
+from raypipe.cli.verbs import VERBS
 from raypipe.evaluation import tasks
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.labels import Labels
@@ -185,8 +188,20 @@ def test_the_table_of_a_task_keeps_the_types_of_its_columns():
 def test_no_option_of_a_task_has_the_name_of_another_one():
     others = [Evaluate, Sweep, Label, *(s.find(name) for s in (segmenters, refiners) for name in s.names())]
     taken = {field.name for kind in others for field in dataclasses.fields(kind)}
+    of_methods = {field.name for name in segmenters.names() for field in dataclasses.fields(segmenters.find(name))}
     for name in tasks.names():
-        assert not taken & {field.name for field in dataclasses.fields(tasks.find(name))}, name
+        both = taken & {field.name for field in dataclasses.fields(tasks.find(name))}
+        assert both <= ({"clip"} if name == "naming" else set()) & of_methods, name
+
+
+def test_an_option_of_a_method_and_of_a_task_has_one_value_in_a_sweep(capsys):
+    words = ["--input", "a", "--labels", "b", "--output", "c", "--over", "seed=0,1", "--label-classes", "cat,dog"]
+    command = parse("sweep", Sweep, VERBS["sweep"].parts, ["reco", *words, "--task", "naming", "--clip", "d"])
+    method, _, task = command.parts
+    assert type(task) is tasks.find("naming") and task.clip == "d" == Path(method.clip).name
+    with pytest.raises(SystemExit):
+        parse("sweep", Sweep, VERBS["sweep"].parts, ["reco", *words, "--task", "naming", "--help"])
+    assert capsys.readouterr().out.count("--clip") == 1
 
 
 @pytest.mark.parametrize("name", tasks.names())

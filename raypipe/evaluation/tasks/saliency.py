@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,7 +128,7 @@ class Saliency(Task):
         best = None if curve is None else curve.index(max(curve))
         return {"f_curve": curve, "max_f_threshold": best, "iou_undefined": sums.lacking["iou"]}
 
-    def tables(self, images: pa.Table) -> dict[str, pa.Table]:
+    def tables(self, images: pa.Table, details: Mapping, printed: Sequence[Mapping] = ()) -> dict[str, pa.Table]:
         """IoU by the object's size: a row per bin, its images those whose IoU is defined."""
         known = images.filter(pc.is_valid(images["iou"]))
         ratios, ious = (known[name].to_numpy() for name in ("area_ratio", "iou"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +15,9 @@ from raypipe.classes import Classes
 from raypipe.evaluation import classmaps
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, Value
-from raypipe.inputs import maskfiles
+from raypipe.evaluation.tasks._classes import OfClasses
 from raypipe.masks import decode_rle
-from raypipe.types import BadImage, LabelMap
+from raypipe.types import LabelMap
 
 CHUNK = 1 << 15  # pixels at once: what is computed of them stays in a core's cache
 EXPERT_EPS = 1e-7  # in the denominator of an expert's IoU (NamedMask's code)
@@ -34,7 +33,7 @@ OF_SIZES = {
 
 
 @dataclass(frozen=True)
-class Semantic(Task):
+class Semantic(OfClasses, Task):
     """How well named masks meet the classes of a data set, or of labels of one's own with --classes.
 
     Values are shares in [0, 1] of a whole data set's pixels; the background is a class like any other. A class that
@@ -68,7 +67,6 @@ class Semantic(Task):
         ("without_valid", pa.int64()),  # images of whose label no pixel counts
     )
     METRIC = "miou"
-    HOLDS = "classes"
     PER_IMAGE = ("miou",)
 
     def __post_init__(self):
@@ -79,14 +77,6 @@ class Semantic(Task):
         self._of(None)
 
     @property
-    def known(self) -> Classes:
-        """The classes of the labels. Raises ValueError where nobody said which."""
-        if self._known is None:
-            advice = "add --classes (of a sweep --label-classes) with a list's name, a file or names"
-            raise ValueError(f"task semantic needs the classes of the labels: {advice}")
-        return self._known
-
-    @property
     def names(self) -> tuple[str, ...]:
         """What is measured, from 0: the background and the classes, or all else and the expert's one."""
         return ("all else", self.expert) if self.expert is not None else ("background", *self.known.names)
@@ -95,7 +85,7 @@ class Semantic(Task):
         """The classes too."""
         return super().options() | {"label_classes": self._known and (self._known.source or list(self._known.names))}
 
-    def of_classes(self, text: str | None) -> Semantic:
+    def of_classes(self, text: str | None, dataset: str = "") -> Semantic:
         """A task of these classes; it keeps those that it has. Raises ValueError where there are none."""
         task = copy.copy(self)
         task._of(self.known if text is None else classes.read(text))
@@ -103,24 +93,6 @@ class Semantic(Task):
             hint = lookup.suggest(task.expert, task.known.names)
             raise ValueError(f"--expert {task.expert!r} is none of the classes; {hint}")
         return task
-
-    def match(self, folder: str, keys: Iterable[str]) -> maskfiles.Matches:
-        """Label maps of class numbers, or masks in a folder per class."""
-        return classmaps.match(folder, keys, self.known)
-
-    def read(self, location: str, *, max_bytes: int, max_pixels: int, form: str = "indices") -> np.ndarray:
-        """A label as int32 (H, W): 0 = background, 1, 2, ... = a class, -1 = ignored. Raises BadImage.
-
-        form: how a data set's files store it (`classmaps.FORMS`).
-        """
-        return classmaps.read(location, self.known, form=form, max_bytes=max_bytes, max_pixels=max_pixels)
-
-    def checksum(self, location: str, *, max_bytes: int) -> str:
-        """Of all files of an image's label."""
-        try:
-            return hashlib.sha256(classmaps.contents(location, max_bytes=max_bytes)).hexdigest()
-        except BadImage:
-            return ""
 
     def measure(self, row: dict, label: np.ndarray) -> dict:
         """COLUMNS of one image. Raises ValueError for a mask of another class, or of none, and names the image."""
@@ -193,7 +165,7 @@ class Semantic(Task):
         counts |= {"class_names": list(self.names), "class_pixels": found.class_pixels.tolist()}
         return counts | {"class_iou": [None if np.isnan(each) else each for each in found.class_iou.tolist()]}
 
-    def lines(self, details: Mapping) -> tuple[list[str], list[tuple[str, list]]]:
+    def lines(self, details: Mapping, printed: Sequence[Mapping] = ()) -> tuple[list[str], list[tuple[str, list]]]:
         """A line per class."""
         columns = (details[name] for name in ("class_names", "class_iou", "class_pixels"))
         return ["iou", "pixels"], [(name, [iou, pixels]) for name, iou, pixels in zip(*columns, strict=True)]
@@ -327,6 +299,14 @@ def _rank(segment: Mapping) -> tuple[float, int]:
     return (-np.inf if segment["score"] is None else segment["score"], -segment["area"])
 
 
+def _placed(rows: np.ndarray, columns: np.ndarray, pixels: np.ndarray, count: int) -> dict[int, int]:
+    """A confusion matrix by place, label * count + prediction. columns: of these predictions, one may stand twice."""
+    places, which = np.unique(rows[:, None] * count + columns, return_inverse=True)
+    sums = np.zeros(len(places), np.int64)
+    np.add.at(sums, which.ravel(), pixels.ravel())
+    return {int(place): int(number) for place, number in zip(places, sums, strict=True) if number}
+
+
 def _pairs(label: np.ndarray, found: np.ndarray, count: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The labels below `count` and the numbers below `most` that occur, and the pixels (labels, numbers) of each pair.
 
@@ -339,14 +319,6 @@ def _pairs(label: np.ndarray, found: np.ndarray, count: int, most: int) -> tuple
         cell = row[label[part : part + CHUNK]] * len(columns) + column[found[part : part + CHUNK]]
         pixels += np.bincount(cell, minlength=len(pixels))
     return rows, columns, pixels.reshape(len(rows) + 1, len(columns))[:-1]
-
-
-def _placed(rows: np.ndarray, columns: np.ndarray, pixels: np.ndarray, count: int) -> dict[int, int]:
-    """A confusion matrix by place, label * count + prediction. columns: of these predictions, one may stand twice."""
-    places, which = np.unique(rows[:, None] * count + columns, return_inverse=True)
-    sums = np.zeros(len(places), np.int64)
-    np.add.at(sums, which.ravel(), pixels.ravel())
-    return {int(place): int(number) for place, number in zip(places, sums, strict=True) if number}
 
 
 def _compact(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
