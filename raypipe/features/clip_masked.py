@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,8 +19,10 @@ from raypipe.features.clip import Clip, normalise
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOGETHER = 2 << 30  # bytes of attention on a GPU at once: 25 parts of CLIP-L/14 at 336 px
-TINY = 1e-37  # what attention, or its square, is divided by at least
+TOGETHER = 4 << 30  # bytes of attention on a GPU at once: 33 parts of CLIP-L/14 at 336 px
+CACHE = 4 << 20  # bytes of the same on the CPU
+MAPS = 6  # of all pairs of tokens in all heads that a part needs at once
+TINY = 1e-37  # what is divided by at least
 
 
 class Seen(NamedTuple):
@@ -33,16 +34,12 @@ class Seen(NamedTuple):
     rows: Tensor  # (S, L, heads, T): the class token's attention in the end, which may be negative
 
 
-@dataclass
-class _Attention:
-    """The ordinary attention in one block of G streams of T tokens."""
+class _Attention(NamedTuple):
+    """The ordinary attention of some heads of one block, in G streams of T tokens."""
 
-    weights: Tensor  # (G, heads, T, T) float32, rows sum to 1
-    values: Tensor  # (G, heads, T, d / heads) float32
-
-    @functools.cached_property
-    def squares(self) -> Tensor:
-        return self.weights.square()
+    weights: Tensor  # (G, 1, heads, T, T) float32, rows sum to 1
+    lengths: Tensor  # (G, 1, heads, T), of rows of `weights`
+    values: Tensor  # (G, 1, heads, T, d / heads) float32
 
 
 class Masked:
@@ -98,7 +95,7 @@ class Masked:
                 return self._vit.projected(streams[list(of), 0])
         columns = torch.from_numpy(masks).to(streams.device).flatten(1)
         columns = torch.cat([torch.ones_like(columns[:, :1]), columns], 1)  # the class token is always seen
-        shared = functools.lru_cache(1)(lambda image: self._attention(self._masked[0], streams[image, None]))
+        shared = functools.lru_cache(1)(lambda image: [*self._attention(self._masked[0], streams[image, None])])
         rows = []
         with torch.no_grad():
             for batch in self._batches(len(masks), streams):
@@ -114,25 +111,28 @@ class Masked:
 
     def _batches(self, parts: int, streams: Tensor) -> Iterator[list[int]]:
         """The numbers of the parts that go through the blocks together: each alone on the CPU."""
-        maps = 4 * 4 * self._masked[0].self_attn.num_heads * streams.shape[1] ** 2  # logits, weights, squares, to spare
+        maps = MAPS * 4 * self._masked[0].self_attn.num_heads * streams.shape[1] ** 2
         at_once = max(1, TOGETHER // maps) if streams.is_cuda else 1
         return (list(range(first, min(first + at_once, parts))) for first in range(0, parts, at_once))
 
-    def _attention(self, layer, tokens: Tensor) -> _Attention:
-        """Ordinary attention. tokens: (G, T, d)."""
+    def _attention(self, layer, tokens: Tensor) -> Iterator[_Attention]:
+        """Ordinary attention, on the CPU of a few heads at a time, whose maps its caches hold. tokens: (G, T, d)."""
+        import torch
+
         attention = layer.self_attn
         with self._vit.autocast():
-            given = layer.layer_norm1(tokens)
+            given = layer.layer_norm1(tokens[:, None])
             found = [project(given) for project in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        queries, keys, values = (
-            each.float().unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for each in found
-        )  # (G, heads, T, d / heads)
-        with networks.autocast(self._vit.device, "float32"):
-            weights = (queries * attention.scale @ keys.mT).softmax(-1)
-        return _Attention(weights, values)
+        pairs = (each.float().unflatten(-1, (attention.num_heads, -1)).transpose(2, 3) for each in found)
+        at_once = attention.num_heads if tokens.is_cuda else max(1, CACHE // (4 * tokens.shape[1] ** 2))
+        groups = (each.split(at_once, 2) for each in pairs)
+        for queries, keys, values in zip(*groups, strict=True):  # (G, 1, heads, T, d / heads)
+            with networks.autocast(self._vit.device, "float32"):
+                weights = (queries * attention.scale @ keys.mT).softmax(-1)
+            yield _Attention(weights, torch.linalg.vector_norm(weights, dim=-1), values)
 
     def _block(
-        self, index: int, tokens: Tensor, columns: Tensor, looks: list[list] | None, known: _Attention | None = None
+        self, index: int, tokens: Tensor, columns: Tensor, looks: list[list] | None, known: list | None = None
     ) -> Tensor:
         """A masked block: (G * n, T, d), in the last one the class token alone.
 
@@ -141,46 +141,34 @@ class Masked:
         layer, rows = self._masked[index], tokens.shape[1] if index < len(self._masked) - 1 else 1
         ordinary = known or self._attention(layer, tokens)
         with networks.autocast(self._vit.device, "float32"):
-            is_asked = looks is not None
-            saliency = None if self._sigma2 is None and not is_asked else _saliency(ordinary, columns)
-            subtracted = None if self._sigma2 is None else (-((saliency + 1) ** 2) / (2 * self._sigma2)).exp()
-            mixed = _mixed(ordinary, columns, subtracted, rows)
-            if is_asked:
-                subtracted = saliency * 0 if subtracted is None else subtracted
-                looks[index].append((saliency.flatten(), subtracted.flatten(), _row(ordinary, columns, subtracted)))
+            mixed = self._mixed(ordinary, columns[:, :, None, None], rows, None if looks is None else looks[index])
         with self._vit.autocast():
             tokens = (tokens[:, None, :rows] + layer.self_attn.out_proj(mixed)).flatten(0, 1)
             return tokens + layer.mlp(layer.layer_norm2(tokens))
 
+    def _mixed(self, ordinary: Iterable[_Attention], columns: Tensor, rows: int, look: list | None) -> Tensor:
+        """The values mixed by the first rows of attention: (G, n, rows, d). columns: (G, n, 1, 1, T)."""
+        import torch
 
-def _saliency(ordinary: _Attention, columns: Tensor) -> Tensor:
-    """The mean cosine of masked and ordinary attention over heads and rows: (G, n) in [0, 1]."""
-    import torch
-
-    # a masked row is P a / sum(P a), with a the columns; the cosine does not need the sum
-    by = torch.cat([columns, columns.square(), torch.ones_like(columns[:, :1])], 1)
-    sums = ordinary.squares @ by.mT[:, None]  # (G, heads, T, 2n + 1)
-    both, masked, whole = sums.split([columns.shape[1]] * 2 + [1], -1)
-    return (both * masked.clamp_min(TINY).rsqrt() * whole.rsqrt()).mean((1, 2))
-
-
-def _mixed(ordinary: _Attention, columns: Tensor, subtracted: Tensor | None, rows: int) -> Tensor:
-    """The first rows of masked attention less `subtracted` of the class token's, times values: (G, n, rows, d)."""
-    weights, values, parts = ordinary.weights[:, :, :rows], ordinary.values, columns.shape[1]
-    kept = values[..., None, :] * columns.mT[:, None, :, :, None]  # (G, heads, T, n, d / heads)
-    mixed = (weights @ kept.flatten(3)).unflatten(3, (parts, -1))
-    mixed = mixed / (weights @ columns.mT[:, None]).clamp_min(TINY)[..., None]
-    if subtracted is not None:
-        mixed = mixed - subtracted[:, None, None, :, None] * (weights[:, :, :1] @ values)[..., None, :]
-    return mixed.permute(0, 3, 2, 1, 4).flatten(3)
-
-
-def _row(ordinary: _Attention, columns: Tensor, subtracted: Tensor) -> Tensor:
-    """The class token's row of masked attention less `subtracted` of its own: (G * n, heads, T)."""
-    row = ordinary.weights[:, None, :, 0]  # (G, 1, heads, T)
-    masked = row * columns[:, :, None]
-    masked = masked / masked.sum(-1, keepdim=True).clamp_min(TINY)
-    return (masked - subtracted[..., None, None] * row).flatten(0, 1)
+        seen = columns.amax((0, 1, 2, 3)).nonzero()[:, 0]  # what no part sees costs nothing
+        columns, of_heads = columns.index_select(4, seen), []
+        for weights, lengths, values in ordinary:
+            weights_seen = weights.index_select(4, seen)
+            masked = weights_seen * columns  # (G, n, heads, T, seen), whose cosines do not need its sums
+            lengths = (torch.linalg.vector_norm(masked, dim=4) * lengths).clamp_min(TINY)
+            saliency = ((masked * weights_seen).sum(4) / lengths).mean(3)
+            masked = masked[..., :rows, :]
+            sums = masked.sum(4, keepdim=True).clamp_min(TINY)
+            mixed, whole = masked @ values.index_select(3, seen) / sums, weights[..., :1, :]
+            of_heads.append((saliency, mixed, whole @ values, masked[..., :1, :] / sums[..., :1, :], whole))
+        saliency, mixed, mixed_by_whole, own, whole = (torch.cat(each, 2) for each in zip(*of_heads, strict=True))
+        saliency = saliency.mean(2)  # (G, n)
+        subtracted = saliency * 0 if self._sigma2 is None else (-((saliency + 1) ** 2) / (2 * self._sigma2)).exp()
+        share = subtracted[..., None, None, None]
+        if look is not None:
+            row = (-share * whole).index_add_(4, seen, own)[..., 0, :]
+            look.append((saliency.flatten(), subtracted.flatten(), row.flatten(0, 1)))
+        return (mixed - share * mixed_by_whole).transpose(2, 3).flatten(3)
 
 
 def attention(clip: Clip, square: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
