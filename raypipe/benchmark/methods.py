@@ -21,6 +21,7 @@ SOLVERS = (
     "archive_ranking",
     "cosegment",
     "clip_masked",
+    "ward",
     "naming_evaluation",
 )
 PHOTOGRAPHS = ("coffee", "retina", "astronaut", "rocket")  # colour photographs in scikit-image's wheel

@@ -118,6 +118,24 @@ def test_parts_are_embedded_as_by_the_whole_network_for_each(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_vectors_become_the_tree_that_scipy_gives(monkeypatch):
+    for name, value in {"SIDE": 20, "WIDTH": 24}.items():
+        monkeypatch.setattr(twins_of.find("ward"), name, value)
+    rows = {row.figure: row for row in methods.measure("ward", TINY, False)}
+    assert len(rows["times faster than plain, 400 x 24"].values) == TINY.repeats * TINY.photographs
+    assert max(rows["share of merges unlike plain, 400 x 24"].values) == 0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_crf_is_measured_at_both_sizes(monkeypatch):
+    for name, value in {"SIDE": 32, "LARGE": (40, 12)}.items():
+        monkeypatch.setattr(twins_of.find("crf"), name, value)
+    rows = {row.figure: row for row in methods.measure("crf", TINY, False)}
+    assert len(rows["time per image, plain"].values) == len(rows["time per image, 40 x 40, 12 labels"].values) == 2
+    assert max(rows["share of labels unlike plain"].values) < 0.1
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_archives_are_ranked_in_the_order_of_a_full_sort(monkeypatch):
     monkeypatch.setattr(twins_of.find("archive_ranking"), "IMAGES", 3000)
     rows = {row.figure: row for row in methods.measure("archive_ranking", TINY, False)}

@@ -39,7 +39,7 @@ def photo() -> np.ndarray:
 @pytest.fixture
 def energies(photo) -> np.ndarray:
     """Of three labels: three of the nine shades."""
-    return shades(photo)[::4]
+    return shades(photo, 9)[::4]
 
 
 def stored(shared, name: str) -> tuple[dict, dict]:

@@ -6,6 +6,7 @@ import skimage.data
 from scipy.cluster import hierarchy
 from support import golden
 
+from raypipe.benchmark.plain import ward as plain
 from raypipe.segmenters.zero_guidance import parts as of_image
 from raypipe.segmenters.zero_guidance.tree import split, ward
 
@@ -22,12 +23,8 @@ def unit(rows):
 
 
 def described(side, width=48):
-    """Rows of length 1 that are as alike as keys of a photograph: colours of overlapping windows, mixed."""
-    image = skimage.data.coffee()[:400, :400].astype(np.float64) / 255
-    starts = np.linspace(0, 376, side).astype(int)
-    windows = [image[y : y + 24 : 3, x : x + 24 : 3].ravel() for y in starts for x in starts]
-    mix = np.random.default_rng(0).normal(size=(192, width)) / 8
-    return unit(np.tanh((np.array(windows) - 0.4) @ mix))
+    """Vectors of length 1 that are as alike as keys of a photograph."""
+    return plain.keys(skimage.data.coffee()[:400, :400], side, width).astype(np.float64)
 
 
 def merges(tree):

@@ -8,34 +8,41 @@ from collections.abc import Sequence
 import numpy as np
 
 from raypipe.benchmark.figures import Figure
-from raypipe.benchmark.turns import compared, in_turns
+from raypipe.benchmark.turns import compared, in_turns, timed
 from raypipe.refiners.crf import OPTIONS, dense_crf
 
 SIDE, LABELS = 224, 9
+LARGE = 448, 12  # px a side and labels of zero-guidance segmentation
 WINDOW = 3.0  # sigmas of a kernel that count; more change 0.2 % of the labels at most
 
 
 def compare(refiner, device: str, images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
-    """`dense_crf` with the refiner's options on energies of nine labels. One photograph: a window takes seconds."""
+    """`dense_crf` with the refiner's options on energies of nine labels. One photograph: a window takes seconds.
+
+    Also by itself at the size of zero-guidance segmentation.
+    """
     import cv2
     import torch
 
     torch.set_num_threads(1)
+    large = cv2.resize(images[0], (LARGE[0], LARGE[0]), interpolation=cv2.INTER_AREA)
     images = [cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for image in images[:1]]
     options = {name: getattr(refiner, f"refine_{name}") for name in OPTIONS}
-    arms = [lambda image, run=run: run(image, shades(image), **options) for run in (dense_crf, windowed_crf)]
+    arms = [lambda image, run=run: run(image, shades(image, LABELS), **options) for run in (dense_crf, windowed_crf)]
     seconds, (ours, other) = in_turns(arms, images, repeats)
     differences = [float((a[1] != b[1]).mean()) for a, b in zip(ours, other, strict=True)]
     against = (
         f"exact kernels within {WINDOW:g} sigmas, {SIDE} x {SIDE}, {LABELS} labels, {options['iterations']} iterations"
     )
     difference = Figure("crf", "share of labels unlike plain", "", differences, "a lattice is an approximation")
-    return [*compared("crf", seconds, against), difference]
+    times = [timed(dense_crf, large, shades(large, LARGE[1]), **options)[0] for _ in range(repeats)]
+    case = f"time per image, {LARGE[0]} x {LARGE[0]}, {LARGE[1]} labels"
+    return [*compared("crf", seconds, against), difference, Figure("crf", case, "s", times)]
 
 
-def shades(image: np.ndarray) -> np.ndarray:
-    """Energies of nine labels, float32 (9, H, W): the squared distance in brightness from nine grey levels."""
-    levels = np.linspace(0, 4, LABELS, dtype=np.float32)[:, None, None]
+def shades(image: np.ndarray, count: int) -> np.ndarray:
+    """Energies of labels, float32 (count, H, W): the squared distance in brightness from as many grey levels."""
+    levels = np.linspace(0, 4, count, dtype=np.float32)[:, None, None]
     return (image.mean(2, dtype=np.float32) / 64 - levels) ** 2
 
 
