@@ -23,7 +23,7 @@ IGNORED = -1
 FORMS = {  # how a file stores a pixel's class
     "indices": "numbers of a palette, or grey levels: the class's number",
     "packed": "RGB, R + 256 G: the class's number",  # ImageNet-S
-    "ids": "grey levels: the data set's own number of the class; all others are background",  # Cityscapes
+    "ids": "grey levels: the data set's own number of the class; all others are background",  # Cityscapes, Context
 }
 # A label that is no one file has a place and, behind one of these marks, what belongs to it as JSON.
 MASKS = '#{"masks": '  # a mask file for each of its classes, by the class's number
@@ -39,8 +39,12 @@ def ignored_value(known: Classes) -> int:
     return 255 if len(known.categories) < 255 else 65535
 
 
-def read(location: str, known: Classes, *, form: str = "indices", max_bytes: int, max_pixels: int) -> np.ndarray:
-    """The label at a location: int32 (H, W), upright as its own EXIF says. form: of FORMS, where it is a file.
+def read(
+    location: str, known: Classes, *, form: str | Mapping[int, int] = "indices", max_bytes: int, max_pixels: int
+) -> np.ndarray:
+    """The label at a location: int32 (H, W), upright as its own EXIF says.
+
+    form: of FORMS, where it is a file, or the classes' numbers by what stands for them; all else is then background.
 
     Raises BadImage for one that cannot be read, is stored in another way, or has a value that is no class.
     """
@@ -53,14 +57,19 @@ def read(location: str, known: Classes, *, form: str = "indices", max_bytes: int
     return numbers(file, known, form=form)
 
 
-def numbers(file: Stored, known: Classes, *, form: str = "indices") -> np.ndarray:
-    """The class of each pixel of a file: int32 (H, W). Raises BadImage."""
-    values = maskkinds.numbers(file, of_colours=form == "packed", expected=FORMS[form])
+def numbers(file: Stored, known: Classes, *, form: str | Mapping[int, int] = "indices") -> np.ndarray:
+    """The class of each pixel of a file: int32 (H, W). form: as in `read`. Raises BadImage."""
+    values = maskkinds.numbers(
+        file, of_colours=form == "packed", expected=FORMS[form if isinstance(form, str) else "ids"]
+    )
     if form == "packed":
         return _checked((values >> 16) + (values >> 8 & 255) * 256, known)
     if form == "ids":
-        ids = [0, *own_ids(known)]
-        return np.where(np.isin(values, ids), np.searchsorted(ids, values), 0).astype(np.int32)
+        form = {id_: number for number, id_ in enumerate(own_ids(known), 1)}
+    if isinstance(form, Mapping):
+        ids = np.array(sorted(form))
+        place = np.searchsorted(ids, values).clip(max=len(ids) - 1)
+        return np.where(ids[place] == values, np.array([form[id_] for id_ in ids.tolist()])[place], 0).astype(np.int32)
     return _checked(values, known)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from raypipe import images, lookup, storage
+from raypipe import classes, images, lookup, storage
 from raypipe.evaluation import classmaps
 from raypipe.evaluation.task import Task
 from raypipe.evaluation.tasks import boxes
@@ -35,6 +36,8 @@ class Layout(NamedTuple):
     form: str = "indices"  # of label maps (`classmaps.FORMS`)
     ends: tuple[str, str] = ("", "")  # how the stems of photographs and of labels end, before which they are equal
     depth: int = 1  # parts of a path that tell photographs apart: 2 = the folder too
+    names: tuple[str, ...] = ()  # files of lines `number: name`: of all numbers in label maps, and of the classes alone
+    other: Layout | None = None  # where else the data set may lie, in another form
 
 
 def _duts(part: str) -> tuple[str, str]:
@@ -56,6 +59,10 @@ def _imagenet_s(count: int) -> Layout:
 
 VOC2012 = "{VOC2012/VOCdevkit/VOC2012/,VOCdevkit/VOC2012/,VOC2012/,}"
 VOC2010 = VOC2012.replace("2012", "2010")  # whose photographs PASCAL Context labels
+CONTEXT = "{PascalContext/,pascal_context/,PASCAL-Context/,}"  # as zero-guidance segmentation's code has it
+OF_SPLIT = (f"{CONTEXT}{{split}}/segment_anno", f"{CONTEXT}segment_anno")
+IN_459 = Layout((f"{CONTEXT}{{split}}/images",), OF_SPLIT, (), "val", "classes", names=(f"{CONTEXT}labels.txt",))
+UNKNOWN = ("background", "unknown")  # names in such a file that are no class
 COCO2017 = "{COCO/,coco/,coco2017/,}"
 CITYSCAPES = "{cityscapes/,Cityscapes/,}"
 COCA = "{CoCA/,}"
@@ -105,7 +112,9 @@ LAYOUTS = {
         (f"{VOC2010}ImageSets/SegmentationContext/{{split}}.txt",),
         "val",
         "classes",
+        other=IN_459._replace(names=(*IN_459.names, f"{CONTEXT}labels_59.txt")),
     ),
+    "pascal_context_459": IN_459,
 }
 
 
@@ -122,6 +131,13 @@ class DataSet:
     stems: frozenset[str]  # of all that belongs to it
     photographs: Mapping[str, str]  # stem -> where the photograph is
     location: Mapping[str, str]  # stem -> where the label is
+    classes: str = ""  # as `classes.read` takes them; "" = the list that is known by the data set's name
+    numbers: Mapping[int, int] = field(default_factory=dict)  # of classes, by what stands for them in label maps
+
+    @property
+    def form(self) -> str | Mapping[int, int]:
+        """How label maps are stored, as `classmaps.read` takes it."""
+        return self.numbers or self.layout.form
 
     @property
     def holds(self) -> str:
@@ -178,8 +194,8 @@ def names() -> list[str]:
 
 def task_of(dataset: str | None, has_classes: bool = False) -> str:
     """The task that a data set is for; of labels of one's own `semantic` with classes, else `pattern`."""
-    if dataset in LAYOUTS:
-        return TASKS[LAYOUTS[dataset].holds]
+    if (name := _spelled(dataset or "")) in LAYOUTS:
+        return TASKS[LAYOUTS[name].holds]
     return "semantic" if has_classes else "pattern"
 
 
@@ -193,7 +209,7 @@ def bound(task: Task, source: str | DataSet, classes: str | None = None) -> Task
     is_named = isinstance(source, DataSet) and source.holds == "classes"
     if is_named and classes is not None:
         raise ValueError(f"--classes has no effect with --dataset {source.name}, which has its own; leave one out")
-    return task.of_classes(source.name, source.name) if is_named else task.of_classes(classes)
+    return task.of_classes(source.classes or source.name, source.name) if is_named else task.of_classes(classes)
 
 
 def chosen(options) -> str | DataSet:
@@ -221,33 +237,68 @@ def find(name: str, root: str, split: str | None = None) -> DataSet:
     Raises ValueError for an unknown name or split, a root that lacks its folders, all of which are then named, and one
     in which no label belongs to a photograph, and FileNotFoundError for one that does not exist.
     """
-    if name not in LAYOUTS:
+    if (name := _spelled(name)) not in LAYOUTS:
         raise ValueError(f"unknown data set {name!r}; {lookup.suggest(name, names())}")
-    layout = LAYOUTS[name]
-    if split is not None and layout.split is None:
+    usual = LAYOUTS[name].split
+    if split is not None and usual is None:
         raise ValueError(f"--split {split!r} has no effect: {name} has no splits")
     if folders.kind(root) == "missing":
         raise FileNotFoundError(storage.missing(Location(root)))
-    split, usual = split or layout.split, layout.split
-    patterns = [layout.images, layout.labels, *([layout.listed] if layout.listed else [])]
-    patterns = [[each.replace("{split}", split or "") for each in places] for places in patterns]
-    found = [_first(root, places) for places in patterns]
-    if None in found:
-        missing = [place for places, there in zip(patterns, found, strict=True) if there is None for place in places]
-        looked = ", ".join(path for place in missing for path in folders.expand(place))
-        text = f"{name} is not in {Location(root)}, which has none of: {looked}"
-        advice = f", and --split {split} names the list" if split else ""
-        raise ValueError(f"{text}; --root is the folder in which these lie{advice}")
+    split = split or usual
+    layout, found = _laid_out(name, root, split)
     photographs = _by_stem(found[0], PICTURES, layout.ends[0], layout.depth)
     labels = _labels(name, found[1], layout)
-    stems = _listed(found[2]) if layout.listed else photographs.keys() | labels.keys()
+    stems = _listed(found[2]) if layout.listed else photographs.keys() | (labels.keys() if not layout.names else set())
     photographs, labels = ({s: place for s, place in each.items() if s in stems} for each in (photographs, labels))
     if not photographs.keys() & labels.keys():
         listed = f" that {found[2]} names" if layout.listed else ""
         raise ValueError(f"{name}: no label in {found[1]} has the stem of a photograph in {found[0]}{listed}")
     if layout.holds == "classes":
         _check_pairs(name, found, stems, photographs, labels)
-    return DataSet(name, split, split == usual, layout, *found[:2], frozenset(stems), photographs, labels)
+    known = _numbered(name, found[-len(layout.names) :]) if layout.names else ()
+    return DataSet(name, split, split == usual, layout, *found[:2], frozenset(stems), photographs, labels, *known)
+
+
+def _spelled(name: str) -> str:
+    """A data set's name; papers write pascal-context-59."""
+    return name if name in LAYOUTS else name.replace("-", "_")
+
+
+def _laid_out(name: str, root: str, split: str | None) -> tuple[Layout, list[Location]]:
+    """The first layout of a data set that is there, and its places. Raises ValueError that names all it looked for."""
+    missing, layout = [], LAYOUTS[name]
+    while layout:
+        patterns = [layout.images, layout.labels, *filter(None, [layout.listed]), *zip(layout.names, strict=True)]
+        patterns = [[each.replace("{split}", split or "") for each in places] for places in patterns]
+        found = [_first(root, places) for places in patterns]
+        if None not in found:
+            return layout, found
+        missing += [place for places, there in zip(patterns, found, strict=True) if there is None for place in places]
+        layout = layout.other
+    looked = ", ".join(path for place in missing for path in folders.expand(place))
+    text = f"{name} is not in {Location(root)}, which has none of: {looked}"
+    advice = f", and --split {split} names the list" if split else ""
+    raise ValueError(f"{text}; --root is the folder in which these lie{advice}")
+
+
+def _numbered(name: str, files: list[Location]) -> tuple[str, dict[int, int]]:
+    """The classes, as `classes.read` takes them, and their numbers by what stands for them in label maps.
+
+    files: of lines `number: name`: all, and those of the classes where not all are. Raises ValueError for other lines,
+    and for a class that the list of the data set does not have.
+    """
+    texts = [storage.read_bytes(file, max_bytes=boxes.MOST_BYTES).decode("utf-8-sig", "replace") for file in files]
+    pairs = [[line.partition(":") for line in text.splitlines() if line.strip()] for text in texts]
+    for file, its in zip(files, pairs, strict=True):
+        if wrong := next(("".join(each) for each in its if not (each[0].strip().isdigit() and each[2].strip())), None):
+            raise ValueError(f"{name}: {file}: expected lines such as `2: aeroplane`, got {wrong!r}")
+    every = {int(number): classes.normalised(text) for number, _, text in pairs[0]}
+    wanted = [each for _, _, text in pairs[-1] if (each := classes.normalised(text)) not in UNKNOWN]
+    text = "" if len(files) > 1 else json.dumps(wanted)
+    known = classes.read(text or name).numbers
+    if unknown := [each for each in wanted if each not in known]:
+        raise ValueError(f"{name}: {files[-1]} has the class {unknown[0]!r}; {lookup.suggest(unknown[0], known)}")
+    return text, {number: known[each] for number, each in every.items() if each in {*wanted}}
 
 
 def stem_of(name: str) -> str:

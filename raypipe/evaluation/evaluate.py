@@ -40,7 +40,8 @@ class Evaluate:
     # files or a JSON file of COCO
     labels: str | None = None
     # instead of labels: duts-tr, duts-te, dut-omron, ecssd (masks), voc07, voc12, coco20k (boxes), voc2012, coco2017,
-    # coca, cityscapes_object, imagenet_s50, imagenet_s300, imagenet_s919, pascal_context_59 (classes)
+    # coca, cityscapes_object, imagenet_s50, imagenet_s300, imagenet_s919, pascal_context_59,
+    # pascal_context_459 (classes)
     dataset: str | None = None
     root: str | None = None  # folder in which data sets lie, as their authors pack them; a path or a URI
     split: str | None = None  # of a data set that has several: train, val, test of VOC; None = the papers'

@@ -46,7 +46,7 @@ class Labels:
             return None, "no_label"
         limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
         limits |= {"kind": self.kind} if self.kind else {}
-        limits |= {"form": self.dataset.layout.form} if self.dataset and self.dataset.holds == "classes" else {}
+        limits |= {"form": self.dataset.form} if self.dataset and self.dataset.holds == "classes" else {}
         try:
             label = self.task.read(self.location[name], **limits)
             orientation = self.dataset.orientation(row["key"]) if self.dataset else 1

@@ -25,6 +25,7 @@ from raypipe import images
 from raypipe.cli.verbs import main
 from raypipe.evaluation import datasets
 from raypipe.evaluation.evaluate import Evaluate, evaluate
+from raypipe.evaluation.tasks.semantic import Semantic
 
 
 def square(value: int = 255) -> np.ndarray:
@@ -86,6 +87,25 @@ def test_a_root_without_the_folders_names_all_that_it_looked_for(tmp_path, name)
     assert expected <= set(str(error.value).partition("none of: ")[2].partition("; ")[0].split(", "))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         datasets.find(name, str(tmp_path / "nowhere"))
+
+
+def test_all_classes_of_pascal_context_are_those_that_its_own_list_names(tmp_path):
+    label = np.array([[1, 1, 3, 431], [9, 9, 3, 3]], np.uint16)
+    write_photos(tmp_path / "val/images", ["a.jpg"], label.shape)
+    write_masks(tmp_path / "segment_anno", {"a.png": label, "of_train.png": label})
+    (tmp_path / "labels.txt").write_text("1: zebra\n3: wine glass\n9: ash can\n431: unknown\n")
+    found = datasets.find("pascal-context-459", str(tmp_path))
+    assert found.stems == {"a"} and found.split == "val" and datasets.task_of("pascal-context-459") == "semantic"
+    task = datasets.bound(Semantic(), found)
+    assert task.names == ("background", "zebra", "wine glass", "ash can")
+    read = task.read(found.location["a"], max_bytes=10**6, max_pixels=10**6, form=found.form)
+    assert read.tolist() == [[1, 1, 2, 0], [3, 3, 2, 2]]
+    (tmp_path / "labels_59.txt").write_text("3: aeroplane\n9: zebra\n")
+    with pytest.raises(ValueError, match="labels_59.txt has the class 'zebra'"):
+        datasets.find("pascal_context_59", str(tmp_path))
+    (tmp_path / "labels.txt").write_text("1 zebra\n")
+    with pytest.raises(ValueError, match="labels.txt: expected lines such as `2: aeroplane`, got '1 zebra'"):
+        datasets.find("pascal_context_459", str(tmp_path))
 
 
 def test_a_data_set_whose_labels_are_of_other_photographs_is_an_error(tmp_path):

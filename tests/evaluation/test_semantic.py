@@ -92,6 +92,8 @@ def evaluated(tmp_path, name: str, predictions: dict, **options):
 @pytest.mark.parametrize(("name", "i"), NAMES)
 def test_all_values_equal_the_definitions_in_every_layout(tmp_path, rng, name, i):
     labels, predictions = made(rng, name)
+    if name == "pascal_context_59" and i:  # whose numbers are those of other classes too: none is ignored
+        labels = {stem: label.clip(0) for stem, label in labels.items()}
     write_classes(tmp_path, name, labels, i)
     result = evaluated(tmp_path, name, predictions)
     count = len(classes.read(name).names) + 1

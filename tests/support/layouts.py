@@ -94,7 +94,11 @@ def write_coco(root: Path, boxes: dict[str, list], *, listed=None) -> None:
 
 CLASSES = {  # data set of classes -> the folders of photographs and labels in each of its layouts, and its split's list
     "voc2012": [(f"{root}JPEGImages", f"{root}SegmentationClass") for root in ("VOCdevkit/VOC2012/", "")],
-    "pascal_context_59": [("VOCdevkit/VOC2010/JPEGImages", "VOCdevkit/VOC2010/SegmentationClassContext")],
+    "pascal_context_59": [
+        ("VOCdevkit/VOC2010/JPEGImages", "VOCdevkit/VOC2010/SegmentationClassContext"),
+        ("PascalContext/val/images", "PascalContext/segment_anno"),
+        ("val/images", "val/segment_anno"),
+    ],
     "coco2017": [("coco/val2017", "coco/annotations"), ("images/val2017", "annotations")],
     "coca": [("CoCA/image", "CoCA/binary"), ("image", "binary")],
     "cityscapes_object": [("cityscapes/leftImg8bit/val", "cityscapes/gtFine/val")],
@@ -123,14 +127,29 @@ def write_classes(root: Path, name: str, labels: dict[str, np.ndarray], i: int =
         if name != "coco2017":
             target = folder / f"{stem}{'_gtFine_labelIds' if end else ''}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            picture_of(name, label).save(target)
+            (numbered(label) if "segment_anno" in str(folder) else picture_of(name, label)).save(target)
     if name == "coco2017":
         write_instances(folder / "instances_val2017.json", labels)
-    if name in LISTS:
+    if "segment_anno" in str(folder):
+        write_context_names(root / ("PascalContext" if i == 1 else ""), classes.read(name).names)
+    elif name in LISTS:
         place = folder.parent / LISTS[name]
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("".join(f"{stem}\n" for stem in labels))
     return photographs
+
+
+def write_context_names(folder: Path, names) -> None:
+    """labels.txt and labels_59.txt of PASCAL Context; numbers of `numbered`, among others that are no class."""
+    lines = [f"{7 * i}: {name}" for i, name in enumerate(names, 1)]
+    (folder / "labels.txt").write_text("\n".join(["1: accordion", *lines, "431: unknown"]) + "\n")
+    (folder / "labels_59.txt").write_text("".join(f"{i}: {name}\n" for i, name in enumerate(names, 1)))
+
+
+def numbered(label: np.ndarray) -> Image.Image:
+    """A label as PASCAL Context's whole list of classes has it: 7, 14, ... are the 59, and 1 and 431 are others."""
+    other = np.where(np.arange(label.shape[1]) % 2, 1, 431)
+    return Image.fromarray(np.where(label > 0, 7 * label, other).astype(np.uint16))
 
 
 def picture_of(name: str, label: np.ndarray) -> Image.Image:

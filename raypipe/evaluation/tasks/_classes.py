@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -32,10 +32,12 @@ class OfClasses:
         """Label maps of class numbers, or masks in a folder per class."""
         return classmaps.match(folder, keys, self.known)
 
-    def read(self, location: str, *, max_bytes: int, max_pixels: int, form: str = "indices") -> np.ndarray:
+    def read(
+        self, location: str, *, max_bytes: int, max_pixels: int, form: str | Mapping[int, int] = "indices"
+    ) -> np.ndarray:
         """A label as int32 (H, W): 0 = background, 1, 2, ... = a class, -1 = ignored. Raises BadImage.
 
-        form: how a data set's files store it (`classmaps.FORMS`).
+        form: how a data set's files store it, as in `classmaps.read`.
         """
         return classmaps.read(location, self.known, form=form, max_bytes=max_bytes, max_pixels=max_pixels)
 
