@@ -85,7 +85,7 @@ class Evaluation:
     unused_examples: list[str] = field(default_factory=list)  # names of labels that belong to no image
     lacking: dict[str, int] = field(default_factory=dict)  # measured images that lack a column of the task, by column
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
-    reason: str = ""  # why the first of the labels that cannot be read cannot
+    reasons: dict[str, str] = field(default_factory=dict)  # why the labels of such images cannot be read, by key
     notes: list[str] = field(default_factory=list)  # what to know of the values
     turned: int = 0  # labels of a data set that were turned like their photographs
 
@@ -117,8 +117,7 @@ class Evaluation:
         for status, keys in self.examples.items():
             more = ", ..." if self.counts[status] > len(keys) else ""
             lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
-            if status == "bad_label" and self.reason:
-                lines.append(f"{keys[0]}: {self.reason}")
+            lines += [f"{key}: {reason}" for key, reason in self.reasons.items() if status == "bad_label"]
         lines += [f"{count:,} images have no {name}" for name, count in self.lacking.items()]
         if self.empty_labels:
             lines.append(f"{self.empty_labels:,} of {self.counts['ok']:,} labels are empty: no pixel is set")
@@ -246,7 +245,8 @@ def recorded(
     content = written(map(tally.counted, measured), schema)
     found = tally.summary(labels, printed)
     if not found["counts"]["ok"]:
-        raise nothing(str(folder), source, found["counts"], found["examples"], found["reason"])
+        reason = next(iter(found["reasons"].values()), "")
+        raise nothing(str(folder), source, found["counts"], found["examples"], reason)
     if (labels.dataset or task.HOLDS == "classes") and found["empty_labels"] == found["counts"]["ok"]:
         raise empty(source)
     target = (f"task={task.name}", _file_name(source, task))
@@ -310,7 +310,7 @@ class Tally:
             "titles": {name: f"{each.title}, {each.unit}" if each.unit else each.title for name, each in shown.items()},
             "groups": groups,
             "lacking": {name: count for name, count in self._sums.lacking.items() if count},
-            "reason": next((labels.reasons.get(key, "") for key in self._examples.get("bad_label", ())), ""),
+            "reasons": {key: why for key in self._examples.get("bad_label", ()) if (why := labels.reasons.get(key))},
             "turned": len(labels.turned),
             "examples": {status: self._examples[status] for status in WHY if status in self._examples},
         }

@@ -312,6 +312,11 @@ def test_two_answers_to_a_question_are_an_error_row_and_none_counts_as_open(run,
     result = evaluate(Evaluate((str(run),), str(tmp_path / "answers")), find("rating")())
     assert (result.counts["ok"], result.counts["bad_label"]) == (3, 1)
     assert "question 1 of batch 1 is answered in a.csv line 2 and in b.csv line 2; keep one" in result.text()
+    other = next(line for line in lines if line["image_id"] != lines[0]["image_id"])
+    write(tmp_path / "answers/b.csv", [lines[0] | {"score": "3"}, other | {"score": "nine"}])
+    result = evaluate(Evaluate((str(run),), str(tmp_path / "answers")), find("rating")())
+    assert len(result.reasons) == result.counts["bad_label"] == 2  # each says what is wrong with it
+    assert all(f"{key}: {reason}" in result.text().splitlines() for key, reason in result.reasons.items())
 
 
 @pytest.mark.parametrize(
