@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -148,7 +148,7 @@ class Rating(Task):
         batches = [_batch(batch, places, int(asked)) for batch in sorted({place // (SCORES + 1) for place in places})]
         return {"batches": batches}
 
-    def lines(self, details: Mapping) -> tuple[list[str], list[tuple[str, list]]]:
+    def lines(self, details: Mapping, printed: Sequence[Mapping] = ()) -> tuple[list[str], list[tuple[str, list]]]:
         """A line per batch."""
         heads = ["score", "answers", "open", *(f"share_{n}" for n in range(SCORES)), "share_2_or_3"]
         its = details["batches"]
