@@ -85,12 +85,17 @@ def encode_segments(
             "bbox": [float(side) for side in boxes[i]],
             "area": int(areas[i]),
             "score": float(scores[i]) if len(scores) else None,
-            "label": str(labels[i]) if len(labels) else None,
+            "label": _whole(str(labels[i])) if len(labels) else None,
             "soft": None if soft is None else encode_soft(soft[i]),
             "embedding": None if embeddings is None else embeddings[i].astype(np.float16),
         }
         for i, rle in enumerate(rles)
     ]
+
+
+def _whole(text: str) -> str:
+    """A text with U+FFFD for half characters (lone surrogates), which no table can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def decode_segments(segments: Sequence[dict], size: tuple[int, int]) -> np.ndarray:

@@ -51,7 +51,11 @@ class About:
         """The category's number of a segment, from 1."""
         if self.classes:
             return self.classes.numbers[classes.normalised(segment["label"])]
-        return self.categories.index(self.name(segment)) + 1
+        return self._numbers[self.name(segment)]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.categories, 1)}  # free texts may be many thousands
 
     def text(self) -> str:
         """One sentence on where the masks come from."""

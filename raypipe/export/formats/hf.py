@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,7 +100,8 @@ def _card(about: About) -> str:
         "tags": ["raypipe", about.method],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     }
-    values = "\n".join(f"| {value_of(i, about)} | {name} |" for i, name in enumerate(value_names(about)[:1000], 1))
+    names = (html.escape(" ".join(name.split()), quote=False).replace("|", "&#124;") for name in value_names(about))
+    values = "\n".join(f"| {value_of(i, about)} | {name} |" for i, name in enumerate(islice(names, 1000), 1))
     settings = json.dumps({"settings": about.settings, **about.provenance}, indent=2, default=str)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# Segmentation masks by {about.method}\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from raypipe.inputs.originals import portable
 
 ORIGINALS, CATEGORIES = portable, True
 RUN_BITS = (8, 16)  # the two sizes of a run's length that are written
+NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2: what no document holds
 LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of LOCAL_FILES_DOCUMENT_ROOT
 
 
@@ -84,13 +86,22 @@ def _region(row: dict, segment: dict, about: About) -> dict:
         "original_width": row["width"],
         "original_height": row["height"],
         "image_rotation": 0,
-        "value": {"format": "rle", "rle": brush(masks.decode_rle(segment)), "brushlabels": [about.name(segment)]},
+        "value": {
+            "format": "rle",
+            "rle": brush(masks.decode_rle(segment)),
+            "brushlabels": [_name(about.name(segment))],
+        },
     }
+
+
+def _name(category: str) -> str:
+    """A category's name as the interface can hold it, which the masks have to name in the same letters."""
+    return NO_XML.sub("\ufffd", category)
 
 
 def _config(about: About) -> str:
     labels = ""
-    for i, name in enumerate(about.categories):
+    for i, name in enumerate(dict.fromkeys(map(_name, about.categories))):
         red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(i / len(about.categories), 0.9, 0.9))
         labels += f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>\n'
     return (
