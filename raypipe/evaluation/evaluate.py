@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from raypipe.evaluation import datasets, tasks
+from raypipe.evaluation import datasets, page, tasks
 from raypipe.evaluation.datasets import DataSet
 from raypipe.evaluation.labels import WHY, Labels, empty, match, nothing, place_of
 from raypipe.evaluation.summary import at_options, beside, cell, lines_of, of_run, published
@@ -87,6 +87,7 @@ class Evaluation:
     examples: dict[str, list[str]] = field(default_factory=dict)  # keys of images without a measure, by status
     reasons: dict[str, str] = field(default_factory=dict)  # why the labels of such images cannot be read, by key
     notes: list[str] = field(default_factory=list)  # what to know of the values
+    page: str = ""  # where the page with the task's charts is; "" for a task without any
     turned: int = 0  # labels of a data set that were turned like their photographs
 
     def text(self) -> str:
@@ -109,7 +110,11 @@ class Evaluation:
             means += ["", *lines_of("", heads, [*its[:TERMINAL_GROUPS], *more[: len(its) > TERMINAL_GROUPS]])]
         papers = beside({rows.run_names((self.run,))[0]: self.means}, self.published)
         papers = ["", *papers] if papers else []
-        return "\n".join([*table, "", *means, *papers, *self.remarks(), f"per image: {self.table}"])
+        return "\n".join([*table, "", *means, *papers, *self.remarks(), *self.places()])
+
+    def places(self) -> list[str]:
+        """Where the table per image is, and the page."""
+        return [f"per image: {self.table}", *([f"page: {self.page}"] if self.page else [])]
 
     def remarks(self) -> list[str]:
         """What could not be measured, a line per reason, and what else to know."""
@@ -150,7 +155,7 @@ class Comparison:
             for remark in each.remarks():
                 remarks[remark].append(name)
         lines += [f"{', '.join(its) if len(its) < len(runs) else 'all runs'}: {each}" for each, its in remarks.items()]
-        return "\n".join([*lines, *(f"per image: {each.table}" for each in runs)])
+        return "\n".join([*lines, *(place for each in runs for place in each.places())])
 
     def _by_run(self) -> list[str]:
         """One table, a column per measure, and what these are."""
@@ -259,6 +264,11 @@ def recorded(
     more = {name: of_run(each, summary) for name, each in task.tables(of_images, found["details"], printed).items()}
     for name, each in {"summary": summary, **more}.items():
         folder.write_table(each, "metrics", name, *target)
+    if charts := task.charts(found["details"], printed):
+        place = ("metrics", "pages", f"{task.name}-{target[1].removesuffix('.parquet')}.html")
+        content = page.render(task, found, summary.to_pylist()[0], more, charts)
+        folder.write(content.encode("utf-8", "replace"), *place)
+        found["page"] = str(folder.location(*place))
     return Evaluation(**found, label_kind=kind, table=table)
 
 
@@ -309,7 +319,7 @@ class Tally:
             "group_means": {name: _mean(values[name] for values in groups.values()) for name in shown},
             "titles": {name: f"{each.title}, {each.unit}" if each.unit else each.title for name, each in shown.items()},
             "groups": groups,
-            "lacking": {name: count for name, count in self._sums.lacking.items() if count},
+            "lacking": {name: n for name, n in self._sums.lacking.items() if n and name not in self._task.QUIET},
             "reasons": {key: why for key in self._examples.get("bad_label", ()) if (why := labels.reasons.get(key))},
             "turned": len(labels.turned),
             "examples": {status: self._examples[status] for status in WHY if status in self._examples},

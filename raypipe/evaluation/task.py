@@ -45,6 +45,17 @@ class Value(NamedTuple):
     peeks: bool = False  # takes what meets an image's label best, which nobody can do for an image without one
 
 
+class Chart(NamedTuple):
+    """What a page draws of a task's details: lines over places, or bars between them."""
+
+    title: str
+    remark: str
+    places: list[float]  # ascending; of bars their edges
+    lines: dict[str, list[float | None]]  # by name; of bars one, shorter by one than places
+    marked: float | None = None  # the place of the values in the summary
+    are_bars: bool = False
+
+
 @dataclass(frozen=True)
 class Task(ABC):
     """One task. The fields are its options: flags behind `--task NAME`, recorded with what it measured.
@@ -62,6 +73,7 @@ class Task(ABC):
     METRIC: ClassVar[str]  # the one of them that ranks the settings of a sweep, unless told otherwise
     HOLDS: ClassVar[str] = "masks"  # what labels it reads: of a data set masks, boxes or classes; people's answers
     MATCHED_BY: ClassVar[str] = "key"  # the column of rows that `match` gets: key or image_id
+    QUIET: ClassVar[tuple[str, ...]] = ()  # columns of which nobody is told how many images lack them
     PER_IMAGE: ClassVar[tuple[str, ...]] = ()  # those which are columns too and which a report shows image by image
 
     def __init_subclass__(cls, **options):
@@ -165,6 +177,10 @@ class Task(ABC):
 
     def remarks(self, details: Mapping, printed: Sequence[Mapping] = ()) -> list[str]:
         """What to know of the values, a line each."""
+        return []
+
+    def charts(self, details: Mapping, printed: Sequence[Mapping] = ()) -> list[Chart]:
+        """What a page beside the tables draws; [] = there is no such page."""
         return []
 
     def tables(self, images: pa.Table, details: Mapping, printed: Sequence[Mapping] = ()) -> dict[str, pa.Table]:

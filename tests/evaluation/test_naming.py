@@ -249,6 +249,7 @@ def test_names_are_compared_as_the_data_set_writes_them_or_as_people_do():
     raw, plain = (Naming(readable_names=each).of_classes("voc2012")._texts for each in (False, True))
     assert {"diningtable", "pottedplant", "tvmonitor"} <= set(raw) and {"dining table", "potted plant"} <= set(plain)
     assert len(raw) == len(voc.names) and list(raw) == sorted(raw)
+    assert Naming().of_classes("voc2012")._is_open and not Naming().of_classes("[a]", "pascal_context_459")._is_open
     raw, plain = (Naming(readable_names=each).of_classes("pascal_context_59")._texts for each in (False, True))
     assert sorted(raw) == sorted(context.names) and {"potted plant", "tv monitor"} == {*plain} - {*raw}
 
@@ -259,7 +260,7 @@ def test_a_run_is_evaluated_with_the_published_tables_beside(models, tmp_path, r
     rows = []
     for stem, label in labels.items():
         masks = np.stack([label == 1, label == 2, label < 1])
-        rows.append(masks_row(f"{stem}.jpg", masks, labels=["aeroplane", "a bike", "wall"]))
+        rows.append(masks_row(f"{stem}.jpg", masks, labels=["aeroplane", "a bike", "<wall>"]))
     write_run(str(tmp_path / "run"), rows)
     options = Evaluate((str(tmp_path / "run"),), dataset="voc2012", root=str(tmp_path), task="naming")
     before = dict(_alike._names.cache_info()._asdict())
@@ -280,7 +281,27 @@ def test_a_run_is_evaluated_with_the_published_tables_beside(models, tmp_path, r
     names = {
         (each["of"], each["name"]): each["segments"] for each in pq.read_table(file, partitioning=None).to_pylist()
     }
-    assert names["on_unlabelled", "wall"] == sum((label < 1).sum() > 0 for label in labels.values())
+    assert names["on_unlabelled", "<wall>"] == sum((label < 1).sum() > 0 for label in labels.values())
+
+
+def test_stored_embeddings_of_given_regions_make_the_histogram(models, tmp_path, rng, one_thread):
+    labels = {f"{i:03d}": blocks(rng, [0, 3, 4], 8) for i in range(3)}
+    write_classes(tmp_path, "voc2012", labels)
+    rows = []
+    for stem, label in labels.items():
+        masks = np.stack([label == i for i in (3, 4)])
+        rows.append(row_of(f"{stem}.jpg", masks, ["a bird", "boat"], rng.normal(size=(2, 24))))
+    write_run(str(tmp_path / "run"), rows)
+    options = Evaluate((str(tmp_path / "run"),), dataset="voc2012", root=str(tmp_path), task="naming")
+    result = evaluate(options, Naming(**models, tau_clip=-1))
+    task, dataset = Naming(**models, tau_clip=-1).of_classes("voc2012", "voc2012"), labels.values()
+    alone = task.sums(task.cells(row, label) for row, label in zip(rows, dataset, strict=True))
+    assert result.means == task.values(alone) and result.means["iou_st"] is not None and not result.lacking
+    (file,) = (tmp_path / "run/metrics/similarities").rglob("*.parquet")
+    table = pq.read_table(file, partitioning=None)
+    assert table["regions"].to_pylist() == task.details(alone)["similarities"]
+    page = Path(result.page).read_text()
+    assert page.count("<figure") == 4 and page.count("<rect") == 60 and "cosines of 6 regions" in page
 
 
 def test_labels_of_unknown_numbers_and_other_sizes_are_rows_that_say_so(models, tmp_path, one_thread):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from raypipe.evaluation.task import Chart
+from raypipe.evaluation.tasks._naming import CURVE
+
 EDGES = np.arange(-10, 51) / 100  # of the histogram (figure 13); beyond them it has two bins more
 MOST_NAMES = 100
+KINDS = {"tt": "text to text", "st": "segment to text"}
 THRESHOLDS = pa.schema(
     [
         ("metric", pa.string()),
@@ -44,3 +48,27 @@ def histogram(counts: Sequence[int]) -> pa.Table:
     edges, total = EDGES.tolist(), sum(counts)
     columns = {"low": [None, *edges], "high": [*edges, None], "regions": counts}
     return pa.table(columns | {"share": [count / total for count in counts]})
+
+
+def charts(rows: Iterable[Mapping], details: Mapping) -> list[Chart]:
+    """What a page draws. rows: of THRESHOLDS, those of the union also with `best`. details: of the task."""
+    found = []
+    for kind, title in KINDS.items():
+        its = [row for row in rows if row["metric"] == f"iou_{kind}" and row["variant"] == "union"]
+        lines = {"ours": "value", "published": "published", "most similar segment": "best"}
+        lines = {name: [row[column] for row in its] for name, column in lines.items()}
+        lines = {name: line for name, line in lines.items() if any(value is not None for value in line)}
+        marked = next((row["threshold"] for row in its if row["is_headline"]), None)
+        if lines:
+            remark = f"{title}, over the threshold of the cosine"
+            found.append(Chart(f"IoU_{kind}", remark, [row["threshold"] for row in its], lines, marked))
+    if curves := {title: details[f"curve_{kind}"] for kind, title in KINDS.items() if details[f"curve_{kind}"]}:
+        found.append(Chart("Recall", "share of classes, over the IoU that a segment reaches", CURVE.tolist(), curves))
+    if counts := details["similarities"]:
+        below = next((row["regions_below"] for row in rows if row["metric"] == "iou_st" and row["is_headline"]), None)
+        remark = f"cosines of {sum(counts):,} regions of the ground truth and the names of their classes"
+        remark += "" if below is None else f"; {below:.1%} are below the threshold"
+        remark += f"; {counts[0] + counts[-1]:,} lie outside" if counts[0] + counts[-1] else ""
+        inner = {"regions": counts[1:-1]}
+        found.append(Chart("Regions and their classes", remark, EDGES.tolist(), inner, marked, are_bars=True))
+    return found

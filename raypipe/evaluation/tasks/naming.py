@@ -18,13 +18,12 @@ import pyarrow as pa
 from raypipe import classes
 from raypipe.classes import Classes
 from raypipe.evaluation.sums import Sums
-from raypipe.evaluation.task import Task, Value
+from raypipe.evaluation.task import Chart, Task, Value
 from raypipe.evaluation.tasks import _alike
 from raypipe.evaluation.tasks._classes import OfClasses
-from raypipe.evaluation.tasks._named import EDGES, THRESHOLDS, frequent, histogram
+from raypipe.evaluation.tasks._named import EDGES, KINDS, THRESHOLDS, charts, frequent, histogram
 from raypipe.evaluation.tasks._naming import GROUND, Overlaps, overlaps, scores
 
-KINDS = {"tt": "text to text", "st": "segment to text"}
 TABLE = {"tt": [i / 10 for i in range(11)], "st": [i / 20 for i in range(8)]}  # thresholds of tables 6 and 7
 ALIKE = 0.5  # texts of this cosine and more mean the same (the paper's study of people)
 CLIP_WEIGHT = 2.5  # of CLIPScore (Hessel et al., EMNLP 2021)
@@ -83,6 +82,7 @@ class Naming(OfClasses, Task):
         *((name, pa.float64()) for name in OF_REGIONS),  # sums over given regions
         *((f"names_{what}", pa.string()) for what in UNNAMED),  # JSON lists
     )
+    QUIET = tuple(name for name, _ in COLUMNS[2:])  # who lacks iou_tt or iou_st lacks them too
     LEAVES = ("size", "counts", "area", "label", "embedding")
     SHOWN = {
         "iou_tt": Value("IoU, text to text", "names and classes by Sentence-BERT"),
@@ -193,8 +193,9 @@ class Naming(OfClasses, Task):
         found["on_unlabelled"] = _ratio(sums.total("on_unlabelled"), sums.total("segments"))
         regions = sums.total("regions") if self._are_given(sums) else None
         found |= {name: _ratio(sums.total(name), regions) for name in OF_REGIONS}
-        lacking = self._why_no_st(sums) is not None
-        return {name: None if lacking and _needs_embeddings(name) else value for name, value in found.items()}
+        unknown = () if self._similarities(sums) else NEEDS_EMBEDDINGS
+        unknown += () if self._why_no_st(sums) is None else tuple(name for name in found if "st" in name.split("_"))
+        return found | dict.fromkeys(unknown)
 
     def details(self, sums: Sums) -> dict:
         """All thresholds, recall over IoU, classes, and similarities of given regions."""
@@ -202,13 +203,13 @@ class Naming(OfClasses, Task):
         for kind in KINDS if why is None else ("tt",):
             found |= {name: sums.mean(name) for name, _ in _columns(kind)}
             found[f"thresholds_{kind}"] = self._thresholds(kind)
-            found[f"accepted_at_{kind}"] = sums.total(f"accepted_at_{kind}")
+            if found[f"accepted_at_{kind}"] is not None:
+                found[f"accepted_at_{kind}"] = [int(count) for count in sums.total(f"accepted_at_{kind}")]
             if found[f"precision_at_{kind}"] is not None:
                 found[f"without_accepted_{kind}"] = [sums.images - n for n in sums.count(f"precision_at_{kind}")]
         found |= {"class_names": self._known and list(self.known.names), "why_no_st": why}
         found |= {name: int(sums.total(name) or 0) for name in ("regions", "given_regions")}
-        given = self._are_given(sums) and why is None
-        return found | {"similarities": sums.total("similarities") if given else None}
+        return found | {"similarities": self._similarities(sums)}
 
     def lines(self, details: Mapping, printed: Sequence[Mapping] = ()) -> tuple[list[str], list[tuple[str, list]]]:
         """A line per threshold, with what papers print for it; the headline's is marked."""
@@ -236,6 +237,10 @@ class Naming(OfClasses, Task):
         rows = [{name: row[name] for name in THRESHOLDS.names} for row in self._at_each(details, printed)]
         found = {"thresholds": pa.Table.from_pylist(rows, schema=THRESHOLDS), "names": frequent(images, UNNAMED)}
         return found | ({"similarities": histogram(counts)} if (counts := details["similarities"]) else {})
+
+    def charts(self, details: Mapping, printed: Sequence[Mapping] = ()) -> list[Chart]:
+        """IoU over the thresholds (figures 11 and 12), recall over IoU, and similarities of given regions (13)."""
+        return charts(self._at_each(details, printed), details)
 
     def outline(self, row: dict, label: np.ndarray) -> np.ndarray:
         """What is of a class, whichever it is."""
@@ -330,6 +335,12 @@ class Naming(OfClasses, Task):
         """Whether every region of the ground truth is a segment: the run was made of it (`--parts given:DIR`)."""
         return sums.total("regions") == sums.total("given_regions") and bool(sums.total("regions"))
 
+    def _similarities(self, sums: Sums) -> list[int] | None:
+        """How many given regions have which similarity to their class, by EDGES; None unless all have one."""
+        counts = [int(count) for count in sums.total("similarities") or ()]
+        is_known = counts and self._are_given(sums) and sum(counts) == sums.total("regions")
+        return counts if is_known and self._why_no_st(sums) is None else None
+
     def _why_no_st(self, sums: Sums) -> str | None:
         if self.clip == NO_CLIP:
             return "--clip none"
@@ -358,10 +369,6 @@ class Naming(OfClasses, Task):
 
 def _listed(names: Sequence[str]) -> str:
     return json.dumps(names, ensure_ascii=False)
-
-
-def _needs_embeddings(name: str) -> bool:
-    return "st" in name.split("_") or name in NEEDS_EMBEDDINGS
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
