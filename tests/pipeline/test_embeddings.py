@@ -129,6 +129,21 @@ def test_a_run_of_the_first_version_is_read_by_all_goes_on_and_is_joined(tmp_pat
     assert rows_of(tmp_path / "run") == joined and verify(Verify(str(run), deep=True)).exit_code == 0
 
 
+def test_a_failed_image_of_a_run_of_the_first_version_is_tried_again_beside_the_others(tmp_path):
+    write_images(tmp_path / "photos", [GOOD, NOT_FINITE, GOOD])
+    label(job_in(tmp_path), Naming())
+    run = Run(str(tmp_path / "run"))
+    before = rows_of(tmp_path / "run")
+    as_first_version(run)
+    write_images(tmp_path / "photos", [GOOD] * 3)
+    assert label(job_in(tmp_path, retry_errors=True), Naming()).failed == 0
+    after = rows_of(tmp_path / "run")
+    assert [row["error"] != "" for row in before] == [False, True, False] and after[::2] == before[::2]
+    assert len(after[1]["segments"]) == 2 and verify(Verify(str(run), deep=True)).exit_code == 0
+    plain = pq.read_table(tmp_path / "run/masks", partitioning=None)  # no row stands twice
+    assert sorted(plain["key"].to_pylist()) == [row["key"] for row in before]
+
+
 @pytest.mark.parametrize("where", ["run.json", "part"])
 def test_columns_of_a_newer_version_are_refused_and_nothing_is_removed(tmp_path, where):
     write_images(tmp_path / "photos", [GOOD])
