@@ -151,10 +151,10 @@ def tokenizer(path: Path, words: int, *, method: str):
 
     try:
         found = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        if len(found) < words:  # without any file transformers makes up a vocabulary of two words
-            raise ValueError(f"its vocabulary has {len(found)} words of {words}")
-    except Exception as error:  # many kinds: one file of two, torn files
-        text = f"{path} holds no complete tokenizer ({one_line(error)})"
+        if len(found) != words:  # without any file transformers makes up a vocabulary of two words
+            raise ValueError(f"its vocabulary has {len(found)} words, the network's {words}")
+    except Exception as error:  # many kinds: one file of two, torn files, those of another network
+        text = f"{path} holds no complete tokenizer of its own ({one_line(error)})"
         raise ValueError(f"{method}: {text}; expected vocab.json and merges.txt, or tokenizer.json") from error
     return found
 

@@ -1,11 +1,13 @@
 """Zero-guidance segmentation as a whole, on random weights: what comes out, of what input, what is asked how often."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from skimage import data
 from support import tiny
 
@@ -165,11 +167,11 @@ def test_numbers_that_are_not_finite_are_an_error_of_their_image_alone(
 
 def test_regions_are_named_as_they_are(options, method, images):
     regions = np.zeros(images[0].shape[:2], int)
-    regions[10:40, 5:30], regions[50:, :], regions[:5] = 459, 2, 255
+    regions[10:40, 5:30], regions[50:, :] = 459, 2
     segmenter = ZeroGuidance(**{name: value for name, value in options.items() if name != "size"}, regions="given:maps")
     segmenter.load("cpu")
     assert segmenter.networks == ("clip_model",) and {*segmenter.checksums()} == {"clip_model/model.safetensors"}
-    found, none = segmenter.segment([images[0], images[1]], [regions, np.full(images[1].shape[:2], 255)])
+    found, none = segmenter.segment([images[0], images[1]], [regions, np.zeros(images[1].shape[:2], int)])
     np.testing.assert_array_equal(found.masks, np.stack([regions == 2, regions == 459]))
     whole = method(mask_last_layers=2)
     tokens = token_masks(np.where(regions == 2, 0, -1), 1, 4)
@@ -193,3 +195,86 @@ def test_merging_asks_again_only_for_parents(method, images, monkeypatch):
         left = [len(found.masks) for found in method(tau_merge=tau, **more).segment(whole)]
         assert sum(asked) == sum(leaves) + sum(leaves) - sum(left)
         assert sum(left) < sum(leaves) and (tau > 0 or min(left) == 1)
+
+
+def test_a_batch_for_which_memory_lacks_while_naming_is_halved(method, images, monkeypatch):
+    expected = rows(method(), images[:5])
+    monkeypatch.setattr(networks, "batches", lambda given, _: iter([given] if len(given) else []))  # as on a GPU
+    name, failed = Namer.__call__, []
+
+    def lacking(self, embeddings):
+        if len(embeddings) > 25:
+            failed.append(len(embeddings))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return name(self, embeddings)
+
+    monkeypatch.setattr(Namer, "__call__", lacking)
+    for one, other in zip(rows(method(), images[:5]), expected, strict=True):
+        assert one["error"] == "" and one["found"].labels == other["found"].labels
+        np.testing.assert_array_equal(one["found"].masks, other["found"].masks)
+    assert len(failed) > 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"size": 16}, "size must be at least 32, got 16"),
+        ({"num_parts": 1}, "num_parts must be at least 2, got 1"),
+        ({"steps": 0, "naming": "zerocap"}, "steps must be at least 1, got 0"),
+        ({"t_dino": 1.5}, "t_dino is a cosine and must be between -1 and 1, got 1.5"),
+        ({"alpha": float("nan")}, "alpha must be between 0 and 1, got nan"),
+        ({"sigma2": 0.0}, "sigma2 must be above 0, got 0.0"),
+        ({"naming": "caption"}, "unknown naming 'caption'; choose one of: retrieval, zerocap"),
+        ({"regions": "given:maps", "tau_merge": 0.7}, "tau_merge 0.7 has no effect with regions"),
+        ({"regions": "given:maps", "size": 224}, "size 224 has no effect with regions"),
+        ({"max_segments": 9}, "max_segments 9 has no effect with num_parts; add --num-parts None"),
+        ({"num_parts": None, "splits": "first_half"}, "splits 'first_half' has no effect without num_parts"),
+        ({"mask_last_layers": 0, "sigma2": 1.0}, "sigma2 1.0 has no effect without masked layers"),
+        ({"subtract": False, "sigma2": 1.0}, "sigma2 1.0 has no effect without subtract"),
+        ({"lm": "openai-community/gpt2"}, "lm 'openai-community/gpt2' has no effect with naming 'retrieval'"),
+        ({"beam_size": 2}, "beam_size 2 has no effect with naming 'retrieval'"),
+        ({"naming": "zerocap", "below": 0.2}, "below 0.2 has no effect unless naming is 'retrieval\\+zerocap'"),
+        ({"naming": "retrieval+zerocap"}, "naming 'retrieval\\+zerocap' needs below, the cosine"),
+        ({"merge": False, "tau_merge": 0.7}, "tau_merge 0.7 has no effect without merge"),
+        ({"merge_mode": "text", "alpha": 0.7}, "alpha 0.7 has no effect unless merge_mode is 'mix'"),
+    ],
+)
+def test_options_without_sense_or_effect_are_refused(more, message):
+    with pytest.raises(ValueError, match=f"^zero_guidance: {message}"):
+        ZeroGuidance(**more)
+
+
+def test_only_what_the_options_need_is_a_network_and_takes_time(options):
+    assert ZeroGuidance().networks == ("weights", "clip_model") and ZeroGuidance().timeout == 600
+    search = ZeroGuidance(naming="zerocap")
+    assert search.networks == ("weights", "clip_model", "lm") and search.timeout > 24 * 3600
+    assert ZeroGuidance(naming="zerocap", num_parts=10, beam_size=1).timeout < search.timeout / 8
+    assert ZeroGuidance(regions="given:maps", naming="zerocap").networks == ("clip_model", "lm")
+    spread = ZeroGuidance(weights=options["weights"], naming="zerocap")
+    assert [getattr(spread, name).rpartition("/")[2] for name in spread.networks] == [*spread.networks]
+
+
+@pytest.mark.parametrize("lack", ["text_model", "visual_projection"])
+def test_a_clip_that_is_not_whole_is_named(lack, options, tmp_path):
+    folder = shutil.copytree(f"{options['weights']}/clip_model", tmp_path / "clip")
+    held = load_file(folder / "model.safetensors")
+    save_file({name: each for name, each in held.items() if lack not in name}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"^zero_guidance: {folder} holds no CLIPModel: .* the first is {lack}"):
+        ZeroGuidance(**options | {"clip_model": str(folder)}).load("cpu")
+
+
+@pytest.mark.parametrize("words", [["<|hello|>"], None])
+def test_a_tokenizer_that_does_not_belong_to_its_clip_is_named(words, options, tmp_path):
+    folder = shutil.copytree(f"{options['weights']}/clip_model", tmp_path / "clip")
+    vocabulary = json.loads((folder / "vocab.json").read_bytes())
+    more = {word: len(vocabulary) + i for i, word in enumerate(words)} if words else {}
+    kept = vocabulary | more if words else dict(list(vocabulary.items())[5:])
+    (folder / "vocab.json").write_text(json.dumps(kept))
+    message = f"^zero_guidance: {folder} holds no complete tokenizer of its own .*{len(kept)} words, the network's"
+    with pytest.raises(ValueError, match=message):
+        ZeroGuidance(**options | {"clip_model": str(folder)}).load("cpu")
+
+
+def test_fewer_blocks_than_are_masked_are_an_error_when_it_loads(options):
+    with pytest.raises(ValueError, match="^zero_guidance: mask_last_layers must be from 0 to the 3 blocks .* got 4"):
+        ZeroGuidance(**options | {"mask_last_layers": 4}).load("cpu")

@@ -289,10 +289,10 @@ def nodes(leaves: Sequence[tuple[int, ...]], embeddings: np.ndarray, named: Sequ
 
 
 def of_regions(regions: np.ndarray) -> Parts:
-    """A part for each value of a class map but 0 and 255, by this number. regions: int (H, W)."""
+    """A part for each number but 0 of a map, under this number. regions: int (H, W)."""
     values, places = np.unique(regions, return_inverse=True)
-    is_part = ~np.isin(values, (0, 255))
-    numbers = np.where(is_part, is_part.cumsum() - 1, -1)
+    is_part = values != 0
+    numbers = np.where(is_part, is_part.cumsum() - 1, -1).astype(np.int32)
     return Parts(numbers[places].reshape(regions.shape), values[is_part].tolist(), "")
 
 
@@ -301,25 +301,24 @@ def segments(found: Parts, left: Mapping[int, Node], size: tuple[int, int]) -> S
 
     What has no pixel there is not among them.
     """
-    ids, numbers = sorted(left), np.full(len(found.tree_ids) + 1, -1)  # the last: of pixels of no part
+    ids, numbers = sorted(left), np.full(len(found.tree_ids) + 1, -1, np.int32)  # the last: of pixels of no part
     for number, tree_id in enumerate(ids):
         numbers[[*left[tree_id].leaves]] = number
-    rows, columns = (
-        ((np.arange(side) + 0.5) * cells / side).astype(int)  # nearest
-        for side, cells in zip(size, found.segment_map.shape, strict=True)
-    )
-    index = numbers[found.segment_map][rows[:, None], columns]
-    areas = np.bincount(index[index >= 0], minlength=len(ids))
-    order = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
-    chosen = [left[ids[i]] for i in order]
-    one = "one_segment" if len(order) == 1 and index.min() == 0 else ""
+    index, shape = numbers[found.segment_map], found.segment_map.shape
+    rows, columns = (((np.arange(a) + 0.5) * b / a).astype(int) for a, b in zip(size, shape, strict=True))  # nearest
+    pixels = np.outer(np.bincount(rows, minlength=shape[0]), np.bincount(columns, minlength=shape[1]))  # of each cell
+    areas = [int(pixels[index == number].sum()) for number in range(len(ids))]
+    order = sorted(filter(areas.__getitem__, range(len(ids))), key=lambda number: -areas[number])
+    chosen = [left[ids[number]] for number in order]
+    vectors = np.array([node.image for node in chosen], np.float32) if chosen else np.zeros((0, 0), np.float32)
+    one = "one_segment" if len(order) == 1 and areas[order[0]] == size[0] * size[1] else ""
     notes = ",".join([found.note or one, *(node.name.note for node in chosen)]).split(",")
     return Segments(
-        index == np.reshape(order, (-1, 1, 1)),
+        index[rows[:, None], columns] == np.reshape(order, (-1, 1, 1)),
         [node.name.text for node in chosen],
         [node.name.score for node in chosen],
         ",".join(dict.fromkeys(filter(None, notes))),
-        embeddings=np.array([node.image for node in chosen], np.float32),
+        embeddings=vectors,
     )
 
 
