@@ -12,7 +12,7 @@ from skimage import data
 from support import tiny
 
 from raypipe import networks
-from raypipe.benchmark.plain.zero_guidance import Plain, names_of
+from raypipe.benchmark.plain.zero_guidance import Plain, compare, names_of
 from raypipe.features.clip_masked import Masked, squashed, token_masks
 from raypipe.features.dino import Dino
 from raypipe.pipeline.job import Label, plan_work
@@ -99,6 +99,25 @@ def test_it_comes_out_as_the_plain_composition_has_it(more, method, images):
         masks, names = plain(image)
         assert len(masks) == len(found.masks)
         assert (names_of(masks, names) == names_of(found.masks, found.labels)).all()
+
+
+def test_the_benchmark_measures_it_beside_the_plain_composition(method, images):
+    figures = {row.figure.partition(",")[0]: row for row in compare(method(), "cpu", images[:2], 1)}
+    assert figures["share of pixels unlike plain"].values == [0.0, 0.0]
+    assert len(figures["times faster than plain"].values) == 2 and figures["time per image"].note == "cpu; ours alone"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("naming", ["retrieval", "zerocap"])
+def test_a_gpu_names_the_same_parts(naming, options, images):
+    search = SEARCH if naming == "zerocap" else {}
+    made = [ZeroGuidance(**options | search, naming=naming, dtype="float32") for _ in range(2)]
+    for segmenter, device in zip(made, ("cuda", "cpu"), strict=True):
+        segmenter.load(device)
+    for found, expected in zip(*(segmenter.segment(images[:4]) for segmenter in made), strict=True):
+        same = names_of(found.masks, found.labels) == names_of(expected.masks, expected.labels)
+        assert same.mean() > 0.99
 
 
 @pytest.mark.parametrize("naming", ["retrieval", "zerocap"])
@@ -245,7 +264,8 @@ def test_options_without_sense_or_effect_are_refused(more, message):
 
 
 def test_only_what_the_options_need_is_a_network_and_takes_time(options):
-    assert ZeroGuidance().networks == ("weights", "clip_model") and ZeroGuidance().timeout == 600
+    assert ZeroGuidance().networks == ("weights", "clip_model") and 1000 < ZeroGuidance().timeout < 2000
+    assert ZeroGuidance(stride=2).timeout > 5000
     search = ZeroGuidance(naming="zerocap")
     assert search.networks == ("weights", "clip_model", "lm") and search.timeout > 24 * 3600
     assert ZeroGuidance(naming="zerocap", num_parts=10, beam_size=1).timeout < search.timeout / 8

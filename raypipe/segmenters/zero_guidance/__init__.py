@@ -36,7 +36,11 @@ OF_MERGING = ("merge", "tau_merge", "merge_mode", "alpha")
 OF_SEARCH = ("beam_size", "max_new_tokens", "steps")
 ALPHAS = {"image": 1.0, "text": 0.0}  # of the ways to merge that have no other
 TEXTS = 512  # that the search has CLIP look at, for each beam and step (ZeroCap)
-OPERATIONS = 5e8  # for each of them: three tokens behind what all share, through the text half of a CLIP-L/14
+PAIR, BLOCK, TEXT = (
+    2e4,
+    2e10,
+    5e8,
+)  # operations: of DINO's ViT-S for two keys, of CLIP-L/14's for a block or such a text
 SLOW = 1e10  # operations per second of a busy CPU core
 
 
@@ -60,37 +64,37 @@ class ZeroGuidance(Segmenter):
     is a pixel, or smaller than one of DINO's patches: it is one segment.
     """
 
-    weights: str = "facebook/dino-vits8"  # whose keys make the parts: a Hugging Face id, a URL, a folder or a file
-    clip_model: str = "openai/clip-vit-large-patch14-336"  # that names them: an id or a folder
-    lm: str = "openai-community/gpt2-medium"  # that writes with naming zerocap: an id or a folder
+    weights: str = "facebook/dino-vits8"  # the DINO whose keys make the parts: a Hugging Face id, URL, folder or file
+    clip_model: str = "openai/clip-vit-large-patch14-336"  # the CLIP that parts and names are compared by: id or folder
+    lm: str = "openai-community/gpt2-medium"  # the GPT-2 that writes names with naming zerocap: id or folder
     # given:DIR with class maps: these regions are named as they are, in the place of DINO's parts; 0 and 255 are none
     regions: str | None = None
-    # Parts. 111 x 111 keys as in the supplement; the released code's are --size 224 --stride 2 --keep-aspect
-    size: int = 448  # px of the side at which DINO sees the image, and of the masks until the end
+    # px of the square that DINO sees and that is cut into parts: 111 x 111 keys (supplement). The released code has
+    # --size 224 --stride 2 --keep-aspect
+    size: int = 448
     stride: int = 4  # px from one key to the next; half is 16 times the work
-    keep_aspect: bool = False  # size is the shorter side's; else the image is squeezed to a square
+    keep_aspect: bool = False  # size is that of the shorter side, and the image is not squeezed to a square
     t_dino: float = 0.9  # siblings in the tree that are more alike stay together (supplement; 0.5 to 0.95)
     num_parts: int | None = 20  # that the tree is cut into before that; None = the whole tree (supplement)
-    max_segments: int = 64  # without num_parts
-    splits: Literal["all", "first_half"] = "all"  # of the tree that are looked at; the released code: the first half
+    max_segments: int = 64  # the most parts without num_parts
+    # which splits of the tree are looked at; the released code: the first half
+    splits: Literal["all", "first_half"] = "all"
     force_root_split: bool = False  # two parts at least, as in the released code
-    # Embeddings
     mask_last_layers: int = 4  # of CLIP, whose attention is kept to the part (paper); 0 = all parts look alike
     subtract: bool = True  # what the whole image attends to is taken away
     sigma2: float = 2.5  # how fast that fades for parts that CLIP looks at anyway (supplement; 0.5 to 5)
-    # Names: the nearest of the vocabulary; those of the paper's search, minutes each on a GPU, hours without; or the
-    # search only where no word is near
+    # where names come from: the nearest word of the vocabulary; the paper's search, minutes a name on a GPU, hours
+    # without one; or the search where no word is near
     naming: Literal["retrieval", "zerocap", "retrieval+zerocap"] = "retrieval"
-    vocabulary: str = "default"  # common nouns; or a data set's list, or a file with one per line
+    vocabulary: str = "default"  # common nouns; or a data set's list, or a file with a word or phrase per line
     block: str = "default"  # what must not be said of people; none; or a file with a word or phrase per line
     below: float | None = None  # the cosine of the nearest word under which retrieval+zerocap searches
-    beam_size: int = 5  # of the search (ZeroCap's defaults)
-    max_new_tokens: int = 15
-    steps: int = 5  # of gradient descent for each token
-    # Merging
-    merge: bool = True  # no: all parts are segments
+    beam_size: int = 5  # texts that the search keeps (ZeroCap)
+    max_new_tokens: int = 15  # the most tokens of a text of the search (ZeroCap)
+    steps: int = 5  # of the search's gradient descent, for each token (ZeroCap)
+    merge: bool = True  # join siblings that mean the same; no: all parts are segments
     tau_merge: float = 0.8  # siblings at least as alike become one (paper; 0.6 to 0.95)
-    merge_mode: Literal["mix", "image", "text"] = "mix"  # the cosine of embeddings, of names, or both
+    merge_mode: Literal["mix", "image", "text"] = "mix"  # by the cosine of embeddings, of names, or of both
     alpha: float = 0.5  # the weight of embeddings in the mix
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; auto = bfloat16 on a GPU
 
@@ -160,11 +164,11 @@ class ZeroGuidance(Segmenter):
 
     @property
     def timeout(self) -> float:
-        """Seconds for one image on a busy CPU core: ten minutes, and the search for the names of parts and parents."""
-        if self.naming == "retrieval":
-            return 600.0
-        texts = TEXTS * self.beam_size * self.max_new_tokens * self.steps
-        return 600.0 + 2 * (self.num_parts or self.max_segments) * texts * OPERATIONS / SLOW
+        """Seconds for one image on a busy CPU core: ten minutes, and what the options make of it."""
+        keys = (self.size // self.stride) ** 2 * (LONGEST if self.keep_aspect else 1)
+        texts = TEXTS * self.beam_size * self.max_new_tokens * self.steps if self.naming != "retrieval" else 0
+        named = 2 * (self.num_parts or self.max_segments)  # parts and parents
+        return 600 + (keys**2 * PAIR + named * (self.mask_last_layers * BLOCK + texts * TEXT)) / SLOW
 
     def load(self, device: str) -> None:
         from raypipe.features.clip import Clip
