@@ -19,7 +19,7 @@ from raypipe.types import BadImage, PatternSegmenter, Segmenter
 
 GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
 MASK_KIND = "mask_kind"  # column of the manifest and entry of a run's provenance
-IGNORED = 255  # by custom the value of pixels of a class map that do not count
+IGNORED = 255, 65535  # by custom the values of pixels that do not count in class maps of 8 bits, and of more
 HOW = f"--foreground given:KIND:DIR with {', '.join(KINDS)} or values such as 1,2"
 
 
@@ -159,5 +159,5 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
 
 def _regions(location: str, limits: dict) -> np.ndarray:
     """A class map, int64 (H, W): 0 where it is 0 or IGNORED. Raises BadImage."""
-    values = maskfiles.read_numbers(location, **limits).astype(np.int64)
-    return np.where(values == IGNORED, 0, values)
+    values = maskfiles.read_numbers(location, **limits)
+    return np.where(values == IGNORED[values.dtype != np.uint8], 0, values.astype(np.int64))

@@ -67,7 +67,8 @@ class ZeroGuidance(Segmenter):
     weights: str = "facebook/dino-vits8"  # the DINO whose keys make the parts: a Hugging Face id, URL, folder or file
     clip_model: str = "openai/clip-vit-large-patch14-336"  # the CLIP that parts and names are compared by: id or folder
     lm: str = "openai-community/gpt2-medium"  # the GPT-2 that writes names with naming zerocap: id or folder
-    # given:DIR with class maps: these regions are named as they are, in the place of DINO's parts; 0 and 255 are none
+    # given:DIR with class maps: these regions are named as they are, in the place of DINO's parts; 0 and 255 (of
+    # 16 bits 65535) are none
     regions: str | None = None
     # px of the square that DINO sees and that is cut into parts: 111 x 111 keys (supplement). The released code has
     # --size 224 --stride 2 --keep-aspect
