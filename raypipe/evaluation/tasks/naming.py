@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -124,6 +125,9 @@ class Naming(OfClasses, Task):
         for name, least in (("tau_sbert", 0), ("tau_clip", -1), ("tau_iou", 0)):
             if not least <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be from {least} to 1, got {value}")
+        for name in ("sentence_model", "clip"):  # workers of a sweep may have another current folder
+            if (path := Path(getattr(self, name)).expanduser()).exists():
+                object.__setattr__(self, name, str(path.absolute()))
         self._of(None, "")
 
     @property
@@ -332,7 +336,7 @@ class Naming(OfClasses, Task):
         return counts | {name: float(each.sum()) for name, each in sums.items()}
 
     def _are_given(self, sums: Sums) -> bool:
-        """Whether every region of the ground truth is a segment: the run was made of it (`--parts given:DIR`)."""
+        """Whether every region of the ground truth is a segment: the run was made of it (`--regions given:DIR`)."""
         return sums.total("regions") == sums.total("given_regions") and bool(sums.total("regions"))
 
     def _similarities(self, sums: Sums) -> list[int] | None:
