@@ -125,8 +125,7 @@ def along(name: str, chosen: Setting, every: list[Setting], swept: list[str]) ->
 
     line = {canonical({"": each.values.get(name)}): each for each in reversed(every) if rest(each) == rest(chosen)}
     line = [each for each in line.values() if each.status == "done"]
-    numbers = all(_is_number(each.values.get(name)) for each in line)
-    return sorted(line, key=lambda each: each.values[name] if numbers else str(each.values.get(name)))
+    return sorted(line, key=lambda each: _place(each.values.get(name)))
 
 
 def curves(name: str, line: list[Setting], every: list[Setting], metric: str) -> list[Curve]:
@@ -296,14 +295,18 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _place(value) -> tuple[bool, object]:
+    """What values of a parameter are sorted by: numbers ascending, then all others by their text."""
+    return (False, value) if _is_number(value) else (True, str(value))
+
+
 def _key(value) -> str:
     return canonical({"": value})
 
 
 def _ordered(settings: list[Setting], name: str) -> list:
-    """The different values of a parameter, ascending where they are numbers."""
-    values = list({_key(each.values.get(name)): each.values.get(name) for each in settings}.values())
-    return sorted(values, key=None if all(map(_is_number, values)) else str)
+    """The different values of a parameter in their order."""
+    return sorted({_key(value): value for value in (each.values.get(name) for each in settings)}.values(), key=_place)
 
 
 def _scale(values: list) -> Callable[[object], float]:
@@ -313,5 +316,5 @@ def _scale(values: list) -> Callable[[object], float]:
         change = math.log if low > 0 and high / low > DECADES else float
         span = (change(high) - change(low)) or 1.0
         return lambda value: (change(value) - change(low)) / span
-    keys = sorted({_key(value) for value in values})
+    keys = [*dict.fromkeys(map(_key, sorted(values, key=_place)))]
     return lambda value: keys.index(_key(value)) / max(1, len(keys) - 1)

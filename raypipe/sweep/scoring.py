@@ -61,8 +61,9 @@ def score(trial: Trial, *, threads: int = 1) -> None:
     if not any(missing.values()):
         return
     scorer = Scorer(trial)
-    todo = (row for table in rows.batches(run, leaves=leaves_of(trial)) for row in table.to_pylist())
-    todo = (row for row in todo if missing.get(row["image_id"]))
+    stored = (table.to_pylist() for table in rows.batches(run, leaves=leaves_of(trial)))
+    lacking = ([row for row in each if missing.get(row["image_id"])] for each in stored)
+    todo = (row for each in lacking for row in trial.task.ahead(each))
 
     def scored(row: dict) -> pa.Table:  # numbers of a confusion matrix are smaller there than in Python
         return pa.Table.from_pylist(scorer(row, missing[row["image_id"]]), schema=known.schema)

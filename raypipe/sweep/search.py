@@ -16,7 +16,7 @@ import numpy as np
 from raypipe.pipeline.options import checked
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-RANGE = re.compile(rf"({NUMBER}):({NUMBER}):({NUMBER})")
+RANGE = re.compile(rf"({NUMBER}):({NUMBER})(?::({NUMBER}))?")
 INTERVAL = re.compile(rf"(log:)?({NUMBER})\.\.({NUMBER})")
 MAX_SETTINGS = 100_000  # of one sweep
 DRAWS_EACH = 20  # draws per wanted setting, where few are left that were not drawn yet
@@ -46,9 +46,10 @@ Space = dict[str, list | Interval]  # swept field -> its values
 def parse(over: Collection[str], kinds: list[type]) -> Space:
     """Read `NAME=VALUES` for each swept field of the dataclasses (a method, a refiner).
 
-    VALUES: values and inclusive ranges `start:stop:step`, comma-separated, the members of a list joined by `+`
-    (`4+8+16`); or an interval to draw from, `low..high` or `log:low..high`. Ranges are computed in decimals, so 0.1
-    three times is 0.3; a value that comes again is left out. Raises TypeError or ValueError that names the field.
+    VALUES: values and inclusive ranges `start:stop:step`, of whole numbers also `start:stop`, comma-separated, the
+    members of a list joined by `+` (`4+8+16`); or an interval to draw from, `low..high` or `log:low..high`. Ranges are
+    computed in decimals, so 0.1 three times is 0.3; a value that comes again is left out. Raises TypeError or
+    ValueError that names the field.
     """
     space: Space = {}
     for entry in over:
@@ -108,10 +109,12 @@ def _values(name: str, text: str, kinds: list[type]) -> list | Interval:
         return _interval(name, text, kinds, match)
     values = []
     for part in text.split(","):
-        if re.fullmatch(rf"{NUMBER}:{NUMBER}", part.strip()):
-            raise ValueError(f"--over {name}: the range {part.strip()!r} lacks its step; write start:stop:step")
-        match = RANGE.fullmatch(part.strip())
-        texts = _range(name, *match.groups()) if match else [part.strip()]
+        texts = [part.strip()]
+        if match := RANGE.fullmatch(*texts):
+            start, stop, step = match.groups()
+            if step is None and not all(isinstance(_value(name, end, kinds), int) for end in (start, stop)):
+                raise ValueError(f"--over {name}: the range {part.strip()!r} lacks its step; write start:stop:step")
+            texts = _range(name, start, stop, step or "1")
         values += [_value(name, each, kinds) for each in texts]
     return list({canonical({"": value}): value for value in values}.values())
 
@@ -138,7 +141,9 @@ def _range(name: str, *numbers: str) -> list[str]:
 
 def _value(name: str, text: str, kinds: list[type]):
     """One value as the field takes it. Raises what `options.checked` raises for the text itself."""
-    for value in (_scalar(text), [_scalar(part) for part in text.split("+")]):  # the most special first
+    # the most special first; `none` is a word of some options
+    nothing = [None] * (text == "none")
+    for value in (_scalar(text), [_scalar(part) for part in text.split("+")], text, *nothing):
         with contextlib.suppress(TypeError, ValueError):
             return checked({name: value}, kinds)[name]
     return checked({name: text}, kinds)[name]

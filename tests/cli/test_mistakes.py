@@ -138,7 +138,7 @@ MISTAKES = [  # name, what is typed as in a shell, exit code, what the answer mu
     ("where quotes", """export run --format coco --where 'label = "pattern"'""", 2, ["single quotes"]),
     ("join nowhere", "export run --format coco --where 'share > 0' --join nope.parquet", 2, ["--join", "nope.parquet"]),
     ("over without values", SWEEP + " --over k 2,3", 2, ["'k'", "NAME=VALUES"]),
-    ("over a range without step", SWEEP + " --over k=2:5", 2, ["'2:5'", "start:stop:step"]),
+    ("over a range without step", SWEEP + " --over eps=2:5", 2, ["'2:5'", "start:stop:step"]),
     ("over an unknown field", SWEEP + " --over kk=2,3", 2, ["'kk'", "did you mean 'k'"]),
     ("sweep's labels of another size", SWEEP.replace("s labels", "s otherlabels") + " --over k=2,3", 2, ["size"]),
     ("sweep's labels all empty", SWEEP + " --over k=2,3", 2, ["no pixel of any of the labels"]),

@@ -9,7 +9,7 @@ from support.browsing import open_uri
 
 from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.pictures.overlay import jpeg
-from raypipe.sweep.page import caution, curves, draw, render
+from raypipe.sweep.page import along, caution, curves, draw, render
 from raypipe.sweep.ranking import Setting
 
 
@@ -37,6 +37,13 @@ def test_every_value_is_a_curve_and_a_small_one_is_not_flat():
     assert [[*curve.lines] for curve in found] == [["corloc"], ["iou", "f", "acc", "max_f"], ["mae"], ["zero"]]
     assert [len(curve.others) for curve in found] == [1, 0, 0, 0]
     assert found[2].levels[-1] < 0.06 and found[2].lines["mae"] == [0.05, pytest.approx(0.055)]
+
+
+def test_values_that_are_no_numbers_come_after_those_that_are():
+    every = [setting(k, 0.5, 0.5) for k in (10, None, 5)]
+    line = along("k", every[0], every, ["k"])
+    (curve,) = curves("k", line, every, "dice_best")
+    assert (curve.values, curve.ticks) == ([5, 10, None], [0, 0.5, 1])
 
 
 def test_the_labels_contour_shows_on_white_and_on_black():

@@ -86,8 +86,8 @@ class Naming(OfClasses, Task):
     QUIET = tuple(name for name, _ in COLUMNS[2:])  # who lacks iou_tt or iou_st lacks them too
     LEAVES = ("size", "counts", "area", "label", "embedding")
     SHOWN = {
-        "iou_tt": Value("IoU, text to text", "names and classes by Sentence-BERT"),
-        "iou_st": Value("IoU, segment to text", "embeddings and classes by CLIP"),
+        "iou_tt": Value("IoU, text to text", "names and classes by Sentence-BERT", tie="iou_st"),
+        "iou_st": Value("IoU, segment to text", "embeddings and classes by CLIP", tie="iou_tt"),
         "iou_tt_best": Value("IoU of the most similar segment, text to text"),
         "iou_st_best": Value("IoU of the most similar segment, segment to text"),
         "recall_tt": Value("Recall, text to text", "classes with a segment of tau_iou and more"),
