@@ -36,6 +36,7 @@ class Picture(NamedTuple):
     truth: Layers | None  # None where it is not known
     colours: Mapping[str, int] = {}  # of categories, by name: places in COLOURS; a mask of none has that of its index
     names: Sequence[list[Name]] = ()  # on the objects of each run, and last of the truth; () where none are written
+    line: float = 0.0  # how high these are
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +80,11 @@ def draw(
         picture = Picture(original, remark, width, height, layers, _of_truth(truth, size, classes, colours), colours)
         if picture.nbytes <= max_bytes:
             break
-    return picture if classes is None else picture._replace(names=_names(rows, truth, size, classes))
+    if classes is None:
+        return picture
+    named = _named(rows, truth, size, classes)
+    line = names.height(size, max(map(len, named)))
+    return picture._replace(names=[names.written(each, line) for each in named], line=line)
 
 
 def draw_layers(row: dict, size: tuple[int, int], colours: Mapping[str, int] = MappingProxyType({})) -> Layers:
@@ -152,22 +157,18 @@ def _colours(rows: list[dict | None], truth: np.ndarray | None, classes: Sequenc
     return names.colours([*true, *filter(None, labels)])
 
 
-def _names(
+def _named(
     rows: list[dict | None], truth: np.ndarray | None, size: tuple[int, int], classes: Sequence[str]
-) -> list[list[Name]]:
-    """What is written on the objects of each run, and last on those of the truth."""
+) -> list[list[tuple[str, np.ndarray]]]:
+    """The names of each run's masks, and last of the truth's, with their pixels at the picture's size."""
     found = []
     for row in rows:
-        its = {}
-        for segment in row["segments"] if row else ():
-            if segment["label"]:
-                mask = shrunk(masks.decode_rle(segment), size)
-                its[segment["label"]] = mask | its.get(segment["label"], False)
-        found.append(names.written(its))
+        segments = row["segments"] if row else ()
+        found.append([(each["label"] or "", shrunk(masks.decode_rle(each), size)) for each in segments])
     if truth is None or truth.dtype == bool:
         return [*found, []]
     small = _nearest(truth, size)
-    return [*found, names.written({classes[i]: small == i for i in np.unique(small[small > 0])})]
+    return [*found, [(classes[i], small == i) for i in np.unique(small[small > 0])]]
 
 
 def _nearest(truth: np.ndarray, size: tuple[int, int]) -> np.ndarray:

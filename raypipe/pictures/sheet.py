@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from raypipe import images, masks
 from raypipe.inputs.manifest import fetch
-from raypipe.pictures import legend, text
-from raypipe.pictures.overlay import COLOURS, overlay, resized, scaled
+from raypipe.pictures import legend, names, text
+from raypipe.pictures.overlay import COLOURS, overlay, resized, scaled, shrunk
 from raypipe.run import Run, rows
 from raypipe.runtime.progress import count_of_images
 from raypipe.types import BadImage, Segmenter
@@ -28,6 +28,7 @@ COLUMNS = 3
 TILE = 260  # pixels across of one picture
 SHAPES = (0.6, 1.25)  # least and largest height of a tile over its width
 CAPTION = 26  # pixels of text below
+LINE = 12  # of a name on its mask
 GAP = 24  # between pairs, and around all
 SLIT = 4  # between an original and its masks
 MAT = (236, 236, 233)  # behind pictures of another shape
@@ -161,12 +162,13 @@ def _heading(
     lines = [f"run {_last(str(run))} of {made[:10]}: {count}{failed}", ", ".join(own), segmenter.finds()]
     lines += [segmenter.caution] if segmenter.caution else []
     found = [row["segments"] for row in sample]
-    names = [label or "without a name" for label in labels[:MOST_NAMES]] or legend.names(segmenter, found)
-    if max(len(labels), *map(len, found)) > len(COLOURS):
-        lines.append(f"The colours repeat after {len(COLOURS)} {'names' if labels else 'masks'}.")
+    shown_names = [label or "without a name" for label in labels[:MOST_NAMES]] or legend.names(segmenter, found)
+    if (len(labels) or max(map(len, found))) > len(COLOURS):
+        where = "names, which are written on the masks" if labels else "masks"
+        lines.append(f"The colours repeat after {len(COLOURS)} {where}.")
     if len(labels) > MOST_NAMES:
         lines.append(f"Of {len(labels)} names those {MOST_NAMES} that cover most are told.")
-    return Heading(title, lines, names, foreground not in (None, "whole"))
+    return Heading(title, lines, shown_names, foreground not in (None, "whole"))
 
 
 def _last(place: str) -> str:
@@ -191,4 +193,17 @@ def _tile(
     found, foreground = map(masks.decode_rle, row["segments"]), row["foreground"]
     picture, foreground = resized(image, size), foreground and masks.decode_rle(foreground)
     places = [labels.index(segment.get("label") or "") for segment in row["segments"]] if labels else None
-    return Tile(picture, overlay(picture, found, foreground, places=places), row["key"])
+    drawn = overlay(picture, found, foreground, places=places)
+    if len(labels) > len(COLOURS):
+        _write_names(drawn, row["segments"])
+    return Tile(picture, drawn, row["key"])
+
+
+def _write_names(picture: np.ndarray, segments: list[dict]) -> None:
+    """Write each mask's label on it, into RGB uint8 (H, W, 3)."""
+    found = [(each["label"] or "", shrunk(masks.decode_rle(each), picture.shape[:2])) for each in segments]
+    for name in names.written(found, LINE):
+        x, y = round(name.x - text.width(name.text, size=LINE) / 2), round(name.y + LINE / 3)
+        for right, down in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            text.write(picture, name.text, (x + right, y + down), size=LINE, colour=text.INK)
+        text.write(picture, name.text, (x, y), size=LINE, colour=(255, 255, 255))

@@ -23,7 +23,6 @@ from raypipe.maintenance import redo
 from raypipe.pages import html
 from raypipe.pictures import faces, legend
 from raypipe.pictures.layers import draw
-from raypipe.pictures.names import height
 from raypipe.pictures.overlay import COLOURS
 from raypipe.report import measures, truth, words
 from raypipe.run import Run, attempts, provenance, rows
@@ -35,6 +34,7 @@ PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of
 MAX_IMAGES = 1000  # on a page: at a quarter of the default side they still fit
 EXAMPLES = 3  # failed images shown per kind of error
 REASONS = 40  # kinds of errors listed
+MOST_NAMES = 20  # of segments in the head
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,13 @@ def report(options: Report) -> Result:
     panes = [pane for card in cards for pane in card["panes"] if pane]
     views = [name for name in titles() if any(name in pane["figures"] for pane in panes)]
     notes, odd = (sorted({each for pane in panes for each in pane[name]}) for name in ("notes", "odd"))
+    differing = differences([run.configuration for run in shown])
     page = render(
         title=" and ".join(names),
-        runs=[overview(run, [card["panes"][i] for card in cards]) for i, run in enumerate(shown)],
+        runs=[
+            overview(run, [card["panes"][i] for card in cards]) | {"differing": differing[i]}
+            for i, run in enumerate(shown)
+        ],
         cards=cards,
         views=views,
         short=shortened(views),
@@ -233,7 +237,8 @@ def _chosen(run: RunShown, keys: list[str]) -> dict[str, dict]:
     stored, is_exclusive = rows.take(run.run, chosen["image_id"].to_pylist()), segmenters.is_exclusive(run.run.method)
     figures = chosen.select([name for name in titles() if name in chosen.column_names]).to_pylist()
     for i, row, values in zip(index.to_pylist(), stored, figures, strict=True):
-        row["segments"] = [segment for segment in row["segments"] if segment["area"] or not is_exclusive]
+        numbered = [segment | {"number": number} for number, segment in enumerate(row["segments"])]
+        row["segments"] = [segment for segment in numbered if segment["area"] or not is_exclusive]
         panes[row["key"]] = {
             "row": row,
             "run_name": run.name,
@@ -258,6 +263,7 @@ def overview(run: RunShown, panes: list[dict | None]) -> dict:
         if name in run.good.column_names and np.isfinite(values := measures.numbers(run.good, name)).any()
     }
     rates = [attempt.rate for attempt in run.attempts if attempt.rate]
+    found = [pane["row"]["segments"] for pane in panes if pane]
     smallest, count = (measures.numbers(run.good, name) for name in ("smallest", "count"))
     return {
         "name": run.name,
@@ -265,8 +271,9 @@ def overview(run: RunShown, panes: list[dict | None]) -> dict:
         "method": name,
         "finds": method.finds() if method else "",
         "caution": method.caution if method else "",
-        "colours": legend.names(method, [pane["row"]["segments"] for pane in panes if pane]),
-        "most": max((len(pane["row"]["segments"]) for pane in panes if pane), default=0),
+        "colours": legend.names(method, found),
+        "names": [label for label in legend.by_label(found) if label],
+        "most": max(map(len, found), default=0),
         "foreground": settings.get("foreground"),
         "refine": settings.get("refine"),
         "images": len(run.figures),
@@ -277,6 +284,15 @@ def overview(run: RunShown, panes: list[dict | None]) -> dict:
         "rate": speed(rates[-1]).partition(" ") if rates else None,
         "notes": measures.notes(run.good).most_common(12),
     }
+
+
+def differences(configurations: list[dict]) -> list[dict]:
+    """Of each run the settings that other runs of the page have other values of; nothing unless all have one method."""
+    settings = [configuration["settings"] for configuration in configurations]
+    if len({configuration["method"] for configuration in configurations}) > 1:
+        return [{} for _ in settings]
+    names = [name for name in settings[0] if any(its.get(name) != settings[0][name] for its in settings)]
+    return [{name: its.get(name) for name in names} for its in settings]
 
 
 def charts(shown: list[RunShown]) -> list[dict]:
@@ -342,11 +358,11 @@ def render(**content) -> str:
     content |= {"titles": headings(), "metrics": [*measures.measured(), "score"], "meaning": words.NOTES | words.SIGNS}
     content |= {"colours": [f"#{bytes(colour).hex()}" for colour in COLOURS]}
     content |= {
-        "line": lambda picture: f"{height((picture.height, picture.width)):.1f}",
         "number": _number,
         "commas": "{:,}".format,
         "of_images": count_of_images,
         "kind": words.kind,
+        "most_names": MOST_NAMES,
     }
     content["two"] = lambda value: "–" if value is None else f"{value:.2f}"
     content |= {"lowered": measures.lowered, "better": {n: each.better for n, each in measures.measured().items()}}

@@ -1,5 +1,6 @@
 """The picture sheet shows what the rows say."""
 
+import hashlib
 import unicodedata
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 from support.faulty import GOOD, Faulty, write_images
 from support.sweepable import Levels
 
+from raypipe import masks
 from raypipe.pictures import legend, sheet, text
 from raypipe.pictures.overlay import COLOURS, overlay
 from raypipe.pipeline.job import Label
@@ -112,12 +114,23 @@ def test_names_of_classes_are_told_also_where_colours_repeat(job):
     names = legend.by_label([row["segments"] for row in found])
     heading = sheet._heading(run, Levels, found, names, shown=5, good=5, all_=5)
     assert heading.colours == names and len(names) == 16
-    assert heading.lines[-1] == "The colours repeat after 7 names."
+    assert heading.lines[-1] == "The colours repeat after 7 names, which are written on the masks."
     more = sheet._heading(run, Levels, found, [*map(str, range(40))], shown=5, good=5, all_=5)
     assert more.lines[-1] == "Of 40 names those 21 that cover most are told." and more.colours[-1] == "20"
     drawn = sheet._draw_heading(heading, 1000)
     boxes = [(drawn[:, :-14] == colour).all(2).sum() // 225 for colour in COLOURS]
     assert boxes == [3, 3, *[2] * 5]
+
+
+def test_names_are_written_on_their_masks_where_colours_repeat(tmp_path):
+    strips = np.stack([np.arange(160) // 20 == i for i in range(8)])[:, None].repeat(100, 1)
+    Image.fromarray(np.zeros((100, 160, 3), np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    row = {"height": 100, "width": 160, "sha256": hashlib.sha256(content).hexdigest(), "key": "a", "foreground": None}
+    row["segments"] = masks.encode_segments(strips, labels=[*"abcdefgh"])
+    named, plain = (sheet._tile(content, row, (162, 260), labels, 10**6).overlay for labels in ([*"abcdefgh"], []))
+    white = (named > plain.max()).all(2)
+    assert all(white[:, 20 * i : 20 * i + 20].any() for i in range(8))
 
 
 def test_pictures_of_any_shape_stand_in_the_middle_of_equal_tiles():

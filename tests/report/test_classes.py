@@ -57,7 +57,7 @@ def panes_of(page: str, name: str) -> list[str]:
 
 
 def texts(pane: str) -> dict[str, tuple[float, float]]:
-    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([^<]*)</text>', pane)
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([^<]*)(?:<title>[^<]*</title>)?</text>', pane)
     return {unescape(text): (float(x), float(y)) for x, y, text in found}
 
 

@@ -149,6 +149,7 @@ def test_the_page_and_the_list_of_methods_caution_of_names(labelled, monkeypatch
     monkeypatch.setattr(Kmeans, "caution", "Names may be wrong & offend.")
     report(Report(runs=(str(labelled / "k2"), str(labelled / "k3")), output=str(labelled / "careful.html")))
     assert (labelled / "careful.html").read_text().count('<p class="caution">Names may be wrong &amp; offend.</p>') == 2
+    assert "Unlike the other: k <strong><bdi>2</bdi></strong>. <a" in (labelled / "careful.html").read_text()
     assert cli.main(["methods", "kmeans", "rembg"]) == 0
     assert capsys.readouterr().out.count("caution  Names may be wrong & offend.") == 1
 

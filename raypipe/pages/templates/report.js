@@ -20,7 +20,7 @@
     open: element.querySelector(".open"),
     flip: element.querySelector(".flip"),
     name: element.dataset.name,
-    folded: element.dataset.name.toLowerCase(),
+    folded: [element.dataset.name, ...[...element.querySelectorAll(".label")].map((label) => label.textContent)].join("\n").toLowerCase(),
     id: element.dataset.id,
     oddness: Number(element.dataset.oddness),
     parts: element.dataset.part.split(" "),
@@ -180,7 +180,10 @@
   }
 
   viewer.addEventListener("close", () => { const card = shown; shown = null; card?.open.focus(); });
-  viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
+  viewer.addEventListener("click", (event) => {
+    if (event.target.closest("a")) shown = null;  // the link says where to go
+    if (event.target === viewer || !shown) viewer.close();
+  });
   viewer.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") turn(-1);
     if (event.key === "ArrowRight") turn(1);
