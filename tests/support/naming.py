@@ -10,7 +10,7 @@ import numpy as np
 
 from raypipe.types import LabelMap, Segmenter, Segments
 
-WIDTH = 6  # values of an embedding
+WIDTH = 24  # values of an embedding, as of the CLIP of tests
 NOT_FINITE, HUGE, MISSING = 1, 2, 3  # what an image's first red value does to its embeddings
 
 
