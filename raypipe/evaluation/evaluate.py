@@ -28,6 +28,8 @@ from raypipe.storage import Folder, map_ahead, normalise, open_table
 
 TERMINAL_GROUPS = 40
 TERMINAL_VALUES = 4  # side by side
+TERMINAL_COLUMNS = 10  # values of runs that are compared, a line per run
+COUNTED = (("images", "ok"), ("failed", "failed"))  # what stands before the values, and the status it counts
 EXAMPLES = 10  # images of one status that are named; the table has all
 
 
@@ -158,12 +160,17 @@ class Comparison:
         return "\n".join([*lines, *(place for each in runs for place in each.places())])
 
     def _by_run(self) -> list[str]:
-        """One table, a column per measure, and what these are."""
+        """One table, a column per measure, and what these are; of many measures a line for each."""
         titles = next(iter(self.runs.values())).titles
+        if len(titles) > TERMINAL_COLUMNS:
+            lines = [(name, [each.counts[key] for each in self.runs.values()]) for name, key in COUNTED]
+            means = ((name, [each.means[name] for each in self.runs.values()]) for name in titles)
+            lines += [(f"{name}: {titles[name]}", values) for name, values in means]
+            return [*lines_of("", list(self.runs), lines), ""]
         cells = [
             (name, [each.counts["ok"], each.counts["failed"], *each.means.values()]) for name, each in self.runs.items()
         ]
-        table = lines_of("", ["images", "failed", *(name.replace("_", " ") for name in titles)], cells)
+        table = lines_of("", [*dict(COUNTED), *(name.replace("_", " ") for name in titles)], cells)
         return [*table, "", *(f"{name}: {title}" for name, title in titles.items()), ""]
 
     def _by_detail(self) -> list[str]:

@@ -126,6 +126,13 @@ def test_vectors_become_the_tree_that_scipy_gives(monkeypatch):
     assert max(rows["share of merges unlike plain, 400 x 24"].values) == 0
 
 
+def test_named_segments_are_scored_as_a_plain_loop_does(monkeypatch):
+    monkeypatch.setattr(twins_of.find("naming_evaluation"), "SIZE", (60, 80))
+    rows = {row.figure: row for row in methods.measure("naming_evaluation", TINY, False)}
+    assert len(rows["times faster than plain"].values) == 2 * TINY.repeats
+    assert max(rows["largest difference from plain"].values) < 1e-9
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_the_crf_is_measured_at_both_sizes(monkeypatch):
     for name, value in {"SIDE": 32, "LARGE": (40, 12)}.items():

@@ -11,7 +11,7 @@ from support.golden import arrays
 from support.layouts import write_classes
 from support.tiny._clip import write_model
 from support.tiny._sentences import write_sentences
-from support.written import masks_row, write_run
+from support.written import as_first_version, masks_row, write_run
 
 from raypipe import classes
 from raypipe.benchmark.plain import naming_evaluation as twin
@@ -19,6 +19,7 @@ from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks import _alike, _naming
 from raypipe.evaluation.tasks.naming import TABLE, Naming
 from raypipe.masks import encode_segments
+from raypipe.run import Run
 
 SIZE = (24, 32)
 STORED = {"union": "union", "argmax": "best", "recall": "recall", "recall_area": "area"}  # golden names and ours
@@ -64,8 +65,8 @@ def measured(task: Naming, row: dict, label: np.ndarray) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["tt", "st"])
-def test_all_scores_at_all_thresholds_are_the_stored_ones(shared, kind):
-    case = arrays(shared / "golden/zero_guidance_evaluation/reassign_iou.npz")
+def test_all_scores_at_all_thresholds_are_the_stored_ones(kind):
+    case = arrays(Path(__file__).parents[1] / "golden/naming_reassign_iou.npz")
     known, thresholds = unit(case[VECTORS[kind][0]]), case[f"{kind}_thresholds"]
     for i in range(int(case["n_images"])):
         label, small = case[f"im{i}_gt"].astype(np.int32), case[f"im{i}_pred"]
@@ -261,7 +262,7 @@ def test_a_run_is_evaluated_with_the_published_tables_beside(models, tmp_path, r
     for stem, label in labels.items():
         masks = np.stack([label == 1, label == 2, label < 1])
         rows.append(masks_row(f"{stem}.jpg", masks, labels=["aeroplane", "a bike", "<wall>"]))
-    write_run(str(tmp_path / "run"), rows)
+    write_run(str(tmp_path / "run"), rows, settings={"keep_embeddings": False})
     options = Evaluate((str(tmp_path / "run"),), dataset="voc2012", root=str(tmp_path), task="naming")
     before = dict(_alike._names.cache_info()._asdict())
     result = evaluate(options, Naming(**models))
@@ -277,11 +278,30 @@ def test_a_run_is_evaluated_with_the_published_tables_beside(models, tmp_path, r
     union = [each for each in table if each["variant"] == "union"]
     assert [each["published"] for each in union][:3] == [0.112, 0.112, 0.116] and len(union) == 11
     assert {each["dataset"] for each in table} == {"voc2012"} and union[5]["is_headline"]
+    as_first_version(Run(str(tmp_path / "run")))
+    assert evaluate(options, Naming(**models)).means == result.means
     (file,) = (tmp_path / "run/metrics/names").rglob("*.parquet")
     names = {
         (each["of"], each["name"]): each["segments"] for each in pq.read_table(file, partitioning=None).to_pylist()
     }
     assert names["on_unlabelled", "<wall>"] == sum((label < 1).sum() > 0 for label in labels.values())
+
+
+def test_runs_are_compared_a_line_for_each_of_many_values(models, tmp_path, rng, one_thread):
+    label = blocks(rng, [0, 1, 2], 8)
+    write_classes(tmp_path, "voc2012", {"a": label})
+    for name, said in (("one", "aeroplane"), ("other", "a wall")):
+        write_run(str(tmp_path / name), [masks_row("a.jpg", (label == 1)[None], labels=[said])])
+    folders = (str(tmp_path / "one"), str(tmp_path / "other"))
+    lines = evaluate(Evaluate(folders, dataset="voc2012", root=str(tmp_path), task="naming"), Naming(**models)).text()
+    lines = lines.splitlines()
+    assert lines[0].split() == ["one", "other"] and lines[1].split() == ["images", "1", "1"]
+    (line,) = (line for line in lines if line.startswith("iou_st: "))
+    assert line.split()[-2:] == ["0.500", "-"]
+    (line,) = (line for line in lines if line.startswith("iou st at 0.10 *"))
+    assert line.split()[-2:] == ["0.500", "-"]
+    (line,) = (line for line in lines if "no iou_st: " in line)
+    assert line.startswith("other: ")
 
 
 def test_stored_embeddings_of_given_regions_make_the_histogram(models, tmp_path, rng, one_thread):
