@@ -12,7 +12,7 @@ from raypipe.pictures.overlay import COLOURS
 
 LINES, MANY_LINES = 22, 30  # of text that a picture's longer side has room for; where there are many names
 MANY = 8  # names
-ADVANCE = 0.66  # width of a letter, in heights of a line, on average
+ADVANCE = 0.7  # width of a letter, in heights of a line, on average
 
 
 class Name(NamedTuple):

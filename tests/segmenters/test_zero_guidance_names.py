@@ -169,7 +169,7 @@ def test_lists_are_settled_without_their_files(tmp_path, caplog):
     entries.write_text("# mine\nspoon\n!gun # anywhere\n")
     with caplog.at_level(logging.INFO):
         settled = names.settle(str(words), str(entries))
-    assert "1 of 4 words" in caplog.text and names.settle(*settled) == settled
+    assert "1 of 4 lines repeat a word" in caplog.text and names.settle(*settled) == settled
     assert read_vocabulary(settled[0]) == ("table", "red chair", "spoon rest") == read_vocabulary(str(words))
     block = read_block(settled[1])
     expected = {"man with gun shop": "gun", "spoon": "spoon", "spoon rest": "", "asian woman": ""}

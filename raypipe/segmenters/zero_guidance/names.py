@@ -185,7 +185,7 @@ def read_vocabulary(text: str) -> tuple[str, ...]:
     if not words:
         raise ValueError("vocabulary: expected one word at least, got none; write a word or phrase a line")
     if doubled := len(found) - len(words):
-        log.info("vocabulary: %d of %d words are there twice, or empty; each is taken once", doubled, len(found))
+        log.info("vocabulary: %d of %d lines repeat a word or hold none; each is taken once", doubled, len(found))
     return tuple(words)
 
 
