@@ -48,6 +48,7 @@ class Verb(NamedTuple):
 VERBS = {
     "label": Verb("pipeline", "images -> masks in Parquet; resumable, incremental", ("method", "refine")),
     "report": Verb("report", "one HTML page about a run: pictures, figures, errors, provenance"),
+    "explain": Verb("report", "where a method's network looks in one image, as one HTML page", ("method",)),
     "export": Verb("export", "masks as COCO, PNG, YOLO, Label Studio, Hugging Face, WebDataset, cut-outs or CSV"),
     "verify": Verb("maintenance", "whether a run still holds what was committed; --repair mends it"),
     "compact": Verb("maintenance", "a run's many small files as few large ones"),

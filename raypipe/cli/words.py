@@ -25,6 +25,7 @@ REGISTRY = ConstructorRegistry()
 EXAMPLES = {  # of each verb, for its help, one a line; METHOD stands for the one that was named
     "label": "raypipe label METHOD --input photos/ --output runs/METHOD --foreground grabcut --sheet",
     "report": "raypipe report runs/kmeans",
+    "explain": "raypipe explain zero_guidance --input photo.jpg --point 320,200 --segment point --output page.html",
     "export": """raypipe export runs/kmeans --format coco --where "share > 0.01\"
   raypipe export runs/maskclip --format png --classes voc2012""",
     "verify": "raypipe verify runs/kmeans",

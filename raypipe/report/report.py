@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from raypipe.pictures.overlay import COLOURS
 from raypipe.report import measures, truth, words
 from raypipe.run import Run, attempts, provenance, rows
 from raypipe.runtime.progress import count_of_images, speed
-from raypipe.storage import Location, is_local, put, resolve
+from raypipe.storage import put_at
 from raypipe.types import RETRYABLE
 
 PICTURE_BYTES = 15_000_000  # of all data URIs; text and script take the rest of the 20 MB that a page may have
@@ -381,11 +380,4 @@ def _write(page: bytes, options: Report, first: Run) -> str:
     if options.output is None:
         first.folder.write(page, "report.html")
         return str(first.folder.location("report.html"))
-    filesystem, path = resolve(options.output)
-    if is_local(filesystem):
-        if os.path.isdir(path):
-            shown = str(Location(options.output))
-            raise ValueError(f"--output {shown!r} is a folder; name a file, such as report.html in it")
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    put(filesystem, path, page)
-    return str(Location(options.output))
+    return put_at(options.output, page, option="--output")

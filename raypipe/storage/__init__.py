@@ -13,7 +13,7 @@ from raypipe.storage.files import (
     read_bytes,
     resolve,
 )
-from raypipe.storage.folder import TEMPORARY, Folder, is_local, put
+from raypipe.storage.folder import TEMPORARY, Folder, is_local, put, put_at
 from raypipe.storage.lock import Locked, fence, hold, live_attempt
 from raypipe.storage.parquet import GROUP_ROWS, open_table, parquet_bytes, parquet_options, read_footer
 from raypipe.storage.uri import Location, absolute, as_text, join, local_path, locate, normalise, split, without_secrets

@@ -130,6 +130,20 @@ class Folder:
         return self.fs.get_file_info(pafs.FileSelector(self.path(*names), allow_not_found=True))
 
 
+def put_at(place: str, data: bytes, *, option: str) -> str:
+    """Write a file at a path or URI, its folder made where it can be; returns where. option: what names the place.
+
+    Raises ValueError for a folder, and what `put` and `resolve` raise.
+    """
+    filesystem, path = resolve(place)
+    if is_local(filesystem):
+        if os.path.isdir(path):
+            raise ValueError(f"{option} {str(Location(place))!r} is a folder; name a file in it")
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    put(filesystem, path, data)
+    return str(Location(place))
+
+
 def put(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
     """Write a whole file so that readers see all of it or nothing. Replaces; its folder must exist.
 

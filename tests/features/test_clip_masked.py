@@ -104,11 +104,16 @@ def test_a_token_counts_by_how_much_of_it_a_segment_covers(size):
     assert token_masks(labels, 0, 6).shape == (0, 6, 6)
 
 
-def test_rows_of_attention_are_those_of_whole_maps(weights, tiny, squares):
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_rows_of_attention_are_those_of_whole_maps(weights, is_shared, request):
+    if is_shared:
+        weights = request.getfixturevalue("shared") / "golden" / "models" / "clip-l14-like-tiny"
+    clip = Clip(weights, method="test", device="cpu", text=False)
     network = CLIPModel.from_pretrained(weights, attn_implementation="eager").eval()
+    square = squashed(data.coffee(), clip.size)
     with torch.inference_mode():
-        maps = network.vision_model(planes(squares[:1], "cpu"), output_attentions=True).attentions
-    found = attention(tiny, squares[0], [0, 6])
+        maps = network.vision_model(planes([square], "cpu"), output_attentions=True).attentions
+    found = attention(clip, square, [0, 6])
     np.testing.assert_allclose(found, torch.stack(maps)[:, 0].mean(1)[:, [0, 6]], atol=1e-6)
     np.testing.assert_allclose(found.sum(2), 1, atol=1e-5)
 

@@ -4,6 +4,7 @@ Rewatbowornwong, Chatthee, Chuangsuwanich, Suwajanakorn, "Zero-guidance Segmenta
 2023. Here is the method; `tree` joins DINO's keys to a tree and splits it, `parts` moves the edges of the splits to the
 image's, `names` finds words for CLIP's embedding of a part (in `vocabulary.txt`, but for those that `blocked.txt`
 lists), `captions` writes them with GPT-2, and `merging` joins siblings that mean the same.
+`attention` is what CLIP looks at meanwhile.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raypipe.features.clip_masked import Masked
+    from raypipe.segmenters.zero_guidance.attention import Looks
 
 LONGEST = 2  # short sides of what DINO sees with `keep_aspect`, longer ones are squeezed: a tree costs its keys squared
 OF_GRID = ("size", "stride", "keep_aspect")
 OF_SPLITTING = ("t_dino", "num_parts", "max_segments", "splits", "force_root_split")
 OF_MERGING = ("merge", "tau_merge", "merge_mode", "alpha")
+OF_LOOKS = ("weights", "clip_model", "dtype")  # weights may be the folder of all
 OF_SEARCH = ("beam_size", "max_new_tokens", "steps")
 ALPHAS = {"image": 1.0, "text": 0.0}  # of the ways to merge that have no other
 TEXTS = 512  # that the search has CLIP look at, for each beam and step (ZeroCap)
@@ -201,6 +204,43 @@ class ZeroGuidance(Segmenter):
             for image, each, nodes in zip(batch, leaves, self._merged(leaves), strict=True):
                 yield segments(each.parts, nodes, image.shape[:2])
 
+    def explain(
+        self, image: np.ndarray, point: tuple[int, int], *, segment: int | Literal["point"] | None, device: str
+    ) -> Looks:
+        """What CLIP looks at from a point (x, y) of an image and, with a segment, in the masked blocks.
+
+        segment: its number, or point: that at the point. Needs no `load`. Raises ValueError for a number that is none,
+        and for options without effect; BadImage as `segment` does.
+        """
+        from raypipe.features.clip import Clip
+        from raypipe.segmenters.zero_guidance import attention
+
+        if segment is None:
+            for name, default in _DEFAULTS.items():
+                if name not in OF_LOOKS and getattr(self, name) != default:
+                    raise ValueError(f"zero_guidance: {name} has no effect without a segment; add --segment point")
+            path = networks.locate(self.clip_model, method=self.name)
+            clip = Clip(path, method=self.name, device=device, dtype=self.dtype, text=False)
+            return attention.from_point(clip, image, point)
+        if self.regions or not self.mask_last_layers:
+            reason = "with regions" if self.regions else "without masked layers"
+            raise ValueError(f"zero_guidance: a segment has nothing to show {reason}")
+        self.load(device)
+        leaves = [*self.leaves([image])]
+        (left,) = self._merged(leaves)
+        index, ids = arranged(leaves[0].parts, left, image.shape[:2])
+        number = int(index[point[::-1]]) if segment == "point" else segment
+        if number >= len(ids):
+            known = ", ".join(f"{i} {left[tree_id].name.text!r}" for i, tree_id in enumerate(ids))
+            raise ValueError(f"zero_guidance: there is no segment {number}; the image has {known}")
+        node = left[ids[number]]
+        tokens = leaves[0].tokens[[*node.leaves]].sum(0).clip(max=1)
+        rows = self._masked().seen(leaves[0].stream[None], tokens[None], [0]).rows[0, ..., 1:].mean(1)
+        chosen = attention.Chosen(
+            number, node.name.text, node.name.score, index == number, rows.unflatten(1, tokens.shape).cpu().numpy()
+        )
+        return attention.from_point(self._clip, image, point)._replace(chosen=chosen)
+
     def parts_of(self, images: Sequence[np.ndarray]) -> Iterator[Parts]:
         """The parts of each image, in order. Raises BadImage where DINO gives no finite numbers."""
         notes = [self._of_one_part(image) for image in images]
@@ -302,9 +342,25 @@ def of_regions(regions: np.ndarray) -> Parts:
 
 
 def segments(found: Parts, left: Mapping[int, Node], size: tuple[int, int]) -> Segments:
-    """What is left of an image's parts at its (height, width): the largest first, of equal ones the lower tree id.
+    """What is left of an image's parts at its (height, width), in the order of `arranged`."""
+    index, ids = arranged(found, left, size)
+    chosen = [left[tree_id] for tree_id in ids]
+    one = "one_segment" if len(ids) == 1 and index.min() == 0 else ""
+    notes = ",".join([found.note or one, *(node.name.note for node in chosen)]).split(",")
+    vectors = np.array([node.image for node in chosen], np.float32) if chosen else np.zeros((0, 0), np.float32)
+    return Segments(
+        index == np.arange(len(ids)).reshape(-1, 1, 1),
+        [node.name.text for node in chosen],
+        [node.name.score for node in chosen],
+        ",".join(dict.fromkeys(filter(None, notes))),
+        embeddings=vectors,
+    )
 
-    What has no pixel there is not among them.
+
+def arranged(found: Parts, left: Mapping[int, Node], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
+    """Segments at an image's size: the number of each pixel's or -1, int (H, W), and their tree ids.
+
+    The largest is the first, of equal ones that of the lower tree id. What has no pixel is not among them.
     """
     ids, numbers = sorted(left), np.full(len(found.tree_ids) + 1, -1, np.int32)  # the last: of pixels of no part
     for number, tree_id in enumerate(ids):
@@ -314,17 +370,9 @@ def segments(found: Parts, left: Mapping[int, Node], size: tuple[int, int]) -> S
     pixels = np.outer(np.bincount(rows, minlength=shape[0]), np.bincount(columns, minlength=shape[1]))  # of each cell
     areas = [int(pixels[index == number].sum()) for number in range(len(ids))]
     order = sorted(filter(areas.__getitem__, range(len(ids))), key=lambda number: -areas[number])
-    chosen = [left[ids[number]] for number in order]
-    vectors = np.array([node.image for node in chosen], np.float32) if chosen else np.zeros((0, 0), np.float32)
-    one = "one_segment" if len(order) == 1 and areas[order[0]] == size[0] * size[1] else ""
-    notes = ",".join([found.note or one, *(node.name.note for node in chosen)]).split(",")
-    return Segments(
-        index[rows[:, None], columns] == np.reshape(order, (-1, 1, 1)),
-        [node.name.text for node in chosen],
-        [node.name.score for node in chosen],
-        ",".join(dict.fromkeys(filter(None, notes))),
-        embeddings=vectors,
-    )
+    places = np.full(len(ids) + 1, -1, np.int32)
+    places[order] = np.arange(len(order))
+    return places[index][rows[:, None], columns], [ids[number] for number in order]
 
 
 _DEFAULTS = {field.name: field.default for field in fields(ZeroGuidance)}
