@@ -41,15 +41,16 @@ class Sentences:
 
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True)
-            kind = AutoModel._model_mapping[type(config)]
+            kind, known = AutoModel._model_mapping[type(config)], config.vocab_size
+            self._width = config.hidden_size
             self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except Exception as error:  # many kinds: no configuration, no tokenizer, an unknown architecture
             text = f"{path} cannot be read as a network for sentences ({one_line(error)})"
             raise ValueError(f"{method}: {text}; expected one such as all-mpnet-base-v2") from error
         options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
         self._network = networks.pretrained(kind, path, method=method, device=device, **options)
-        if self._network.get_input_embeddings().num_embeddings < len(self._tokenizer):
-            text = f"{len(self._tokenizer)} tokens, but the network knows {self._network.config.vocab_size}"
+        if known < len(self._tokenizer):
+            text = f"{len(self._tokenizer)} tokens, but the network knows {known}"
             raise ValueError(f"{method}: {path}: the tokenizer has {text}; they do not belong together")
         self._most = min(self._tokenizer.model_max_length, MOST_TOKENS, _told_length(path))
 
@@ -61,7 +62,7 @@ class Sentences:
         """
         unique = sorted(dict.fromkeys(texts), key=lambda text: (len(text), text))
         batches = [unique[first : first + BATCH] for first in range(0, len(unique), BATCH)]
-        rows = [np.empty((0, self._network.config.hidden_size), np.float32), *map(self._embed, batches)]
+        rows = [np.empty((0, self._width), np.float32), *map(self._embed, batches)]
         place = {text: i for i, text in enumerate(unique)}
         return np.concatenate(rows)[[place[text] for text in texts]]
 

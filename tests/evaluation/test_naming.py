@@ -243,6 +243,8 @@ def test_what_cannot_be_measured_is_refused(models, tmp_path, one_thread):
     for name in ("sentence_model", "clip"):
         with pytest.raises(FileNotFoundError, match=f"naming: .*{tmp_path}/none"):
             Naming(**models | {name: str(tmp_path / "none")}).of_classes("cat").load()
+    with pytest.raises(FileNotFoundError, match="or add --clip none, without iou_st"):
+        Naming(**models | {"clip": "./none"}).of_classes("cat").load()
 
 
 def test_names_are_compared_as_the_data_set_writes_them_or_as_people_do():

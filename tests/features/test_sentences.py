@@ -50,10 +50,11 @@ def test_another_pooling_tokenizer_or_network_is_refused(folder, tmp_path, one_t
         Sentences(write_sentences(tmp_path / "max", mode="max"), method="naming")
     with pytest.raises(ValueError, match="the tokenizer has 59 tokens, but the network knows 20"):
         Sentences(write_sentences(tmp_path / "few", words=20), method="naming")
-    other = write_sentences(tmp_path / "other")
-    (other / "config.json").write_text(json.dumps({"model_type": "nothing"}))
-    with pytest.raises(ValueError, match="naming: .*other cannot be read as a network for sentences"):
-        Sentences(other, method="naming")
+    for kind in ("nothing", "clip"):
+        other = write_sentences(tmp_path / kind)
+        (other / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(ValueError, match=f"naming: .*{kind} cannot be read as a network for sentences"):
+            Sentences(other, method="naming")
 
 
 def test_verified_cosines_of_minilm():

@@ -152,7 +152,10 @@ class Naming(OfClasses, Task):
         """
         self._compared([])
         if self.clip != NO_CLIP:
-            _alike.of_classes(self.clip, self._texts)
+            try:
+                _alike.of_classes(self.clip, self._texts)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}; or add --clip none, without iou_st") from error
 
     def ahead(self, rows: list[dict]) -> list[dict]:
         """The same rows; their names have been compared with the classes, all at once."""
