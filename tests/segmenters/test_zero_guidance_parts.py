@@ -7,8 +7,8 @@ from scipy.cluster import hierarchy
 from support import golden
 
 from raypipe.benchmark.plain import ward as plain
-from raypipe.segmenters.zero_guidance import parts as of_image
-from raypipe.segmenters.zero_guidance.tree import split, ward
+from raypipe.segmenters.zero_guidance.parts import distances, enlarged, parts
+from raypipe.segmenters.zero_guidance.tree import BLOCK, split, ward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +59,7 @@ def test_stored_splits_at_ten_thresholds(stored):
     uncapped = split(rows, tree, num_parts=None)
     assert same_partition(uncapped.labels, stored["labels_uncapped_T090"]) and not uncapped.note
     labels = stored["labels_full"][9]
-    squares = of_image.distances(rows.astype(np.float32), labels, labels.max() + 1)
+    squares = distances(rows.astype(np.float32), labels, labels.max() + 1)
     np.testing.assert_allclose(squares, stored["sqdist_full_T090"], atol=1e-6)
 
 
@@ -73,7 +73,19 @@ def test_sides_of_stored_splits_are_as_alike_as_stored(stored):
                 assert len(split(rows, tree, t_dino=cosine + difference, num_parts=2).tree_ids) == pieces
 
 
-@pytest.mark.parametrize(("side", "width", "kept"), [(24, 48, 0), (24, 48, 300), (55, 384, 10**9)])
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """So few values at once that distances are made in many blocks, the last one smaller."""
+    monkeypatch.setitem(BLOCK, "cpu", 10_000)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("side", "width", "kept"), [(24, 48, 0), (24, 48, 300), (24, 48, 10**9)])
+def test_every_merge_is_scipys_in_small_blocks(side, width, kept):
+    test_every_merge_is_scipys(side, width, kept)
+
+
+@pytest.mark.parametrize(("side", "width", "kept"), [(24, 48, 300), (55, 384, 10**9)])
 def test_every_merge_is_scipys(side, width, kept):
     rows = described(side, width)
     tree, expected = ward(rows, kept=kept), hierarchy.ward(rows)
@@ -81,6 +93,7 @@ def test_every_merge_is_scipys(side, width, kept):
     np.testing.assert_allclose(tree.heights, expected[:, 2], atol=1e-9)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kept", [0, 10**9])
 def test_equal_rows_count_as_many_as_they_are(kept):
     rng = np.random.default_rng(1)
@@ -145,7 +158,7 @@ def test_a_part_without_a_pixel_is_gone_with_its_tree_id():
     image[:20], image[40:] = (250, 30, 30), (30, 30, 250)
     cells = split(rows, ward(rows), num_parts=4)
     assert len(cells.tree_ids) == 4
-    found = of_image.parts(image, rows.astype(np.float32), (6, 6), (60, 60), num_parts=4)
+    found = parts(image, rows.astype(np.float32), (6, 6), (60, 60), num_parts=4)
     assert found.segment_map.dtype == np.int16 and found.segment_map.shape == (60, 60)
     lone = cells.tree_ids[cells.labels[14]]
     assert lone not in found.tree_ids and sorted([*found.tree_ids, lone]) == sorted(cells.tree_ids)
@@ -154,7 +167,7 @@ def test_a_part_without_a_pixel_is_gone_with_its_tree_id():
 
 
 def test_images_of_one_colour_are_one_part_and_others_are_enlarged_with_nearest():
-    found = of_image.parts(np.zeros((5, 9, 3), np.uint8), np.ones((12, 2), np.float32), (3, 4), (24, 32))
+    found = parts(np.zeros((5, 9, 3), np.uint8), np.ones((12, 2), np.float32), (3, 4), (24, 32))
     assert found.tree_ids == [0] and found.segment_map.shape == (24, 32) and not found.segment_map.any()
     plane = np.arange(6).reshape(1, 2, 3)
-    assert of_image.enlarged(plane, (3, 5))[0].tolist() == [[0, 0, 1, 1, 2]] * 2 + [[3, 3, 4, 4, 5]]
+    assert enlarged(plane, (3, 5))[0].tolist() == [[0, 0, 1, 1, 2]] * 2 + [[3, 3, 4, 4, 5]]

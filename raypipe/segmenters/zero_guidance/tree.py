@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEPT = {"cpu": 8_000, "cuda": 5_500}  # clusters from which on all distances stay in memory: 512 and 242 MB
+KEPT = {"cpu": 9_000, "cuda": 5_500}  # clusters from which on all distances stay in memory: 648 and 242 MB
 BLOCK = {"cpu": 4 << 20, "cuda": 32 << 20}  # float64 values that are made at once: near a CPU's cache, or 256 MB
 MANY = "many_segments"
 
@@ -75,9 +75,11 @@ def _rounds(points: Tensor, sizes: Tensor, kept: int) -> Iterator[tuple[np.ndarr
     nearest, cost, squares = torch.empty_like(numbers), torch.empty_like(sizes), None
     while len(points) > 1:
         if squares is None and len(points) <= kept:
-            norms = points.square().sum(1)
-            squares = _squares(points, points, norms, norms)
-        _look(points, sizes, squares, todo, nearest, cost)
+            squares = _all_squares(points)
+        if squares is None and len(todo) == len(points):
+            _look_first(points, sizes, nearest, cost)
+        else:
+            _look(points, sizes, squares, todo, nearest, cost)
         here = torch.arange(len(points), device=points.device)
         a = ((nearest[nearest] == here) & (here < nearest)).nonzero()[:, 0]
         if not len(a):  # a ring of equal distances that rounding made
@@ -103,16 +105,49 @@ def _rounds(points: Tensor, sizes: Tensor, kept: int) -> Iterator[tuple[np.ndarr
         nearest = where[nearest[left]]
 
 
+def _look_first(points: Tensor, sizes: Tensor, nearest: Tensor, cost: Tensor) -> None:
+    """As `_look`, for all clusters: each pair is looked at once."""
+    import torch
+
+    norms = points.square().sum(1)
+    cost.fill_(float("inf"))
+    for here in _steps(points):
+        later = slice(here.start, None)
+        growth = _squares(points[here], points[later], norms[here], norms[later]).mul_(sizes[here, None])
+        growth.mul_(sizes[later]).div_(sizes[here, None] + sizes[later]).fill_diagonal_(float("inf"))
+        for who, axis in ((here, 1), (later, 0)):
+            least, place = growth.min(axis)
+            is_nearer = least < cost[who]
+            nearest[who] = torch.where(is_nearer, place + here.start, nearest[who])
+            cost[who] = torch.minimum(least, cost[who])
+
+
 def _look(points, sizes, squares, todo, nearest, cost) -> None:
     """Write the nearest cluster of those in `todo` (of several the first), and the growth of the sum of squares."""
     norms = points.square().sum(1)
-    for some in todo.split(max(1, BLOCK[points.device.type] // len(points))):
+    for here in _steps(points, len(todo)):
+        some = todo[here]
         growth = _squares(points[some], points, norms[some], norms) if squares is None else squares[some]
-        growth *= sizes
-        growth /= sizes[some, None] + sizes
-        growth.scatter_(1, some[:, None], float("inf"))
+        growth.mul_(sizes).div_(sizes[some, None] + sizes).scatter_(1, some[:, None], float("inf"))
         least, nearest[some] = growth.min(1)
         cost[some] = least * sizes[some]
+
+
+def _steps(points: Tensor, count: int | None = None) -> Iterator[slice]:
+    """Slices of `count` rows, or of all, that have no more than BLOCK values with each of the points."""
+    step = max(1, BLOCK[points.device.type] // len(points))
+    return (slice(start, start + step) for start in range(0, len(points) if count is None else count, step))
+
+
+def _all_squares(points: Tensor) -> Tensor:
+    """Squared distances of all points from each other: float64 (n, n)."""
+    norms, found = points.square().sum(1), points.new_empty(len(points), len(points))
+    for here in _steps(points):
+        later, beyond = slice(here.start, None), slice(here.stop, None)
+        rows = _squares(points[here], points[later], norms[here], norms[later])
+        found[here, later] = rows
+        found[beyond, here] = rows[:, here.stop - here.start :].T
+    return found
 
 
 def _squares(some: Tensor, points: Tensor, their: Tensor, norms: Tensor) -> Tensor:
@@ -128,17 +163,15 @@ def _merged(squares: Tensor, a: Tensor, b: Tensor, share: Tensor, left: Tensor) 
     import torch
 
     own, count = share * (1 - share) * squares[a, b], len(left)
-    step = max(1, BLOCK[squares.device.type] // len(squares))
-    for i in range(0, len(a), step):
-        rows = slice(i, i + step)
+    for rows in _steps(squares, len(a)):
         mixed = squares[a[rows]].mul_(share[rows, None]).addcmul_(squares[b[rows]], 1 - share[rows, None])
         squares[a[rows]] = mixed.sub_(own[rows, None])
     found = squares.view(-1)[: count * count].view(count, count)
-    for i in range(0, count, step):  # row i of the smaller matrix ends before row left[i] of the larger
-        rows = squares[left[i : i + step]]
+    for here in _steps(squares, count):  # row i of the smaller matrix ends before row left[i] of the larger
+        rows = squares[left[here]]
         columns, others, kept = (index.expand(len(rows), -1) for index in (a, b, left))
         mixed = rows.gather(1, columns).mul_(share).addcmul_(rows.gather(1, others), 1 - share).sub_(own)
-        torch.gather(rows.scatter_(1, columns, mixed), 1, kept, out=found[i : i + step])
+        torch.gather(rows.scatter_(1, columns, mixed), 1, kept, out=found[here])
     return found
 
 
