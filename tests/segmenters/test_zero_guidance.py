@@ -125,9 +125,8 @@ def test_batches_and_order_change_no_bit(naming, method, images, monkeypatch):
     segmenter = method(naming=naming, **SEARCH if naming == "zerocap" else {})
     images = images[::3] if naming == "zerocap" else images
     expected = rows(segmenter, images, batch_size=1)
-    for size in (3, 7):
-        for one, other in zip(rows(segmenter, images, batch_size=size), expected, strict=True):
-            assert_equal(one, other)
+    for one, other in zip(rows(segmenter, images, batch_size=7), expected, strict=True):
+        assert_equal(one, other)
     for one, other in zip(rows(segmenter, images[::-1], batch_size=3), expected[::-1], strict=True):
         assert_equal(one, other)
     assert_equal(expected[0], expected[-1])  # the same photograph
@@ -145,6 +144,8 @@ def test_what_the_tree_cannot_tell_apart_is_one_segment(method):
     for row in rows(method(), flat) + rows(method(t_dino=-1.0), [noise]):
         assert row["error"] == "" and row["note"] == "one_segment"
         assert row["found"].masks.all() and len(row["found"].masks) == len(row["found"].labels) == 1
+    (many,) = rows(method(num_parts=None, max_segments=3, tau_merge=-1.0), [noise])
+    assert many["note"] == "many_segments,one_segment"
     for row in rows(method(), [noise[:1, :1], noise[:7, :5], flat[0][:2, :2]]):
         assert row["note"] == "too_small" and row["found"].masks.all() and len(row["found"].labels) == 1
 

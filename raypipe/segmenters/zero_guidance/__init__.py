@@ -3,8 +3,8 @@
 Rewatbowornwong, Chatthee, Chuangsuwanich, Suwajanakorn, "Zero-guidance Segmentation Using Zero Segment Labels", ICCV
 2023. Here is the method; `tree` joins DINO's keys to a tree and splits it, `parts` moves the edges of the splits to the
 image's, `names` finds words for CLIP's embedding of a part (in `vocabulary.txt`, but for those that `blocked.txt`
-lists), `captions` writes them with GPT-2, and `merging` joins siblings that mean the same.
-`attention` is what CLIP looks at meanwhile.
+lists), `captions` writes them with GPT-2, `merging` joins siblings that mean the same, `maps` makes segments of what is
+left, and `attention` tells what CLIP looks at meanwhile.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from raypipe import networks
 from raypipe.features.grid import resized
 from raypipe.segmenters._discovery import is_one_colour
 from raypipe.segmenters.zero_guidance import merging, names
+from raypipe.segmenters.zero_guidance.maps import arranged, of_regions, segments
 from raypipe.segmenters.zero_guidance.merging import Node, Union
 from raypipe.segmenters.zero_guidance.names import Name
 from raypipe.segmenters.zero_guidance.parts import Parts, parts
@@ -331,48 +332,6 @@ class ZeroGuidance(Segmenter):
 def nodes(leaves: Sequence[tuple[int, ...]], embeddings: np.ndarray, named: Sequence[Name]) -> list[Node]:
     """Parts as they are merged: of each its leaves, embedding and name."""
     return [Node(*each, name.vector, name) for *each, name in zip(leaves, embeddings, named, strict=True)]
-
-
-def of_regions(regions: np.ndarray) -> Parts:
-    """A part for each number but 0 of a map, under this number. regions: int (H, W)."""
-    values, places = np.unique(regions, return_inverse=True)
-    is_part = values != 0
-    numbers = np.where(is_part, is_part.cumsum() - 1, -1).astype(np.int32)
-    return Parts(numbers[places].reshape(regions.shape), values[is_part].tolist(), "")
-
-
-def segments(found: Parts, left: Mapping[int, Node], size: tuple[int, int]) -> Segments:
-    """What is left of an image's parts at its (height, width), in the order of `arranged`."""
-    index, ids = arranged(found, left, size)
-    chosen = [left[tree_id] for tree_id in ids]
-    one = "one_segment" if len(ids) == 1 and index.min() == 0 else ""
-    notes = ",".join([found.note or one, *(node.name.note for node in chosen)]).split(",")
-    vectors = np.array([node.image for node in chosen], np.float32) if chosen else np.zeros((0, 0), np.float32)
-    return Segments(
-        index == np.arange(len(ids)).reshape(-1, 1, 1),
-        [node.name.text for node in chosen],
-        [node.name.score for node in chosen],
-        ",".join(dict.fromkeys(filter(None, notes))),
-        embeddings=vectors,
-    )
-
-
-def arranged(found: Parts, left: Mapping[int, Node], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
-    """Segments at an image's size: the number of each pixel's or -1, int (H, W), and their tree ids.
-
-    The largest is the first, of equal ones that of the lower tree id. What has no pixel is not among them.
-    """
-    ids, numbers = sorted(left), np.full(len(found.tree_ids) + 1, -1, np.int32)  # the last: of pixels of no part
-    for number, tree_id in enumerate(ids):
-        numbers[[*left[tree_id].leaves]] = number
-    index, shape = numbers[found.segment_map], found.segment_map.shape
-    rows, columns = (((np.arange(a) + 0.5) * b / a).astype(int) for a, b in zip(size, shape, strict=True))  # nearest
-    pixels = np.outer(np.bincount(rows, minlength=shape[0]), np.bincount(columns, minlength=shape[1]))  # of each cell
-    areas = [int(pixels[index == number].sum()) for number in range(len(ids))]
-    order = sorted(filter(areas.__getitem__, range(len(ids))), key=lambda number: -areas[number])
-    places = np.full(len(ids) + 1, -1, np.int32)
-    places[order] = np.arange(len(order))
-    return places[index][rows[:, None], columns], [ids[number] for number in order]
 
 
 _DEFAULTS = {field.name: field.default for field in fields(ZeroGuidance)}
