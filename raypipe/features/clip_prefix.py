@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from raypipe import networks
 from raypipe.features.clip import Clip
@@ -20,25 +20,22 @@ if TYPE_CHECKING:
 
 # Texts are asked in blocks with one beginning, of so many texts, so many blocks at once, both filled up: the same
 # products of matrices whatever is asked, so that no text's numbers depend on those beside it.
-BLOCKS = {"cpu": (1, 16), "cuda": (16, 64)}
-ROOMS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # tokens of each text that a block has room for
+BLOCKS = {"cpu": (1, 64), "cuda": (16, 64)}
+ROOMS = (2, 4, 8, 16, 32, 64)  # tokens behind the beginning that a block has room for
 KEPT = 160  # beginnings that are remembered, with the texts asked behind them: of ViT-L/14 about 3 MB each
 
 Ids = tuple[int, ...]  # all tokens of a text, start and end included
+Block = tuple["_Beginning", list[tuple[Ids, int]]]  # texts, with how many of the beginning's tokens they begin
 
 
-@dataclass
+@dataclass(eq=False)
 class _Beginning:
+    text: str
     ids: Ids  # without the end
+    rows: dict[str, int] = field(default_factory=dict)  # where in `vectors` what follows the text is
+    rows_of_ids: dict[Ids, int] = field(default_factory=dict)  # several texts may have the same tokens
     past: Tensor | None = None  # keys and values of each layer in turns: (2 L, heads, P, head_dim)
-    rows: dict[Ids, int] = field(default_factory=dict)  # where in `vectors` a text is
     vectors: Tensor | None = None  # float32 (n, D), of length 1
-
-
-class _Block(NamedTuple):
-    beginning: _Beginning
-    shared: int  # tokens of the beginning with which its texts begin
-    texts: list[Ids]
 
 
 class Continuations:
@@ -58,6 +55,7 @@ class Continuations:
         self._text, self._projection = vit._network.text_model, vit._network.text_projection
         self._method, self._device, self._dtype, self._pinned = method, device, dtype, pinned
         self._begun: dict[str, _Beginning] = {}  # the last one used is the last
+        self._ids_behind: dict[str, Ids] = {}  # of texts with a space before them, start and end left out
         self.encoded = 0  # tokens that went through the network so far, those that fill up included
 
     def embed(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Tensor]:
@@ -69,84 +67,104 @@ class Continuations:
         """
         import torch
 
-        begun = self._remembered([beginning for beginning, _ in asked])
-        ids = iter(self._tokens([beginning + each for beginning, texts in asked for each in texts]))
-        texts = [[next(ids) for _ in each] for _, each in asked]
-        with torch.no_grad():
-            self._ask([(one, each) for one, its in zip(begun, texts, strict=True) for each in its])
-        rows = [[one.rows[each] for each in its] for one, its in zip(begun, texts, strict=True)]
+        begun = self._remembered([text for text, _ in asked])
+        wanted = [(one, text) for one, (_, texts) in zip(begun, asked, strict=True) for text in texts]
+        new = {(one.text, text): (one, text) for one, text in wanted if text not in one.rows}
+        ids = self._tokens([*new.values()])
+        with torch.no_grad(), networks.autocast(self._device, self._dtype):
+            self._learn([(one, each) for (one, _), each in zip(new.values(), ids, strict=True)])
+        for (one, text), each in zip(new.values(), ids, strict=True):
+            one.rows[text] = one.rows_of_ids[each]
         none = torch.empty(0, self._projection.out_features, device=self._device)
-        return [none if one.vectors is None else one.vectors[its] for one, its in zip(begun, rows, strict=True)]
+        pairs = zip(begun, asked, strict=True)
+        return [one.vectors[[one.rows[text] for text in texts]] if texts else none for one, (_, texts) in pairs]
 
     def _remembered(self, texts: Sequence[str]) -> list[_Beginning]:
         for text in dict.fromkeys(texts):
-            self._begun[text] = self._begun.pop(text, None) or _Beginning(self._tokens([text])[0][:-1])
+            found = self._begun.pop(text, None)
+            self._begun[text] = found or _Beginning(
+                text, self._cut(self._words.backend_tokenizer.encode(text).ids)[:-1]
+            )
         found = [self._begun[text] for text in texts]
         for text in [text for text in self._begun if text != self._pinned][: max(0, len(self._begun) - KEPT)]:
             del self._begun[text]
         return found
 
-    def _tokens(self, texts: list[str]) -> list[Ids]:
-        """The tokens of each text up to its first end, which is where CLIP reads it."""
-        end, most = self._words.eos_token_id, self._most
-        found = self._words(texts, return_attention_mask=False)["input_ids"] if texts else []
-        return [(*ids[: min(ids.index(end), most - 1)], end) for ids in found]
+    def _tokens(self, pairs: Sequence[tuple[_Beginning, str]]) -> list[Ids]:
+        """All tokens of beginnings with what follows.
 
-    def _ask(self, pairs: Sequence[tuple[_Beginning, Ids]]) -> None:
+        A space parts words, whose tokens are then always the same. What follows without one may change the tokens of
+        the word before it: that is read with its beginning, each by itself.
+        """
+        end = self._words.eos_token_id
+
+        def is_apart(text: str) -> bool:
+            return text.startswith(" ")
+
+        alone = [*{text for _, text in pairs if is_apart(text) and text not in self._ids_behind}]
+        whole = [one.text + text for one, text in pairs if not is_apart(text)]
+        found = [each.ids for each in self._words.backend_tokenizer.encode_batch([*alone, *whole])]
+        self._ids_behind |= {text: tuple(ids[1:-1]) for text, ids in zip(alone, found, strict=False)}
+        rest = iter(found[len(alone) :])
+        return [
+            self._cut((*one.ids, *self._ids_behind[text], end) if is_apart(text) else next(rest)) for one, text in pairs
+        ]
+
+    def _cut(self, ids: Sequence[int]) -> Ids:
+        """Tokens up to the first end, which is where CLIP reads a text."""
+        end = self._words.eos_token_id
+        return (*ids[: min(ids.index(end), self._most - 1)], end)
+
+    def _learn(self, pairs: Sequence[tuple[_Beginning, Ids]]) -> None:
         """Have each beginning know these texts."""
         groups = defaultdict(dict)  # of what a block may hold together; each text once
         for beginning, ids in pairs:
-            if ids not in beginning.rows:
+            if ids not in beginning.rows_of_ids:
                 shared = _shared(beginning.ids, ids)
                 room = next((room for room in ROOMS if room >= len(ids) - shared), self._most)
-                groups[room, shared, id(beginning)][ids] = beginning
+                groups[room, beginning][ids] = shared
         at_once, size = BLOCKS[self._device]
         blocks = defaultdict(list)  # by room
-        for (room, shared, _), texts in groups.items():
-            beginning, ids = next(iter(texts.values())), [*texts]
-            starts = range(0, len(ids), size)
-            blocks[room] += [_Block(beginning, shared, ids[start : start + size]) for start in starts]
-        self._begin([block.beginning for each in blocks.values() for block in each])
+        for (room, beginning), texts in groups.items():
+            texts = [*texts.items()]
+            blocks[room] += [(beginning, texts[start : start + size]) for start in range(0, len(texts), size)]
+        self._begin([*{beginning: None for _, beginning in groups if beginning.past is None}])
         for room, each in blocks.items():
             for start in range(0, len(each), at_once):
                 batch = each[start : start + at_once]
-                for block, vectors in zip(batch, self._through(batch, room), strict=False):
-                    _learn(block, vectors)
+                for (beginning, texts), vectors in zip(batch, self._through(batch, room), strict=False):
+                    _keep(beginning, [ids for ids, _ in texts], vectors[: len(texts)])
 
     def _begin(self, beginnings: Sequence[_Beginning]) -> None:
-        """Find the keys and values of beginnings that have none yet."""
+        """Find the keys and values of beginnings."""
         import torch
 
-        absent = [*{id(each): each for each in beginnings if each.past is None}.values()]
         step = BLOCKS[self._device][0]
-        for start in range(0, len(absent), step):
-            batch = absent[start : start + step]
+        for start in range(0, len(beginnings), step):
+            batch = beginnings[start : start + step]
             room = len(batch[0].ids) if self._device == "cpu" else self._most
             ids = torch.tensor([_filled([_filled(each.ids, room) for each in batch], step)], device=self._device)
-            _, past = self._layers(ids, torch.zeros(1, dtype=torch.long, device=self._device))
+            _, past = self._layers(ids, torch.zeros(1, step, dtype=int, device=self._device))
             for i, each in enumerate(batch):
                 each.past = past[:, 0, :, i, : len(each.ids)].clone()
 
-    def _through(self, blocks: Sequence[_Block], room: int) -> Tensor:
+    def _through(self, blocks: Sequence[Block], room: int) -> Tensor:
         """The vectors of blocks of texts, and of what fills them up: float32 (blocks, texts, D)."""
         import torch
+        from torch.nn.functional import pad
 
         at_once, size = BLOCKS[self._device]
-        blocks = _filled(blocks, at_once)
-        longest = blocks[0].shared if self._device == "cpu" else self._most
-        heads, _, depth = blocks[0].beginning.past.shape[1:]
-        past = torch.zeros(2 * len(self._text.encoder.layers), at_once, heads, longest, depth, device=self._device)
-        for i, block in enumerate(blocks):
-            past[:, i, :, : block.shared] = block.beginning.past[:, :, : block.shared]
-        texts = [[each[block.shared :] for each in _filled(block.texts, size)] for block in blocks]
-        ids = torch.tensor([[_filled(each, room) for each in block] for block in texts], device=self._device)
-        ends = torch.tensor([[len(each) - 1 for each in block] for block in texts], device=self._device)
-        shared = torch.tensor([block.shared for block in blocks], device=self._device)
-        states, _ = self._layers(ids, shared, past)
-        with networks.autocast(self._device, "float32"):
-            last = states.gather(2, ends[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0].float()
+        begun, texts = zip(*((one, _filled(each, size)) for one, each in _filled(blocks, at_once)), strict=True)
+        longest = len(begun[0].ids) if self._device == "cpu" else self._most
+        past = torch.stack([pad(each.past, (0, 0, 0, longest - len(each.ids))) for each in begun], 1)
+        behind = [[_filled(ids[shared:], room) for ids, shared in each] for each in texts]
+        shared = torch.tensor([[shared for _, shared in each] for each in texts], device=self._device)
+        ends = torch.tensor([[len(ids) - 1 for ids, _ in each] for each in texts], device=self._device) - shared
+        states, _ = self._layers(torch.tensor(behind, device=self._device), shared, past)
+        last = states.gather(2, ends[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0].float()
+        with torch.autocast(self._device, enabled=False):
             vectors = self._projection(self._text.final_layer_norm(last))
-            vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+        vectors = vectors / vectors.norm(dim=-1, keepdim=True)
         if not vectors.isfinite().all():
             raise ValueError(f"{self._method}: CLIP makes no finite numbers of a text; use other weights")
         return vectors
@@ -154,60 +172,58 @@ class Continuations:
     def _layers(self, ids: Tensor, shared: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens of blocks of texts behind all layers: (N, R, t, d), and their keys and values (2 L, N, h, R, t, e).
 
-        ids: int64 (N, R, t). shared: int64 (N,), the tokens before them. past: their keys and values, (2 L, N, h, P, e)
+        ids: int64 (N, R, t). shared: int64 (N, R), tokens before them. past: keys and values of these, (2 L, N, h, P, e)
         with P >= shared.
         """
         import torch
 
         room, found, embeddings = ids.shape[2], [], self._text.embeddings
         self.encoded += ids.numel()
-        positions = (shared[:, None] + torch.arange(room, device=ids.device)).clamp_max(self._most - 1)
+        positions = (shared[..., None] + torch.arange(room, device=ids.device)).clamp_max(self._most - 1)
         own = torch.full((room, room), -torch.inf, device=ids.device).triu(1)
         hidden = None
         if past is not None:
             columns = torch.arange(past.shape[3], device=ids.device)
-            hidden = torch.where(columns < shared[:, None], 0.0, -torch.inf)[:, None, None, None]  # (N, 1, 1, 1, P)
-        states = embeddings.token_embedding(ids) + embeddings.position_embedding(positions)[:, None]
-        with networks.autocast(self._device, self._dtype):
-            for i, layer in enumerate(self._text.encoder.layers):
-                before = None if past is None else (*past[2 * i : 2 * i + 2], hidden)
-                seen, *kept = _attend(layer.self_attn, layer.layer_norm1(states), own, before)
-                states = states + seen
-                states = states + layer.mlp(layer.layer_norm2(states))
-                found += kept
+            hidden = torch.where(columns < shared[..., None], 0.0, -torch.inf)[:, None, :, None]  # (N, 1, R, 1, P)
+        states = embeddings.token_embedding(ids) + embeddings.position_embedding(positions)
+        for i, layer in enumerate(self._text.encoder.layers):
+            before = None if past is None else (*past[2 * i : 2 * i + 2], hidden)
+            seen, *kept = _attend(layer.self_attn, layer.layer_norm1(states), own, before)
+            states = states + seen
+            states = states + layer.mlp(layer.layer_norm2(states))
+            found += kept
         return states, torch.stack(found)
 
 
 def _attend(attention, given: Tensor, own: Tensor, before: tuple[Tensor, Tensor, Tensor] | None) -> list[Tensor]:
     """What tokens (N, R, t, d) see of themselves and of those before; with their keys and values, (N, h, R, t, e).
 
-    own: (t, t), added. before: keys and values (N, h, P, e), and what is added to their part, (N, 1, 1, 1, P).
+    own: (t, t), added. before: keys and values (N, h, P, e), and what is added to their part, (N, 1, R, 1, P).
     """
     import torch
 
-    size = given.shape[:3]
-    split = [each(given).unflatten(-1, (attention.num_heads, -1)) for each in
-             (attention.q_proj, attention.k_proj, attention.v_proj)]  # fmt: skip
-    queries, keys, values = (each.permute(0, 3, 1, 2, 4).float() for each in split)  # (N, h, R, t, e)
+    size = given.shape[1:3]
+    split = [project(given).unflatten(-1, (attention.num_heads, -1)).permute(0, 3, 1, 2, 4)
+             for project in (attention.q_proj, attention.k_proj, attention.v_proj)]  # fmt: skip
+    queries, keys, values = split  # (N, h, R, t, e)
     queries = queries * attention.scale
     scores = queries @ keys.mT + own  # (N, h, R, t, t)
     if before is None:
-        seen = scores.softmax(-1) @ values
+        seen = scores.softmax(-1).to(values.dtype) @ values
     else:
         past_keys, past_values, hidden = before
-        others = (queries.flatten(2, 3) @ past_keys.mT).unflatten(2, size[1:]) + hidden  # (N, h, R, t, P)
-        weights = torch.cat([others, scores], -1).softmax(-1)
-        others, scores = weights.split([others.shape[-1], scores.shape[-1]], -1)
-        seen = (others.flatten(2, 3) @ past_values).unflatten(2, size[1:]) + scores @ values
+        others = (queries.flatten(2, 3) @ past_keys.mT).unflatten(2, size) + hidden  # (N, h, R, t, P)
+        weights = torch.cat([others, scores], -1).softmax(-1).to(values.dtype)
+        others, weights = weights.split([others.shape[-1], scores.shape[-1]], -1)
+        seen = (others.flatten(2, 3) @ past_values).unflatten(2, size) + weights @ values
     return [attention.out_proj(seen.permute(0, 2, 3, 1, 4).flatten(3)), keys, values]
 
 
-def _learn(block: _Block, vectors: Tensor) -> None:
-    """Have the beginning of a block know its texts. Changes it."""
+def _keep(beginning: _Beginning, texts: Sequence[Ids], vectors: Tensor) -> None:
+    """Have a beginning know the vectors of texts, (n, D). Changes it."""
     import torch
 
-    beginning, vectors = block.beginning, vectors[: len(block.texts)]
-    beginning.rows |= {ids: len(beginning.rows) + i for i, ids in enumerate(block.texts)}
+    beginning.rows_of_ids |= {ids: len(beginning.rows_of_ids) + i for i, ids in enumerate(texts)}
     before = [] if beginning.vectors is None else [beginning.vectors]
     beginning.vectors = torch.cat([*before, vectors])
 
@@ -215,7 +231,9 @@ def _learn(block: _Block, vectors: Tensor) -> None:
 def _shared(beginning: Ids, ids: Ids) -> int:
     """With how many tokens of a beginning a text begins; at least its end is left over."""
     most = min(len(beginning), len(ids) - 1)
-    return next((i for i in range(most) if beginning[i] != ids[i]), most)
+    if beginning[:most] == ids[:most]:
+        return most
+    return next(i for i in range(most) if beginning[i] != ids[i])
 
 
 def _filled(items: Sequence, size: int) -> list:
