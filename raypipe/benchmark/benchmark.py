@@ -27,7 +27,7 @@ class Benchmark:
 
     output: str = "raypipe-benchmark"  # a folder for benchmark.md and benchmark.parquet: a path or a URI
     quick: bool = False  # fewer and smaller runs: about three minutes on two idle cores, less exact
-    # methods, refiners, spectral train_sempart train_namedmask archive_ranking cosegment clip_masked
+    # methods, refiners, spectral train_sempart train_namedmask archive_ranking cosegment clip_masked naming
     # ward naming_evaluation, or efficiency scaling overhead memory resume first-row help
     only: tuple[str, ...] = ()
     weights: str | None = None  # for the methods named by --only instead of their own; also a folder of several

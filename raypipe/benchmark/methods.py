@@ -21,6 +21,7 @@ SOLVERS = (
     "archive_ranking",
     "cosegment",
     "clip_masked",
+    "naming",
     "ward",
     "naming_evaluation",
 )

@@ -32,6 +32,7 @@ Block = tuple["_Beginning", list[tuple[Ids, int]]]  # texts, with how many of th
 class _Beginning:
     text: str
     ids: Ids  # without the end
+    is_whole: bool  # whether they are all of the text's
     rows: dict[str, int] = field(default_factory=dict)  # where in `vectors` what follows the text is
     rows_of_ids: dict[Ids, int] = field(default_factory=dict)  # several texts may have the same tokens
     past: Tensor | None = None  # keys and values of each layer in turns: (2 L, heads, P, head_dim)
@@ -82,13 +83,16 @@ class Continuations:
     def _remembered(self, texts: Sequence[str]) -> list[_Beginning]:
         for text in dict.fromkeys(texts):
             found = self._begun.pop(text, None)
-            self._begun[text] = found or _Beginning(
-                text, self._cut(self._words.backend_tokenizer.encode(text).ids)[:-1]
-            )
+            self._begun[text] = found or self._new(text)
         found = [self._begun[text] for text in texts]
         for text in [text for text in self._begun if text != self._pinned][: max(0, len(self._begun) - KEPT)]:
             del self._begun[text]
         return found
+
+    def _new(self, text: str) -> _Beginning:
+        found = self._words.backend_tokenizer.encode(text).ids
+        ids = self._cut(found)[:-1]
+        return _Beginning(text, ids, len(ids) == len(found) - 1)
 
     def _tokens(self, pairs: Sequence[tuple[_Beginning, str]]) -> list[Ids]:
         """All tokens of beginnings with what follows.
@@ -97,18 +101,15 @@ class Continuations:
         the word before it: that is read with its beginning, each by itself.
         """
         end = self._words.eos_token_id
-
-        def is_apart(text: str) -> bool:
-            return text.startswith(" ")
-
-        alone = [*{text for _, text in pairs if is_apart(text) and text not in self._ids_behind}]
-        whole = [one.text + text for one, text in pairs if not is_apart(text)]
+        is_apart = [one.is_whole and text.startswith(" ") for one, text in pairs]
+        each = [*zip(pairs, is_apart, strict=True)]
+        alone = [*{text for (_, text), apart in each if apart and text not in self._ids_behind}]
+        whole = [one.text + text for (one, text), apart in each if not apart]
         found = [each.ids for each in self._words.backend_tokenizer.encode_batch([*alone, *whole])]
         self._ids_behind |= {text: tuple(ids[1:-1]) for text, ids in zip(alone, found, strict=False)}
         rest = iter(found[len(alone) :])
-        return [
-            self._cut((*one.ids, *self._ids_behind[text], end) if is_apart(text) else next(rest)) for one, text in pairs
-        ]
+        behind = ((*one.ids, *self._ids_behind[text], end) if apart else next(rest) for (one, text), apart in each)
+        return [self._cut(ids) for ids in behind]
 
     def _cut(self, ids: Sequence[int]) -> Ids:
         """Tokens up to the first end, which is where CLIP reads a text."""
@@ -142,7 +143,7 @@ class Continuations:
         step = BLOCKS[self._device][0]
         for start in range(0, len(beginnings), step):
             batch = beginnings[start : start + step]
-            room = len(batch[0].ids) if self._device == "cpu" else self._most
+            room = len(batch[0].ids) if step == 1 else self._most
             ids = torch.tensor([_filled([_filled(each.ids, room) for each in batch], step)], device=self._device)
             _, past = self._layers(ids, torch.zeros(1, step, dtype=int, device=self._device))
             for i, each in enumerate(batch):
@@ -155,7 +156,7 @@ class Continuations:
 
         at_once, size = BLOCKS[self._device]
         begun, texts = zip(*((one, _filled(each, size)) for one, each in _filled(blocks, at_once)), strict=True)
-        longest = len(begun[0].ids) if self._device == "cpu" else self._most
+        longest = len(begun[0].ids) if at_once == 1 else self._most
         past = torch.stack([pad(each.past, (0, 0, 0, longest - len(each.ids))) for each in begun], 1)
         behind = [[_filled(ids[shared:], room) for ids, shared in each] for each in texts]
         shared = torch.tensor([[shared for _, shared in each] for each in texts], device=self._device)
@@ -172,8 +173,8 @@ class Continuations:
     def _layers(self, ids: Tensor, shared: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens of blocks of texts behind all layers: (N, R, t, d), and their keys and values (2 L, N, h, R, t, e).
 
-        ids: int64 (N, R, t). shared: int64 (N, R), tokens before them. past: keys and values of these, (2 L, N, h, P, e)
-        with P >= shared.
+        ids: int64 (N, R, t). shared: int64 (N, R), how many are before them. past: keys and values of those, of which
+        there may be more, (2 L, N, h, P, e).
         """
         import torch
 

@@ -118,6 +118,19 @@ def test_parts_are_embedded_as_by_the_whole_network_for_each(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_texts_are_those_of_the_search_as_it_is_written(monkeypatch):
+    for name, value in {"SEGMENTS": 1, "TOKENS": 1}.items():
+        monkeypatch.setattr(twins_of.find("naming"), name, value)
+    rows = {row.figure: row for row in methods.measure("naming", dataclasses.replace(TINY, repeats=1), False)}
+    case = ", zerocap, 1 tokens, 1 segments"
+    assert len(rows[f"times faster than plain{case}"].values) == len(rows["time per segment, retrieval"].values) == 1
+    assert rows[f"share of segments with texts unlike plain{case}"].values == [0.0]
+    assert rows[f"text tokens per segment, plain{case}"].values == [5 * 512 * 77]
+    assert rows[f"times fewer text tokens than plain{case}"].values[0] > 20
+    assert rows["text tokens per run, retrieval"].values[0] > 3000
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_vectors_become_the_tree_that_scipy_gives(monkeypatch):
     for name, value in {"SIDE": 20, "WIDTH": 24}.items():
         monkeypatch.setattr(twins_of.find("ward"), name, value)

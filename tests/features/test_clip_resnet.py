@@ -11,6 +11,7 @@ from skimage import data
 
 from raypipe.features.clip import Clip, normalise, read_templates
 from raypipe.features.clip_masked import Masked
+from raypipe.features.clip_prefix import Continuations
 from raypipe.features.clip_resnet import Resnet
 from raypipe.segmenters.maskclip import Maskclip
 
@@ -104,3 +105,9 @@ def test_what_only_transformers_have_is_refused(folder):
     clip = Clip(folder, method="zero_guidance", device="cpu", text=False)
     with pytest.raises(ValueError, match="zero_guidance: .* holds a CLIP with a residual network, expected one with a"):
         Masked(clip)
+
+
+def test_texts_that_begin_alike_are_refused(folder):
+    residual = Clip(folder, method="zero_guidance", device="cpu")
+    with pytest.raises(ValueError, match="zero_guidance: texts that begin alike are asked of CLIPs with vision trans"):
+        Continuations(residual, method="zero_guidance", device="cpu")

@@ -1,18 +1,107 @@
 """Texts for CLIP embeddings as ZeroCap's search is written: one segment at a time, every candidate a text of 77 tokens.
 
-Five times for each token of a text, CLIP reads the texts of the 512 most probable next tokens of each beam, whether it
-has read them before or not.
+In every step for a token CLIP reads the texts of the 512 most probable ones of each beam, read before or not.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raypipe.benchmark.figures import Figure
+from raypipe.benchmark.turns import compared, ratios, timed
+from raypipe.segmenters.zero_guidance import names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from raypipe.segmenters.zero_guidance.captions import ZeroCap
+
+SEGMENTS, TOKENS = 2, 3  # texts of so many tokens
+WIDTH = 32  # of the networks, which have two layers
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def compare(_subject, _device: str, _images: Sequence[np.ndarray], repeats: int) -> list[Figure]:
+    """On the CPU, with random weights, for random embeddings; names by retrieval have no other formulation."""
+    from raypipe.features.clip import Clip
+    from raypipe.segmenters.zero_guidance.captions import ZeroCap
+
+    rows = np.random.default_rng(0).normal(size=(SEGMENTS, WIDTH)).astype(np.float32)
+    seconds, encoded, unlike, nearest = ([], []), ([], []), [], []
+    with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:
+        lm, clip = write_networks(Path(folder))
+        network = Clip(clip, method="zero_guidance", device="cpu", vision=False)
+        namer, words = names.Namer(network), names.read_vocabulary("default")
+        namer(rows)  # with the vocabulary's vectors, which are found once in a run
+        for _ in range(repeats):
+            search = ZeroCap(lm, network, method="zero_guidance", device="cpu", max_new_tokens=TOKENS)
+            plain, texts = PlainZeroCap(search, clip), []
+            for arm, times in zip((search, plain.each), seconds, strict=True):
+                spent, found = timed(arm, rows)
+                times.append(spent / SEGMENTS)
+                texts.append(found)
+            for counts, arm in zip(encoded, (search, plain), strict=True):
+                counts.append(arm.encoded / SEGMENTS)
+            unlike.append(float(np.mean([one != other for one, other in zip(*texts, strict=True)])))
+            nearest.append(timed(namer, rows)[0] / SEGMENTS)
+        asked = sum(map(len, network.tokens([names.TEMPLATE.replace("{}", word) for word in words])))
+    case = f", zerocap, {TOKENS} tokens, {SEGMENTS} segments"
+    return [
+        *compared("naming", seconds, "cpu; 512 candidates a step and beam, 77 tokens each", per="segment", case=case),
+        Figure("naming", f"text tokens per segment{case}", "", encoded[0], "what fills up batches included"),
+        Figure("naming", f"text tokens per segment, plain{case}", "", encoded[1]),
+        Figure("naming", f"times fewer text tokens than plain{case}", "x", ratios(*encoded[::-1])),
+        Figure("naming", f"share of segments with texts unlike plain{case}", "", unlike),
+        Figure("naming", "time per segment, retrieval", "s", nearest, f"{len(words)} words; no other formulation"),
+        Figure("naming", "text tokens per run, retrieval", "", [asked], "of the vocabulary, once; none per segment"),
+    ]
+
+
+def write_networks(folder: Path) -> tuple[Path, Path]:
+    """A GPT-2 and a CLIP of random weights with tokenizers of 700 and more tokens: every byte, and pairs of letters."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel
+
+    letters, pairs = sorted(ByteLevel.alphabet()), [*product(ascii_lowercase, ascii_lowercase[:8])]
+    spaced = [("\u0120", each) for each in (*ascii_lowercase, *map("".join, pairs))]  # how GPT-2 writes a space
+    ends = [(one, f"{other}</w>") for one, other in pairs]  # how CLIP writes the end of a word
+    lm, clip = folder / "lm", folder / "clip"
+    words = write_tokenizer(lm, [*letters], [*pairs, *spaced], [END])
+    torch.manual_seed(0)
+    sizes = {"n_embd": WIDTH, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": len(words)}
+    networks = [GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=words[END], eos_token_id=words[END]))]
+    words = write_tokenizer(clip, [*letters, *(f"{letter}</w>" for letter in letters)], [*pairs, *ends], [START, END])
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 2 * WIDTH}
+    marks = {"vocab_size": len(words), "bos_token_id": words[START], "eos_token_id": words[END]}
+    networks.append(CLIPModel(CLIPConfig(text_config=sizes | marks, vision_config=sizes, projection_dim=WIDTH)))
+    for network, where in zip(networks, (lm, clip), strict=True):
+        for parameter in network.parameters():  # transformers' own start is so small that all tokens are alike
+            if parameter.ndim > 1:
+                torch.nn.init.xavier_normal_(parameter, gain=1.5)
+        network.save_pretrained(where)
+    return lm, clip
+
+
+def write_tokenizer(
+    folder: Path, letters: Sequence[str], merges: Sequence[tuple[str, str]], special: Sequence[str]
+) -> dict[str, int]:
+    """The files of a byte-level tokenizer as GPT-2 and CLIP have it. Returns its vocabulary."""
+    words = {word: i for i, word in enumerate([*letters, *map("".join, merges), *special])}
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(words))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
+    settings = {"bos_token": special[0], "eos_token": special[-1], "unk_token": special[-1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return words
 
 
 class PlainZeroCap:
@@ -26,6 +115,10 @@ class PlainZeroCap:
         self.clip = CLIPModel.from_pretrained(clip).eval().requires_grad_(False).to(self.device)
         self.lm = GPT2LMHeadModel.from_pretrained(search.lm).eval().requires_grad_(False).to(self.device)
         self.clip_words, self.words = CLIPTokenizer.from_pretrained(clip), GPT2Tokenizer.from_pretrained(search.lm)
+
+    def each(self, embeddings) -> list[list[str]]:
+        """The texts of each segment, one after the other."""
+        return [self(row) for row in embeddings]
 
     def __call__(self, embedding) -> list[str]:
         """The texts of one segment, best first. embedding: float (D,)."""

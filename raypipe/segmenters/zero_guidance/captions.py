@@ -11,17 +11,20 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from raypipe import networks
 from raypipe.lookup import one_line
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from raypipe.features.clip import Clip
 
 TINY = 1e-15  # added to the norm of a gradient (ZeroCap's code)
-ROWS = 128  # beams that a GPU reads at once, filled up to so many: 3 GB with GPT-2 medium
+# Beams that GPT-2 reads at once, filled up to so many: 3 GB with GPT-2 medium. On the CPU those of a segment: it gains
+# little from more, and so nothing depends on what is beside them.
+ROWS = {"cuda": 128}
 COUNTS = ("beam_size", "max_new_tokens", "steps", "top_k_texts")
 ABOVE_ZERO = ("clip_temperature", "end_factor", "start_factor", "forbidden_factor")
 FROM_ZERO = ("clip_scale", "ce_scale", "step_size", "grad_norm_factor", "fusion")
@@ -55,6 +58,8 @@ class ZeroCap:
 
     def __post_init__(self):
         """Read GPT-2. Raises ValueError for options out of range and for a folder without a whole one."""
+        import torch
+
         from raypipe.features.clip_prefix import Continuations
 
         check_options(self, method=self.method)
@@ -65,7 +70,9 @@ class ZeroCap:
             text = f"with max_new_tokens {self.max_new_tokens} a text has more than the {reads} tokens of {self.lm}"
             raise ValueError(f"{self.method}: {text}; choose fewer")
         self.texts = [self.decode([token]) for token in range(words)]
-        self.is_forbidden = _flags(forbidden_tokens(self.texts) if self.forbidden is None else self.forbidden, words)
+        forbidden = forbidden_tokens(self.texts) if self.forbidden is None else list(self.forbidden)
+        self.is_forbidden = torch.zeros(words, dtype=bool, device=self.device)
+        self.is_forbidden[forbidden] = True
         options = {"method": self.method, "device": self.device, "dtype": self.dtype}
         self.clip_texts = Continuations(self.clip, **options, pinned=self.decode(self.begin[1:]))
 
@@ -74,7 +81,7 @@ class ZeroCap:
         """Tokens that went through CLIP's text network so far, those that fill up its batches included."""
         return self.clip_texts.encoded
 
-    def __call__(self, embeddings: np.ndarray | Tensor) -> list[list[str]]:
+    def __call__(self, embeddings: np.ndarray) -> list[list[str]]:
         """The texts found for each segment, best first, as GPT-2 writes them: a space before, often a stop behind.
 
         embeddings: float (S, D), finite, of any length. Returns beam_size texts of each; what is half a character is
@@ -82,7 +89,8 @@ class ZeroCap:
         """
         import torch
 
-        units = torch.nn.functional.normalize(torch.as_tensor(embeddings).float(), dim=-1).to(self.device)
+        rows = torch.from_numpy(np.array(embeddings, np.float32)).to(self.device)
+        units = torch.nn.functional.normalize(rows, dim=-1)
         beams = [_Beams.empty() for _ in units]
         for _ in range(self.max_new_tokens):
             growing = [i for i, each in enumerate(beams) if not each.is_ended.all()]
@@ -101,51 +109,64 @@ class ZeroCap:
 
         if not rows:
             return []
-        batches = rows
-        if self.device == "cuda":
+        batches, size, sizes = rows, ROWS.get(self.device), [len(each) for each in rows]
+        if size:
             flat = [row for each in rows for row in each]
-            batches = [flat[start : start + ROWS] for start in range(0, len(flat), ROWS)]
-        found = [self._best(batch, ROWS if self.device == "cuda" else len(batch)) for batch in batches]
-        sizes = [len(each) for each in rows]
-        return [*zip(*(torch.cat(each).split(sizes) for each in zip(*found, strict=True)), strict=True)]
+            batches = [flat[start : start + size] for start in range(0, len(flat), size)]
+        found = zip(*(self._best(batch, size or len(batch)) for batch in batches), strict=True)
+        return [*zip(*(torch.cat(each).split(sizes) for each in found), strict=True)]
 
     def _best(self, rows: list[tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, Tensor]:
-        """The same of rows, an embedding of length 1 and the tokens so far in each, filled up to a size."""
+        """The same of rows, an embedding of length 1 and the tokens so far in each, filled up to a size.
+
+        Where memory lacks, of half as many at a time.
+        """
         import torch
 
         try:
-            units, texts = (torch.stack([*each, *each[-1:] * (size - len(rows))]) for each in zip(*rows, strict=True))
-            step = Step(self, units, texts.to(self.device))
-            for _ in range(self.steps):
-                step.descend()
-            best = step.log_p().topk(min(self.beam_size, len(self.texts)))
-            return best.values[: len(rows)].cpu(), best.indices[: len(rows)].cpu()
+            return self._at_once(rows, size)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-        middle = len(rows) // 2
+        middle = len(rows) // 2  # out of `except`, which holds on to all that was computed
         halves = [self._best(half, len(half)) for half in (rows[:middle], rows[middle:])]
         return tuple(torch.cat(each) for each in zip(*halves, strict=True))
+
+    def _at_once(self, rows: list[tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, Tensor]:
+        import torch
+
+        units, texts = (torch.stack(each) for each in zip(*rows, strict=True))
+        step = Step(self, units, texts.to(self.device), size=size)
+        for _ in range(self.steps):
+            step.descend()
+        best = step.log_p().topk(min(self.beam_size, len(self.texts)))
+        return best.values.cpu(), best.indices.cpu()
 
 
 class Step:
     """The search for the next token of n texts, each for its own embedding."""
 
-    def __init__(self, search: ZeroCap, units: Tensor, texts: Tensor):
-        """Before any gradient step. units: float32 (n, D) of length 1. texts: int64 (n, i), without the prompt."""
+    def __init__(self, search: ZeroCap, units: Tensor, texts: Tensor, *, size: int = 0):
+        """Before any gradient step.
+
+        units: float32 (n, D) of length 1. texts: int64 (n, i), without the prompt. size: to how many the last one is
+        repeated.
+        """
         import torch
 
         self._search, self._units, self._is_first = search, units, texts.shape[1] == 0
         begin = torch.tensor([search.begin], device=texts.device).expand(len(texts), -1)
         tokens = torch.cat([begin, texts], 1)
-        self._texts, self._last = [search.decode(each) for each in tokens[:, 1:].tolist()], tokens[:, -1:]
+        self._texts = [search.decode(each) for each in tokens[:, 1:].tolist()]
+        tokens = torch.cat([tokens, tokens[-1:].expand(max(0, size - len(texts)), -1)])
+        self._last = tokens[:, -1:]
         cache = _cache()
         with torch.no_grad(), networks.autocast(search.device, "float32"):
             search.network.transformer(tokens[:, :-1], cache)
         kept = [each for layer in cache.layers for each in (layer.keys, layer.values)]
         self._past = torch.stack(kept)  # (2 L, n, heads, T - 1, head_dim)
         self.shift = torch.zeros_like(self._past)  # what is added to it
-        self._cosines = torch.full((len(texts), len(search.texts)), torch.nan, device=texts.device)  # as far as asked
+        self._cosines = torch.full((len(tokens), len(search.texts)), torch.nan, device=texts.device)  # as far as asked
         self.start: Tensor | None = None  # log-probabilities of the unmoved network, (n, V)
 
     def descend(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -181,6 +202,7 @@ class Step:
             factors[search.is_forbidden] /= search.forbidden_factor
             moved = torch.where(logits > 0, logits * factors, logits / factors).log_softmax(-1)
             log_p = (search.fusion * moved + (1 - search.fusion) * self.start).log_softmax(-1)
+        log_p = log_p[: len(self._texts)]
         if not log_p.isfinite().all():
             raise ValueError(f"{search.method}: {search.lm} gives no finite numbers; use other weights")
         return log_p
@@ -200,14 +222,15 @@ class Step:
 
     def _ask(self, tokens: Tensor) -> None:
         """Have the cosines of the embeddings with the texts that end with these tokens, (n, k)."""
-        is_new = self._cosines.gather(1, tokens).isnan()
-        new = [each[chosen] for each, chosen in zip(tokens, is_new, strict=True)]
-        words = self._search.texts
-        asked = [(text, [words[token] for token in each.tolist()]) for text, each in zip(self._texts, new, strict=True)]
-        for row, unit, each, vectors in zip(
-            self._cosines, self._units, new, self._search.clip_texts.embed(asked), strict=True
-        ):
-            row[each] = (vectors.double() @ unit.double()).float()  # double: rounded alike however many there are
+        search, count = self._search, len(self._texts)
+        is_new = self._cosines.gather(1, tokens).isnan()[:count].cpu()
+        new = [each[chosen] for each, chosen in zip(tokens[:count].cpu(), is_new, strict=True)]
+        behind = [[search.texts[token] for token in each.tolist()] for each in new]
+        found = search.clip_texts.embed([*zip(self._texts, behind, strict=True)])
+        for i, (each, vectors) in enumerate(zip(new, found, strict=True)):
+            # in double precision, so that they are rounded alike however many they are
+            self._cosines[i, each] = (vectors.double() @ self._units[i].double()).float()
+        self._cosines[count:] = self._cosines[count - 1]
 
 
 @dataclass
@@ -273,12 +296,6 @@ def forbidden_tokens(texts: Sequence[str]) -> list[int]:
         or (text[:1].isspace() and text.strip()[:1].isupper())
         or not text.strip()
     ]
-
-
-def _flags(tokens: Sequence[int], count: int) -> Tensor:
-    import torch
-
-    return torch.zeros(count, dtype=bool).index_fill(0, torch.tensor(list(tokens), dtype=int), True)
 
 
 def _cache():
