@@ -43,7 +43,7 @@ PLOT = (520, 220)  # width and height of a curve's plane
 
 
 class Curve(NamedTuple):
-    """How some of the task's values follow one parameter, all others as in the best setting."""
+    """How some of the task's values follow one parameter, all others being fixed."""
 
     name: str
     values: list  # along the curve, ascending where they are numbers
@@ -118,14 +118,19 @@ def render(**content) -> str:
 
 
 def along(name: str, chosen: Setting, every: list[Setting], swept: list[str]) -> list[Setting]:
-    """The full settings that differ from the best one in one parameter only, in the order of its values."""
+    """The full settings that differ in one parameter only, in the order of its values.
+
+    The others are as in the best setting, unless more values were tried elsewhere, as along the lines through another.
+    """
 
     def rest(setting: Setting) -> str:
         return canonical({key: setting.values.get(key) for key in swept if key != name})
 
-    line = {canonical({"": each.values.get(name)}): each for each in reversed(every) if rest(each) == rest(chosen)}
-    line = [each for each in line.values() if each.status == "done"]
-    return sorted(line, key=lambda each: _place(each.values.get(name)))
+    found: dict[str, dict[str, Setting]] = {rest(chosen): {}}
+    for each in reversed(every):  # the best of several comes last
+        if each.status == "done":
+            found.setdefault(rest(each), {})[_key(each.values.get(name))] = each
+    return sorted(max(found.values(), key=len).values(), key=lambda each: _place(each.values.get(name)))
 
 
 def curves(name: str, line: list[Setting], every: list[Setting], metric: str) -> list[Curve]:
@@ -238,7 +243,8 @@ def groups(per_image: pa.Table, swept: list[str], task: Task, metric: str, goal:
 
 def strip(name: str, line: list[Setting], chosen: Setting, sample: Callable[[Setting], dict[str, dict]]) -> dict:
     """Images in lines, the values of one parameter across. line: as `along` finds it. sample: draws one column."""
-    columns = {*np.linspace(0, len(line) - 1, STRIP_VALUES).round().astype(int).tolist(), line.index(chosen)}
+    columns = {*np.linspace(0, len(line) - 1, STRIP_VALUES).round().astype(int).tolist()}
+    columns |= {line.index(chosen)} if chosen in line else {*()}
     across, lines = [line[i] for i in sorted(columns)], defaultdict(list)
     for setting in across:
         for key, cell in sample(setting).items():

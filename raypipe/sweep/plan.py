@@ -58,8 +58,10 @@ def check(common: Trial) -> search.Space:
     space = search.parse(job.over, [type(part) for part in (common.segmenter, refiner) if part])
     if both := sorted(space.keys() & common.task.__dataclass_fields__.keys()):
         raise ValueError(f"{both[0]} is an option of task {common.task.name} too, which measures all trials alike")
-    if job.trials is not None and job.search == "grid":
+    if job.trials is not None and job.search in ("grid", "lines"):
         raise ValueError("--trials has no effect on a grid, which tries everything; add --search random")
+    if job.search == "lines" and len(space) == 1:
+        raise ValueError("--search lines has no effect on a single field: its line is the grid")
     if job.trials is not None and job.trials < 1:
         raise ValueError(f"--trials must be positive, got {job.trials}")
     if job.search == "asha" and not space.keys() - post_fields(refiner):
@@ -77,9 +79,12 @@ def refuse_given(job: Sweep, given: Iterable[str]) -> None:
 
 
 def draw(common: Trial, space: search.Space) -> list[dict]:
-    """The settings of the swept fields: all of a grid, or random ones, which depend on the method's seed."""
+    """The settings of the swept fields: of a grid, of lines, or random ones, which depend on the method's seed."""
     if common.sweep.search == "grid":
         return search.grid(space)
+    if common.sweep.search == "lines":
+        given = vars(common.segmenter) | (vars(common.refiner) if common.refiner else {})
+        return search.lines(space, {name: given[name] for name in space})
     trials, seed = common.sweep.trials or DRAWS, common.segmenter.seed
     return search.draw(space, free=post_fields(common.refiner), trials=trials, seed=seed)
 

@@ -76,6 +76,12 @@ def grid(space: Space) -> list[dict]:
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
+def lines(space: Space, base: dict) -> list[dict]:
+    """Every value of each field, the others as in `base`. Raises ValueError for an interval."""
+    settings = [base | setting for name in space for setting in grid({name: space[name]})]
+    return list({canonical(setting): setting for setting in settings}.values())
+
+
 def draw(space: Space, *, free: Collection[str], trials: int, seed: int) -> list[dict]:
     """Settings of `trials` different random draws. The same seed and more trials begin with the same ones.
 

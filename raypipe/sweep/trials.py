@@ -52,7 +52,8 @@ class Sweep:
     # fields of the method or of the refiner: threshold=0.2:0.8:0.1,0.55 (values, start:stop:step), sizes=4+8+16 (a
     # list), or to draw from: eps=0.1..2, refine_eps=log:1e-5..1e-2
     over: tuple[str, ...]
-    search: Literal["grid", "random", "asha"] = "grid"  # asha: random draws, the worse ones stopped early
+    # lines: one field after the other, the rest as given; asha: random draws, the worse ones stopped early
+    search: Literal["grid", "lines", "random", "asha"] = "grid"
     trials: int | None = None  # random, asha: how many draws; None = 16
     task: str | None = None  # what the labels show, as of `evaluate`; None = semantic where masks have classes
     # of labels of one's own for task semantic, as `--classes` of `evaluate`; None = the method's classes

@@ -9,7 +9,7 @@ from support.browsing import open_uri
 
 from raypipe.evaluation.tasks.pattern import Pattern
 from raypipe.pictures.overlay import jpeg
-from raypipe.sweep.page import along, caution, curves, draw, render
+from raypipe.sweep.page import along, caution, curves, draw, render, strip
 from raypipe.sweep.ranking import Setting
 
 
@@ -44,6 +44,19 @@ def test_values_that_are_no_numbers_come_after_those_that_are():
     line = along("k", every[0], every, ["k"])
     (curve,) = curves("k", line, every, "dice_best")
     assert (curve.values, curve.ticks) == ([5, 10, None], [0, 0.5, 1])
+
+
+def test_a_line_is_where_most_values_of_a_parameter_were_tried():
+    values = [(1, 5), (2, 5), (3, 5), (2, 6), (2, 7)]  # lines through (2, 5)
+    every = [Setting(f"t{k}{n}", {"k": k, "n": n}, "done", {"iou": k / n}, 2, 0, 1.0, "") for k, n in values]
+    chosen = every[2]
+    assert [each.values for each in along("k", chosen, every, ["k", "n"])] == [{"k": k, "n": 5} for k in (1, 2, 3)]
+    across = along("n", chosen, every, ["k", "n"])
+    assert [each.values for each in across] == [{"k": 2, "n": n} for n in (5, 6, 7)]
+    grid = [Setting("", {"k": k, "n": n}, "done", {"iou": 1.0}, 2, 0, 1.0, "") for k in (1, 2) for n in (1, 2)]
+    assert [each.values for each in along("k", grid[3], grid, ["k", "n"])] == [{"k": k, "n": 2} for k in (1, 2)]
+    drawn = strip("n", across, chosen, lambda setting: {"a": {"value": setting.values["n"]}})
+    assert drawn["values"] == [5, 6, 7] and [cell["value"] for cell in drawn["lines"]["a"]] == [5, 6, 7]
 
 
 def test_the_labels_contour_shows_on_white_and_on_black():

@@ -65,6 +65,7 @@ def command(folder: Path, *options: str, output: str = "sweep") -> int:
         (["--over", "refine_radius=0,4", "--refine", "guided"], "guided: refine_radius must be at least 1, got 0"),
         (["--over", "k=2..5"], "an interval has no grid"),
         (["--over", "k=2,3", "--trials", "4"], "--trials has no effect on a grid"),
+        (["--over", "k=2,3", "--search", "lines"], "--search lines has no effect on a single field"),
         (["--over", "k=2,3", "--search", "random", "--trials", "0"], "--trials must be positive, got 0"),
         (["--over", "k=2,3", "--metric", "auc"], "--metric 'auc': task 'pattern' has dice_fixed, dice_best"),
         (["--over", "k=2,3", "--limit", "0"], "--limit must be positive, got 0"),

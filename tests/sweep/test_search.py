@@ -7,7 +7,7 @@ import pytest
 
 from raypipe.refiners.guided import Guided
 from raypipe.segmenters.kmeans import Kmeans
-from raypipe.sweep.search import Interval, canonical, draw, grid, parse
+from raypipe.sweep.search import Interval, canonical, draw, grid, lines, parse
 
 KINDS = [Kmeans, Guided]
 
@@ -72,6 +72,11 @@ def test_lists_are_written_with_plus():
 def test_what_cannot_be_swept_is_named(over, message):
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         parse(over, KINDS)
+
+
+def test_lines_vary_one_field_after_the_other_and_meet_where_both_are_as_given():
+    settings = lines({"k": [2, 3], "eps": [1.0, 0.5]}, {"k": 3, "eps": 1.0})
+    assert settings == [{"k": 2, "eps": 1.0}, {"k": 3, "eps": 1.0}, {"k": 3, "eps": 0.5}]
 
 
 def test_a_refiners_field_needs_the_refiner():

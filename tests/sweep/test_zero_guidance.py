@@ -46,11 +46,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def planned(folder, networks, *over: str, **fixed) -> tuple[Trial, list[Trial]]:
+def planned(folder, networks, *over: str, search: str = "grid") -> tuple[Trial, list[Trial]]:
     """What all trials have in common, and the trials."""
     method, task = networks
-    job, *rest = settled(sweep_of(folder, *over, task="naming", label_classes=CLASSES), Naming(**task))
-    common = Trial(job, SEGMENTER(**method | fixed), None, *rest)
+    job = sweep_of(folder, *over, task="naming", label_classes=CLASSES, search=search)
+    job, *rest = settled(job, Naming(**task))
+    common = Trial(job, SEGMENTER(**method), None, *rest)
     trials = plan(common, draw(common, check(common)))
     common = labelled(common)
     return common, with_images(trials, common)
@@ -75,14 +76,12 @@ def counts(monkeypatch):
     [
         ("sigma2=0.5,1,2.5,5,10", {"parts_of": 3, "leaves": 15}),
         ("tau_merge=0.6,0.7,0.8,0.9,0.95", {"parts_of": 3, "leaves": 3}),
-        ("mask_last_layers=0:2", {"parts_of": 3, "leaves": 9}),
     ],
 )
 def test_what_does_not_change_is_computed_once_per_image_and_both_measures_are_told(
     over, expected, folder, networks, counts
 ):
-    fixed = {"mask_last_layers": 2} if "layers" not in over else {}
-    common, trials = planned(folder, networks, over, **fixed)
+    common, trials = planned(folder, networks, over)
     (group,) = groups(trials)
     advance_together(group, threads=1)
     assert counts == expected
@@ -98,6 +97,19 @@ def test_what_does_not_change_is_computed_once_per_image_and_both_measures_are_t
     for value in values:
         for title in ("IoU, text to text, names", "IoU, segment to text, embeddings"):
             assert page.count(f"<title>{name} {value:.4g}: {title}") == 1
+
+
+def test_lines_through_the_defaults_share_the_parts_and_each_has_its_curve(folder, networks, counts):
+    over = {"mask_last_layers": "0:2", "sigma2": "0.5,2.5", "tau_merge": "0.6,0.8,0.9"}
+    common, trials = planned(folder, networks, *map("=".join, over.items()), search="lines")
+    (group,) = groups(trials)
+    advance_together(group, threads=1)
+    assert len(trials) == 3 + 1 + 2 and counts == {"parts_of": 3, "leaves": 3 * (3 + 1)}
+    swept = report(common, [*over], 0.0)
+    page = Folder(common.sweep.output).read("sweep.html").decode()
+    for name, values in {"mask_last_layers": (0, 1, 2), "sigma2": (0.5, 2.5), "tau_merge": (0.6, 0.8, 0.9)}.items():
+        assert all(page.count(f"<title>{name} {value}: IoU, text to text, names") == 1 for value in values)
+    assert swept.settings == 6
 
 
 def test_an_interrupted_sweep_goes_on_with_what_is_there(folder, networks, counts):
