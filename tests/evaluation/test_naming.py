@@ -185,10 +185,10 @@ def test_names_of_classes_need_no_embedding_and_other_names_say_what_is_lacking(
     values, details = task.values(sums), task.details(sums)
     assert values["iou_tt"] is not None and values["iou_st"] is values["recall_st"] is None
     assert details["union_at_st"] is None and details["why_no_st"].startswith("1 segments have no embedding")
-    assert "--keep-embeddings" in task.remarks(details)[0]
+    assert "--keep-embeddings" in task.remarks(details)[1]
     alone = Naming(sentence_model=models["sentence_model"], clip="none").of_classes("voc2012")
     assert measured(alone, known, label)["iou_st"] is None
-    assert alone.remarks(alone.details(alone.sums()))[0] == "no iou_st: --clip none"
+    assert alone.remarks(alone.details(alone.sums()))[1] == "no iou_st: --clip none"
 
 
 def test_given_regions_are_scored_by_their_names_and_similarities(models, rng, one_thread):

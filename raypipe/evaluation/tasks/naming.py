@@ -229,8 +229,12 @@ class Naming(OfClasses, Task):
         return ["iou", "published", "best segment", "accepted", "recall", "precision"], lines
 
     def remarks(self, details: Mapping, printed: Sequence[Mapping] = ()) -> list[str]:
-        """Why there is no IoU_st, and what the published values stand on."""
-        found = [f"no iou_st: {details['why_no_st']}"] if details["why_no_st"] else []
+        """What the mark is, why there is no IoU_st, and what the published values stand on."""
+        found = ["*: the threshold of the values above (--tau-sbert, --tau-clip)"]
+        if details["why_no_st"]:
+            found.append(f"no iou_st: {details['why_no_st']}")
+        if printed:
+            found.append("published values are of names by --naming zerocap")
         if printed and self.sentence_model != type(self).sentence_model:
             text = f"published values of iou_tt are with {type(self).sentence_model}, ours with {self.sentence_model}"
             found.append(f"{text}: a threshold for one means little for the other")
