@@ -15,6 +15,7 @@ from raypipe import networks
 from raypipe.benchmark.plain.zero_guidance import Plain, compare, names_of
 from raypipe.features.clip_masked import Masked, squashed, token_masks
 from raypipe.features.dino import Dino
+from raypipe.pipeline.graph import block_size
 from raypipe.pipeline.job import Label, plan_work
 from raypipe.pipeline.stages import Segment
 from raypipe.segmenters.zero_guidance import ZeroGuidance
@@ -218,7 +219,7 @@ def test_merging_asks_again_only_for_parents(method, images, monkeypatch):
 
 
 def test_a_batch_for_which_memory_lacks_while_naming_is_halved(method, images, monkeypatch):
-    expected = rows(method(), images[:5])
+    expected = rows(method(), images[:4])
     monkeypatch.setattr(networks, "batches", lambda given, _: iter([given] if len(given) else []))  # as on a GPU
     name, failed = Namer.__call__, []
 
@@ -229,7 +230,7 @@ def test_a_batch_for_which_memory_lacks_while_naming_is_halved(method, images, m
         return name(self, embeddings)
 
     monkeypatch.setattr(Namer, "__call__", lacking)
-    for one, other in zip(rows(method(), images[:5]), expected, strict=True):
+    for one, other in zip(rows(method(), images[:4]), expected, strict=True):
         assert one["error"] == "" and one["found"].labels == other["found"].labels
         np.testing.assert_array_equal(one["found"].masks, other["found"].masks)
     assert len(failed) > 1
@@ -269,6 +270,9 @@ def test_only_what_the_options_need_is_a_network_and_takes_time(options):
     assert ZeroGuidance(stride=2).timeout > 5000
     search = ZeroGuidance(naming="zerocap")
     assert search.networks == ("weights", "clip_model", "lm") and search.timeout > 24 * 3600
+    job = Label("photos", "run")  # images that are committed together, and done again at most:
+    on_gpu = [block_size(job, plan_work(job, each, None), on_gpu=True) for each in (search, ZeroGuidance())]
+    assert on_gpu == [8, 32] and block_size(job, plan_work(job, search, None), on_gpu=False) == 1
     assert ZeroGuidance(naming="zerocap", num_parts=10, beam_size=1).timeout < search.timeout / 8
     assert ZeroGuidance(regions="given:maps", naming="zerocap").networks == ("clip_model", "lm")
     spread = ZeroGuidance(weights=options["weights"], naming="zerocap")

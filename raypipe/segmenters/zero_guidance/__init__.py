@@ -128,6 +128,8 @@ class ZeroGuidance(Segmenter):
         networks.settle_options(self)
         if self.regions:
             self.networks = self.networks[1:]  # nobody asks DINO
+        if searches:
+            self.batch_size = 2  # whose beams fill a GPU; an interrupted run does whole batches again
         self.vocabulary, self.block = names.settle(self.vocabulary, self.block)
         self._check_ranges()
         self._check_effects()
