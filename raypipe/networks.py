@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from raypipe.fetching import check_reachable, fetch_file, reason
+from raypipe.fetching import check_reachable, fetch_file, name_of, reason
 from raypipe.lookup import one_line, suggest
 from raypipe.types import Segmenter
 
@@ -116,8 +116,7 @@ def locate(weights: str, *, method: str, option: str = "weights") -> Path:
     way_out = f"{way_out} and pass --{option.replace('_', '-')} DIR"
     try:
         if is_address(weights):
-            cache = Path(constants.HF_HOME) / "raypipe" / hashlib.sha256(weights.encode()).hexdigest()[:16]
-            return fetch_file(weights, cache, method=method)
+            return fetch_file(weights, _cache_of(weights), method=method)
         if not (constants.HF_HUB_OFFLINE or _is_cached(name, revision)):
             check_reachable(constants.ENDPOINT)
             log.info("%s: fetching %s from Hugging Face, once", method, weights)
@@ -131,6 +130,16 @@ def locate(weights: str, *, method: str, option: str = "weights") -> Path:
         raise FileNotFoundError(f"{method}: {text}; {way_out}") from error
     # offline, what an interrupted download left counts as the repository
     raise FileNotFoundError(f"{method}: weights {weights!r} are incomplete: {path} holds none; {way_out}")
+
+
+def is_here(weights: str) -> bool:
+    """Whether weights lie on this machine: where they say, or fetched before. Asks nobody, imports no torch."""
+    if (path := Path(weights).expanduser()).exists():
+        return bool(_weight_files(path))
+    if is_address(weights):
+        return (_cache_of(weights) / name_of(weights)).is_file()
+    name, _, revision = weights.partition("@")
+    return is_hub_id(weights) and _is_cached(name, revision)
 
 
 def told_classes(weights: str) -> str | None:
@@ -337,6 +346,13 @@ def _spread(method: Segmenter) -> None:
             way_out = f"run `raypipe weights {method.name} --to {folder}` again"
             raise ValueError(f"{method.name}: weights {str(folder)!r} has no folder {name!r}; {way_out}")
         setattr(method, name, str(folder / name))
+
+
+def _cache_of(address: str) -> Path:
+    """The folder that a file fetched from an address goes to."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "raypipe" / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
 def _is_cached(name: str, revision: str) -> bool:

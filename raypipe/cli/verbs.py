@@ -53,6 +53,7 @@ VERBS = {
     "verify": Verb("maintenance", "whether a run still holds what was committed; --repair mends it"),
     "compact": Verb("maintenance", "a run's many small files as few large ones"),
     "methods": Verb("cli", "what there is and what it needs"),
+    "doctor": Verb("cli", "this machine, the weights at hand, what runs where, what is missing and how to get it"),
     "weights": Verb("cli", "fetch a method's weights into a folder, for machines without internet"),
     "demo": Verb("cli", "a run on sample photographs, without any download"),
     "evaluate": Verb("evaluation", "a run against labels -> measures per image and their means", ("task",)),

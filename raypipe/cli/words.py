@@ -31,6 +31,7 @@ EXAMPLES = {  # of each verb, for its help, one a line; METHOD stands for the on
     "verify": "raypipe verify runs/kmeans",
     "compact": "raypipe compact runs/kmeans",
     "methods": "raypipe methods kmeans",
+    "doctor": "raypipe doctor",
     "weights": "raypipe weights clipseg --to weights/clipseg",
     "demo": "raypipe demo",
     "evaluate": """raypipe evaluate runs/kmeans --labels labels/

@@ -94,10 +94,10 @@ def _actors(job: Label, work: Work, device: str) -> int:
     if job.local or job.actors:
         return job.actors or 1
     if device == "cpu":
-        return cores.for_local_ray() - 2
+        return cores.actors(cores.for_local_ray())
     import torch
 
-    return max(1, int(torch.cuda.device_count() / work.gpus))
+    return cores.actors(cores.for_local_ray(), gpus=torch.cuda.device_count(), per_actor=work.gpus)
 
 
 def _timed(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:

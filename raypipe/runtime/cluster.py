@@ -89,7 +89,7 @@ def resources(*, gpus: float, device: str, actors: int | None, option: str = "--
         if per_actor > all_gpus:
             text = f"--device cuda: an actor needs {per_actor:g} GPUs, Ray has {all_gpus:g}; --device cpu does without"
             raise ValueError(text)
-        actors = max(1, min(int(all_gpus / per_actor), cpus - 2) if per_actor else cpus - 2)
+        actors = cores.actors(cpus, gpus=all_gpus, per_actor=per_actor)
     if actors + 1 > cpus:
         raise ValueError(f"{option} {actors} leaves no CPU for reading and writing: Ray has {cpus}, at most {cpus - 1}")
     if per_actor * actors > all_gpus:
