@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -40,6 +40,14 @@ class _Attention(NamedTuple):
     weights: Tensor  # (G, 1, heads, T, T) float32, rows sum to 1
     lengths: Tensor  # (G, 1, heads, T), of rows of `weights`
     values: Tensor  # (G, 1, heads, T, d / heads) float32
+
+
+class _Look(NamedTuple):
+    """How one block looks at S parts: see `Seen`."""
+
+    saliency: Tensor  # (S,)
+    subtracted: Tensor  # (S,)
+    row: Tensor  # (S, heads, T)
 
 
 class Masked:
@@ -76,38 +84,52 @@ class Masked:
         masks: float32 (S, g, g), see `token_masks`. of: the number of each part's stream (those of `streams`), parts of
         one image side by side. On the CPU no part depends on the others.
         """
-        return self._embedded(streams, masks, of, None)
-
-    def seen(self, streams: Tensor, masks: np.ndarray, of: Sequence[int]) -> Seen:
-        """The same for one or more parts and masked blocks, with what led to it."""
-        import torch
-
-        looks: list[list[tuple[Tensor, ...]]] = [[] for _ in self._masked]
-        embeddings = self._embedded(streams, masks, of, looks)
-        of_blocks = [[torch.cat(parts) for parts in zip(*look, strict=True)] for look in looks]
-        return Seen(embeddings, *(torch.stack(blocks, 1) for blocks in zip(*of_blocks, strict=True)))
-
-    def _embedded(self, streams: Tensor, masks: np.ndarray, of: Sequence[int], looks: list[list] | None) -> Tensor:
         import torch
 
         if not (self._masked and len(masks)):
             with torch.no_grad():
                 return self._vit.projected(streams[list(of), 0])
+        return torch.cat([embeddings for embeddings, _ in self._embedded(streams, masks, of)])
+
+    def seen(self, streams: Tensor, masks: np.ndarray, of: Sequence[int]) -> Seen:
+        """The same for one or more parts and masked blocks, with what led to it."""
+        import torch
+
+        embeddings, looks = zip(*self._embedded(streams, masks, of), strict=True)
+        blocks = [_joined(block) for block in zip(*looks, strict=True)]
+        return Seen(torch.cat(embeddings), *(torch.stack(each, 1) for each in zip(*blocks, strict=True)))
+
+    def _embedded(self, streams: Tensor, masks: np.ndarray, of: Sequence[int]) -> Iterator[tuple[Tensor, list[_Look]]]:
+        """The embeddings of some parts after the others, and how each masked block looks at them."""
+        import torch
+
         columns = torch.from_numpy(masks).to(streams.device).flatten(1)
         columns = torch.cat([torch.ones_like(columns[:, :1]), columns], 1)  # the class token is always seen
         shared = functools.lru_cache(1)(lambda image: [*self._attention(self._masked[0], streams[image, None])])
-        rows = []
-        with torch.no_grad():
-            for batch in self._batches(len(masks), streams):
-                tokens = [
-                    self._block(0, streams[image, None], columns[None, [*parts]], looks, shared(image))
-                    for image, parts in itertools.groupby(batch, key=lambda part: of[part])
-                ]
-                tokens = torch.cat(tokens)
-                for i in range(1, len(self._masked)):
-                    tokens = self._block(i, tokens, columns[batch, None], looks)
-                rows.append(self._vit.projected(tokens[:, 0]))
-        return torch.cat(rows)
+        for batch in self._batches(len(masks), streams):
+            with torch.no_grad():
+                found = self._through(streams, columns[batch], [of[part] for part in batch], shared)
+            yield found
+
+    def _through(self, streams: Tensor, columns: Tensor, of: Sequence[int], shared: Callable) -> tuple[Tensor, list]:
+        """Parts through all masked blocks together. columns: (S, T). shared: of an image, the first one's attention."""
+        import torch
+
+        unseen = columns.amax(0) == 0  # what no part sees costs next to nothing
+        order = unseen.int().argsort(stable=True)  # the class token stays the first
+        seen = order[: len(order) - int(unseen.sum())]
+        columns = columns.index_select(1, seen)
+        first = [
+            self._block(0, streams[image, None], columns[None, [*parts]], shared(image), seen)
+            for image, parts in itertools.groupby(range(len(of)), key=of.__getitem__)
+        ]
+        tokens, looks = torch.cat([tokens for tokens, _ in first]), [_joined([look for _, look in first])]
+        if len(self._masked) > 1:
+            tokens, back = tokens.index_select(1, order), order.argsort()
+        for i in range(1, len(self._masked)):
+            tokens, look = self._block(i, tokens, columns[:, None])
+            looks.append(look._replace(row=look.row.index_select(2, back)))
+        return self._vit.projected(tokens[:, 0]), looks
 
     def _batches(self, parts: int, streams: Tensor) -> Iterator[list[int]]:
         """The numbers of the parts that go through the blocks together: each alone on the CPU."""
@@ -132,43 +154,53 @@ class Masked:
             yield _Attention(weights, torch.linalg.vector_norm(weights, dim=-1), values)
 
     def _block(
-        self, index: int, tokens: Tensor, columns: Tensor, looks: list[list] | None, known: list | None = None
-    ) -> Tensor:
-        """A masked block: (G * n, T, d), in the last one the class token alone.
+        self, index: int, tokens: Tensor, columns: Tensor, known: list | None = None, seen: Tensor | None = None
+    ) -> tuple[Tensor, _Look]:
+        """A masked block: (G * n, T, d), in the last one the class token alone; and how it looks at the parts.
 
-        tokens: (G, T, d). columns: (G, n, T), by which the attention of n parts of each is multiplied.
+        tokens: (G, T, d). columns: (G, n, seen), by which n parts of each multiply attention. known: that attention.
+        seen: the numbers of the tokens that any part sees; None: they are the first ones.
         """
         layer, rows = self._masked[index], tokens.shape[1] if index < len(self._masked) - 1 else 1
-        ordinary = known or self._attention(layer, tokens)
         with networks.autocast(self._vit.device, "float32"):
-            mixed = self._mixed(ordinary, columns[:, :, None, None], rows, None if looks is None else looks[index])
+            mixed, look = self._mixed(known or self._attention(layer, tokens), columns[:, :, None, None], rows, seen)
         with self._vit.autocast():
             tokens = (tokens[:, None, :rows] + layer.self_attn.out_proj(mixed)).flatten(0, 1)
-            return tokens + layer.mlp(layer.layer_norm2(tokens))
+            return tokens + layer.mlp(layer.layer_norm2(tokens)), look
 
-    def _mixed(self, ordinary: Iterable[_Attention], columns: Tensor, rows: int, look: list | None) -> Tensor:
-        """The values mixed by the first rows of attention: (G, n, rows, d). columns: (G, n, 1, 1, T)."""
+    def _mixed(
+        self, ordinary: Iterable[_Attention], columns: Tensor, rows: int, seen: Tensor | None
+    ) -> tuple[Tensor, _Look]:
+        """The values mixed by the first rows of attention: (G, n, rows, d). columns: (G, n, 1, 1, seen)."""
         import torch
 
-        seen = columns.amax((0, 1, 2, 3)).nonzero()[:, 0]  # what no part sees costs nothing
-        columns, of_heads = columns.index_select(4, seen), []
+        count, of_heads = columns.shape[4], []
         for weights, lengths, values in ordinary:
-            weights_seen = weights.index_select(4, seen)
+            if seen is None:  # no copies
+                weights_seen, values_seen = weights[..., :count], values[..., :count, :]
+            else:
+                weights_seen, values_seen = weights.index_select(4, seen), values.index_select(3, seen)
             masked = weights_seen * columns  # (G, n, heads, T, seen), whose cosines do not need its sums
             lengths = (torch.linalg.vector_norm(masked, dim=4) * lengths).clamp_min(TINY)
             saliency = ((masked * weights_seen).sum(4) / lengths).mean(3)
             masked = masked[..., :rows, :]
             sums = masked.sum(4, keepdim=True).clamp_min(TINY)
-            mixed, whole = masked @ values.index_select(3, seen) / sums, weights[..., :1, :]
+            mixed, whole = masked @ values_seen / sums, weights[..., :1, :]
             of_heads.append((saliency, mixed, whole @ values, masked[..., :1, :] / sums[..., :1, :], whole))
         saliency, mixed, mixed_by_whole, own, whole = (torch.cat(each, 2) for each in zip(*of_heads, strict=True))
         saliency = saliency.mean(2)  # (G, n)
         subtracted = saliency * 0 if self._sigma2 is None else (-((saliency + 1) ** 2) / (2 * self._sigma2)).exp()
         share = subtracted[..., None, None, None]
-        if look is not None:
-            row = (-share * whole).index_add_(4, seen, own)[..., 0, :]
-            look.append((saliency.flatten(), subtracted.flatten(), row.flatten(0, 1)))
-        return (mixed - share * mixed_by_whole).transpose(2, 3).flatten(3)
+        row = -share * whole
+        row[..., slice(count) if seen is None else seen] += own
+        look = _Look(saliency.flatten(), subtracted.flatten(), row[..., 0, :].flatten(0, 1))
+        return (mixed - share * mixed_by_whole).transpose(2, 3).flatten(3), look
+
+
+def _joined(looks: Sequence[_Look]) -> _Look:
+    import torch
+
+    return _Look(*(torch.cat(each) for each in zip(*looks, strict=True)))
 
 
 def attention(clip: Clip, square: np.ndarray, tokens: Sequence[int]) -> np.ndarray:

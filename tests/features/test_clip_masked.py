@@ -86,6 +86,34 @@ def test_no_part_depends_on_those_beside_it(tiny, squares, masks):
     assert broken[:4].isnan().any(1).all() and torch.equal(broken[4:], together[4:])
 
 
+class Together(Masked):
+    """As on a GPU: parts of several images at once, some more in another batch."""
+
+    def _batches(self, parts, streams):
+        return iter([[*range(6)], [*range(6, parts)]])
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_parts_that_go_through_the_blocks_together_are_the_same(tiny, squares, masks, last):
+    streams = Masked(tiny, last=last).streams(squares)
+    masks = masks.copy()
+    masks[:, 2] = 0  # what no part sees
+    alone, together = (kind(tiny, last=last).seen(streams, masks, OF) for kind in (Masked, Together))
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_embeds_the_same(weights, tiny, squares, masks, dtype):
+    clip = Clip(weights, method="test", device="cuda", text=False, dtype=dtype)
+    pair = [Masked(each, last=2) for each in (tiny, clip)]
+    expected, found = (masked.embed(masked.streams(squares), masks, OF).cpu() for masked in pair)
+    least = 1 - 1e-6 if dtype == "float32" else 0.99
+    assert torch.cosine_similarity(expected, found).min() > least
+
+
 def test_what_the_class_token_sees_adds_up(tiny, squares, masks):
     masks[0] = 0  # all of what is left is the class token itself
     found = (masked := Masked(tiny, last=3)).seen(masked.streams(squares), masks, OF)
