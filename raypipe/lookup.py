@@ -1,7 +1,8 @@
-"""Words: the modules of a package by name, what to say about an unknown name or an error. Imports nothing heavy."""
+"""Words: modules of a package by name, lists of texts, what to say about an unknown name or an error; nothing heavy."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -29,6 +30,17 @@ def module(package: str, name: object, known: list[str], *, kind: str) -> Module
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known)}")
     return import_module(f"{package}.{name}")
+
+
+def json_list(text: str, *, option: str) -> list[str]:
+    """The texts of a JSON list, into which options turn what files hold. Raises ValueError for anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option}: {text[:80]!r} is no JSON list ({error})") from error
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{option}: expected a list of texts, got {text[:80]!r}")
+    return found
 
 
 def one_line(error: BaseException, *, limit: int | None = 250) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raypipe import networks
-from raypipe.lookup import one_line
+from raypipe.lookup import json_list, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,7 +189,7 @@ def read_templates(text: str) -> tuple[str, ...]:
     if text == "none":
         return ("{}",)
     if text.startswith("["):
-        found = _listed(text)
+        found = json_list(text, option="templates")
     else:
         file = TEMPLATES if text == "default" else Path(text).expanduser()
         try:
@@ -213,16 +213,6 @@ def settle_templates(text: str) -> str:
 def digest(templates: Sequence[str]) -> str:
     """sha256 of templates, by which a run tells whether it asked in the same words."""
     return hashlib.sha256("\n".join(templates).encode()).hexdigest()
-
-
-def _listed(text: str) -> list[str]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"templates: {text[:80]!r} is no JSON list ({error})") from error
-    if not all(isinstance(line, str) for line in found):
-        raise ValueError(f"templates: expected a list of texts, got {text[:80]!r}")
-    return found
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from raypipe import classes
-from raypipe.lookup import one_line
+from raypipe.lookup import json_list, one_line
 
 if TYPE_CHECKING:
     from raypipe.features.clip import Clip
@@ -123,9 +123,8 @@ class Namer:
 class Block:
     """A list of words and phrases that no name may have where they say something of a person.
 
-    Each is compared as whole words, without case and plural s. It counts before a word for a person, and alone in its
-    phrase: "poor old man", "two asians with hats", not "swiss roll", "nail polish". One that begins with `!` counts
-    wherever it stands.
+    Each is compared by its `_words`. It counts before a word for a person, and alone in its phrase: "poor old man",
+    "two asians with hats", not "swiss roll", "nail polish". One that begins with `!` counts wherever it stands.
     """
 
     def __init__(self, entries: Iterable[str]):
@@ -145,7 +144,8 @@ class Block:
 
     def _is_of_person(self, before: list[str], behind: list[str]) -> bool:
         """Whether what stands between these words says something of a person, or belongs to nothing else."""
-        said, ahead = self._nouns(reversed(before)), self._nouns(behind)
+        said = self._nouns(takewhile(lambda word: word not in _JOINS, reversed(before)))
+        ahead = self._nouns(behind)
         return not _PEOPLE.keys().isdisjoint(ahead) or not (ahead or set(said) - _PEOPLE.keys())
 
     def _nouns(self, words: Iterable[str]) -> list[str]:
@@ -166,7 +166,7 @@ def cleaned(text: str) -> str:
     """
     if any(each == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(each) == "Cs" for each in text):
         return ""
-    plain = "".join(" " if unicodedata.category(each)[0] == "C" else each for each in text)
+    plain = "".join(each if (kind := unicodedata.category(each))[0] != "C" else " " * (kind != "Cf") for each in text)
     plain = " ".join(plain.split()).removesuffix(".").strip().lower()
     return plain if any(map(str.isalnum, plain)) else ""
 
@@ -231,7 +231,7 @@ def _entries(text: str) -> list[str]:
 def _read(text: str, default: Path, option: str, expected: str) -> list[str]:
     """The lines of a file, or the texts of a JSON list."""
     if text.startswith("["):
-        return _listed(text, option)
+        return json_list(text, option=option)
     file = default if text == "default" else Path(text).expanduser()
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -244,45 +244,45 @@ def _read(text: str, default: Path, option: str, expected: str) -> list[str]:
     return [plain for line in lines if (plain := " ".join(line.partition("#")[0].split()))]
 
 
-def _listed(text: str, option: str) -> list[str]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{option}: {text[:80]!r} is no JSON list ({error})") from error
-    if not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{option}: expected a list of texts, got {text[:80]!r}")
-    return found
-
-
 def _joined(*notes: str) -> str:
     return ",".join(dict.fromkeys(word for note in notes for word in note.split(",") if word))
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text as they are compared: without case, possessive and plural s."""
-    plain = re.sub(r"['’]s\b", "", unicodedata.normalize("NFKC", text).casefold())
-    return [word.removesuffix("s") for word in re.findall(r"[^\W_]+", plain)]
+    """The words of a text as they are compared: without case, accents, possessive and plural."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    plain = "".join(each for each in plain if unicodedata.category(each) not in ("Mn", "Cf"))  # accents, soft hyphens
+    return [_singular(word) for word in re.findall(r"[^\W_]+", re.sub(r"['’]s\b", "", plain))]
 
 
+def _singular(word: str) -> str:
+    """What a word and its plural have in common; no word itself where that ends in s."""
+    return next((word.removesuffix(end) + rest for end, rest in _PLURALS.items() if word.endswith(end)), word)
+
+
+_PLURALS = {"sses": "s", "shes": "sh", "ches": "ch", "ies": "y", "ie": "y", "men": "man", "s": ""}
 # Words for people, by what these are plainly called.
 _PEOPLE = {
     word: noun
     for noun, texts in {
-        "man": "man men guy gentleman gentlemen male dude lad husband father dad grandfather grandpa son brother uncle "
-        "groom businessman policeman fireman salesman cowboy waiter monk priest king prince actor",
-        "woman": "woman women lady ladies female wife mother mom grandmother grandma daughter sister aunt bride "
-        "businesswoman policewoman waitress nun queen princess actress housewife maid",
+        "man": "man guy gentleman male dude lad husband father dad grandfather grandpa son brother uncle groom "
+        "businessman policeman fireman salesman cowboy waiter monk priest king prince actor",
+        "woman": "woman lady female wife wives housewife housewives mother mom grandmother grandma daughter sister "
+        "aunt bride businesswoman policewoman waitress nun queen princess actress maid",
         "boy": "boy schoolboy",
         "girl": "girl schoolgirl",
-        "child": "child children kid baby babies toddler infant newborn",
-        "people": "people crowd family families couple folk population community tribe gang mob",
-        "person": "person human adult teenager teen youth individual someone citizen resident immigrant migrant "
-        "refugee tourist traveler traveller pedestrian passenger worker employee owner boss manager farmer driver "
-        "rider cyclist player athlete runner swimmer skier surfer skater dancer singer musician artist painter model "
-        "performer student pupil teacher professor doctor nurse patient scientist engineer lawyer judge "
-        "politician president minister leader officer cop police soldier guard warrior fighter hunter fisherman "
-        "sailor pilot chef cook baker vendor seller shopkeeper customer servant slave prisoner thief beggar "
-        "protester friend neighbor neighbour stranger face body",
+        "child": "child children grandchild grandchildren kid baby toddler infant newborn",
+        "people": "people crowd family couple folk population community tribe gang mob audience",
+        "person": "person human adult teenager teen youth individual someone citizen resident tourist traveler "
+        "traveller pedestrian passenger spectator worker employee owner boss manager farmer driver rider cyclist "
+        "motorcyclist player athlete runner swimmer skier snowboarder surfer skater skateboarder climber hiker diver "
+        "golfer goalkeeper referee wrestler gymnast dancer singer musician guitarist drummer pianist violinist "
+        "conductor clown magician artist painter sculptor photographer model performer student pupil teacher "
+        "professor doctor surgeon dentist nurse patient scientist engineer astronaut lawyer judge politician "
+        "president minister leader officer cop police soldier guard knight warrior fighter firefighter lifeguard "
+        "hunter fisherman gardener carpenter mechanic welder electrician plumber sailor pilot attendant carrier chef "
+        "cook baker butcher barber hairdresser tailor vendor seller shopkeeper cashier customer servant protester "
+        "friend neighbor neighbour stranger face body thief thieves beggar slave immigrant migrant refugee prisoner",
     }.items()
     for text in texts.split()
     for word in _words(text)
@@ -292,10 +292,16 @@ _ENDS = set(
     _words(
         "of in on at with without by for from to near under over behind beside between into onto through against "
         "around is are was were be has have had who whom whose that which while as the a an his her their its this "
-        "these those sitting standing walking sleeping lying laying holding wearing looking riding running playing "
-        "smiling posing talking eating drinking begging living working crying kneeling waiting making taking doing "
-        "using carrying"
+        "these those look sitting standing walking sleeping lying laying holding wearing looking riding running "
+        "playing smiling posing talking eating drinking begging living working crying kneeling waiting making taking "
+        "doing using carrying praying dancing singing fighting celebrating protesting kissing hugging smoking shouting"
     )
 )
 # Words that are passed over within a phrase.
-_LINKS = set(_words("and or very so young old elderly little big tall short one two three four five several many few"))
+_LINKS = set(
+    _words(
+        "and or very so young old elderly aged little big tall short one two three four five six seven eight nine ten "
+        "several many few some other another happy sad angry lonely tired pregnant blond blonde typical"
+    )
+)
+_JOINS = ("and", "or")  # what stands before these qualifies nothing behind them
