@@ -121,6 +121,7 @@ def along(name: str, chosen: Setting, every: list[Setting], swept: list[str]) ->
     """The full settings that differ in one parameter only, in the order of its values.
 
     The others are as in the best setting, unless more values were tried elsewhere, as along the lines through another.
+    Settings that failed on every image are left out.
     """
 
     def rest(setting: Setting) -> str:
@@ -128,7 +129,7 @@ def along(name: str, chosen: Setting, every: list[Setting], swept: list[str]) ->
 
     found: dict[str, dict[str, Setting]] = {rest(chosen): {}}
     for each in reversed(every):  # the best of several comes last
-        if each.status == "done":
+        if each.status == "done" and any(value is not None for value in each.means.values()):
             found.setdefault(rest(each), {})[_key(each.values.get(name))] = each
     return sorted(max(found.values(), key=len).values(), key=lambda each: _place(each.values.get(name)))
 

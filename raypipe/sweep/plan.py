@@ -71,7 +71,12 @@ def check(common: Trial) -> search.Space:
 
 
 def refuse_given(job: Sweep, given: Iterable[str]) -> None:
-    """Raise ValueError for an option that is given one value and swept. given: names of options, with - or _."""
+    """Raise ValueError for an option that is given one value and swept. given: names of options, with - or _.
+
+    Of lines it is where they meet.
+    """
+    if job.search == "lines":
+        return
     swept = {entry.partition("=")[0].strip().replace("-", "_") for entry in job.over}
     for name in sorted(swept & {name.replace("-", "_") for name in given}):
         options = f"--{name.replace('_', '-')} and --over {name}"

@@ -50,6 +50,7 @@ def test_a_line_is_where_most_values_of_a_parameter_were_tried():
     values = [(1, 5), (2, 5), (3, 5), (2, 6), (2, 7)]  # lines through (2, 5)
     every = [Setting(f"t{k}{n}", {"k": k, "n": n}, "done", {"iou": k / n}, 2, 0, 1.0, "") for k, n in values]
     chosen = every[2]
+    every += [Setting(f"x{k}", {"k": k, "n": 9}, "done", {"iou": None}, 0, 2, 1.0, "") for k in range(9)]
     assert [each.values for each in along("k", chosen, every, ["k", "n"])] == [{"k": k, "n": 5} for k in (1, 2, 3)]
     across = along("n", chosen, every, ["k", "n"])
     assert [each.values for each in across] == [{"k": 2, "n": n} for n in (5, 6, 7)]

@@ -32,7 +32,7 @@ from raypipe.segmenters.gloper import Gloper
 from raypipe.segmenters.kmeans import Kmeans
 from raypipe.segmenters.maskclip import Maskclip
 from raypipe.sweep import page
-from raypipe.sweep.plan import check, draw, plan, settled
+from raypipe.sweep.plan import check, draw, plan, refuse_given, settled
 from raypipe.sweep.ranking import Setting, best, order, per_image, read, read_trial
 from raypipe.sweep.scoring import Scorer, read_scores, score
 from raypipe.sweep.search import canonical
@@ -50,6 +50,15 @@ def folder(tmp_path):
 def command(folder: Path, *options: str, output: str = "sweep") -> int:
     places = ["--input", str(folder / "photos"), "--labels", str(folder / "labels"), "--output", str(folder / output)]
     return main(["sweep", "kmeans", *places, "--foreground", "whole", *options])
+
+
+def test_lines_meet_where_the_options_are_given(folder):
+    job = sweep_of(folder, "k=2,3,4", "refine_radius=1,2", search="lines")
+    refuse_given(job, {"k"})
+    job, *rest = settled(job, None)
+    common = Trial(job, Kmeans(k=5, foreground="whole"), Guided(refine_radius=7), *rest)
+    found = [tuple(each.values()) for each in draw(common, check(common))]
+    assert found == [(2, 7), (3, 7), (4, 7), (5, 1), (5, 2)]
 
 
 @pytest.mark.parametrize(
