@@ -103,19 +103,24 @@ def test_parts_that_go_through_the_blocks_together_are_the_same(tiny, squares, m
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_gpu_embeds_the_same(weights, tiny, squares, masks, dtype):
-    clip = Clip(weights, method="test", device="cuda", text=False, dtype=dtype)
+CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", "bfloat16"), *(pytest.param("cuda", dtype, marks=CUDA) for dtype in ("float32", "bfloat16"))],
+)
+def test_reduced_precision_and_a_gpu_stay_near(weights, tiny, squares, masks, device, dtype):
+    clip = Clip(weights, method="test", device=device, text=False, dtype=dtype)
     pair = [Masked(each, last=2) for each in (tiny, clip)]
-    expected, found = (masked.embed(masked.streams(squares), masks, OF).cpu() for masked in pair)
-    least = 1 - 1e-6 if dtype == "float32" else 0.99
-    assert torch.cosine_similarity(expected, found).min() > least
+    expected, found = (masked.seen(masked.streams(squares), masks, OF) for masked in pair)
+    assert {each.dtype for each in found} == {torch.float32}
+    similarity = torch.cosine_similarity(expected.embeddings, found.embeddings.cpu()).min()
+    assert similarity > (1 - 1e-6 if dtype == "float32" else 0.99)
 
 
 def test_what_the_class_token_sees_adds_up(tiny, squares, masks):
-    masks[0] = 0  # all of what is left is the class token itself
+    masks = np.concatenate([np.zeros_like(masks[:1]), masks[1:]])  # what is left to the first is the class token
     found = (masked := Masked(tiny, last=3)).seen(masked.streams(squares), masks, OF)
     np.testing.assert_allclose(found.rows.sum(-1), (1 - found.subtracted)[..., None].expand(8, 3, 2), atol=1e-5)
     np.testing.assert_allclose(found.subtracted, (-((found.saliency + 1) ** 2) / 5).exp(), atol=1e-6)
