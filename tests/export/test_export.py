@@ -402,6 +402,7 @@ def test_a_run_without_rows_and_one_without_masks_can_be_exported(tmp_path, form
     lists = getattr(find(form), "LISTS", (None,))
     assert export(Export(str(tmp_path / "empty"), form, classes=lists[0])).images == 0
     Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    (tmp_path / "a.pgw").write_text("1 0 0 -1 0 0")  # its place on a map
     sha256 = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
     row = masks_row("a.png", np.zeros((0, 2, 3), bool), uri=str(tmp_path / "a.png"), sha256=sha256)
     write_run(str(tmp_path / "bare"), [row])
