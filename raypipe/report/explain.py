@@ -124,7 +124,7 @@ def _page(options: Explain, method: Segmenter, image: np.ndarray, point: tuple[i
     ]
     if chosen:
         cells = [None] * (blocks - len(chosen.rows)) + [_cell(plane) for plane in chosen.rows]
-        lines.append((f"the class token for segment {chosen.number}, {chosen.name}", cells))
+        lines.append((f"segment {chosen.number}: {chosen.name}", cells))
     asked = ("clip_model", "dtype") if chosen is None else tuple(asdict(method))
     return html.render(
         "explain.html.j2",
