@@ -26,10 +26,12 @@ def names(segmenter: type[Segmenter] | None, found: Iterable[list[dict]]) -> lis
 
 
 def has_names(found: Iterable[list[dict]]) -> bool:
-    """Whether masks are told apart by their labels: at some index two images have different ones."""
+    """Whether masks are told apart by their labels: at some index two images have different ones, or no other image
+    says that these go by the index."""
     first: dict[int, str] = {}
-    labels = ((i, segment.get("label")) for segments in found for i, segment in enumerate(segments))
-    return any(label and first.setdefault(i, label) != label for i, label in labels)
+    images = [labels for segments in found if any(labels := [segment.get("label") for segment in segments])]
+    pairs = ((i, label) for labels in images for i, label in enumerate(labels) if label)
+    return len(images) == 1 or any(first.setdefault(i, label) != label for i, label in pairs)
 
 
 def by_label(found: Iterable[list[dict]]) -> list[str]:

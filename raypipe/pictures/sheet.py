@@ -34,6 +34,7 @@ SLIT = 4  # between an original and its masks
 MAT = (236, 236, 233)  # behind pictures of another shape
 MOST_NAMES = 3 * len(COLOURS)  # of classes in the heading
 MOST_LINES = 3  # of one fact in the heading
+HEAD = 1200  # pixels that the heading takes at most
 # settings that are no method's own
 SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft", "keep_embeddings"}
 
@@ -115,7 +116,7 @@ def draw_sheet(heading: Heading, tiles: list[Tile], box: tuple[int, int]) -> np.
 def _draw_heading(heading: Heading, width: int) -> np.ndarray:
     """Title, lines and legend: RGB uint8 (H, width, 3)."""
     inside, y = width - 2 * GAP, GAP + 24
-    head = np.full((800, width, 3), 255, np.uint8)
+    head = np.full((HEAD, width, 3), 255, np.uint8)
     for line in text.wrapped(heading.title, inside, size=24):
         text.write(head, line, (GAP, y), size=24, colour=text.INK, weight=text.BOLD)
         y += 32
@@ -131,6 +132,7 @@ def _draw_heading(heading: Heading, width: int) -> np.ndarray:
         entries.append(((60, 60, 60), "dark: outside the foreground"))
     x, y = GAP, y + 6
     for colour, name in entries:
+        name = text.begun(name, inside - 22, size=16)
         long = 22 + text.width(name, size=16)
         if x > GAP and x + long > width - GAP:
             x, y = GAP, y + 26

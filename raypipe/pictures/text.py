@@ -39,6 +39,15 @@ def shortened(text: str, limit: int, *, size: int) -> str:
     return "…" + text
 
 
+def begun(text: str, limit: int, *, size: int) -> str:
+    """The beginning of a long text, at most `limit` pixels wide."""
+    kept = text = visible(text)
+    while kept and width(text, size=size) > limit:
+        kept = kept[:-1]
+        text = f"{kept.rstrip()}…"
+    return text
+
+
 def wrapped(text: str, limit: int, *, size: int) -> list[str]:
     """Lines of at most `limit` pixels, broken at spaces; a longer word is shortened."""
     lines: list[str] = []

@@ -174,6 +174,28 @@ def test_a_sheet_of_one_image_with_more_masks_than_colours_explains_itself_in_a_
     assert heading.lines[-1] == "The colours repeat after 7 masks." and ": 1 image" in heading.lines[0]
 
 
+def test_long_names_are_all_told_within_a_narrow_sheet():
+    names = [f"a man number {i} before a large building by the sea in the evening sun" for i in range(sheet.MOST_NAMES)]
+    blank = np.zeros((60, 90, 3), np.uint8)
+    heading = sheet.Heading("zero_guidance", ["a fact of many words " * 40] * 6, names, False)
+    drawn = sheet.draw_sheet(heading, [sheet.Tile(blank, blank, "a.png")], (60, 90))
+    keys = (drawn[:-110, sheet.GAP : sheet.GAP + 15, None] == COLOURS).all(axis=(1, 3)).any(1)
+    assert np.count_nonzero(np.diff(keys.astype(int)) == 1) == len(names)
+    assert (drawn[:, -sheet.GAP // 2 :] == 255).all() and text.begun("ab", 1000, size=16) == "ab"
+
+
+def test_names_tell_masks_apart_unless_several_images_have_the_same_at_each_index():
+    one, other = [{"label": "sea"}, {"label": "sky"}], [{"label": "sea"}, {"label": "moss"}]
+    for found, expected in (
+        ([one, other], True),
+        ([one, one], False),
+        ([one], True),
+        ([one, []], True),
+        ([[{}]], False),
+    ):
+        assert legend.has_names(iter(found)) is expected
+
+
 def test_colours_are_named_by_labels_where_all_images_have_the_same():
     named = [{"label": "eye"}, {"label": "shell"}]
     assert legend.names(None, [named, named]) == ["eye", "shell"]
