@@ -22,6 +22,7 @@ class About:
     settings: dict  # the method's parameters
     provenance: dict  # time, versions, weights with sha256
     licence: str  # of the weights or the method; "" when it is not known here
+    caution: str  # what whoever reads the labels has to know: see `Segmenter.caution`
     where: str | None
     labels: tuple[str, ...]  # those of the run's segments, sorted; of the whole run, so that numbers do not change
     most: int  # segments of the image that has the most of them

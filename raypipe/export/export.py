@@ -175,6 +175,7 @@ def describe(run: Run, options: Export) -> About:
         settings=configuration["settings"],
         provenance={name: configuration["provenance"].get(name) for name in ("time", "packages", "weights")},
         licence=kind.licence if kind else "",
+        caution=kind.caution if kind else "",
         where=options.where,
         labels=tuple(sorted(labels)),
         most=most,

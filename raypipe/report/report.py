@@ -286,12 +286,15 @@ def overview(run: RunShown, panes: list[dict | None]) -> dict:
 
 
 def differences(configurations: list[dict]) -> list[dict]:
-    """Of each run the settings that other runs of the page have other values of; nothing unless all have one method."""
+    """Of each run the settings that other runs of the page have other values of; nothing unless all have one method.
+
+    What a run does not say, as one of an older version, is no difference.
+    """
     settings = [configuration["settings"] for configuration in configurations]
     if len({configuration["method"] for configuration in configurations}) > 1:
         return [{} for _ in settings]
-    names = [name for name in settings[0] if any(its.get(name) != settings[0][name] for its in settings)]
-    return [{name: its.get(name) for name in names} for its in settings]
+    names = [name for name, value in settings[0].items() if any(its.get(name, value) != value for its in settings)]
+    return [{name: its[name] for name in names if name in its} for its in settings]
 
 
 def charts(shown: list[RunShown]) -> list[dict]:

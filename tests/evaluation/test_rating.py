@@ -21,6 +21,7 @@ from raypipe.evaluation.tasks import find
 from raypipe.evaluation.tasks.rating import COLUMNS, alpha, coincidences
 from raypipe.export.export import Export, export
 from raypipe.export.formats import rating
+from raypipe.segmenters.kmeans import Kmeans
 
 HOSTILE = ['<b onclick="x()">', '=1+1; "a", b', "Ünï 日本\r\nzwei", "</script><img src=x>", "'"]
 NAMES = ["dog", "tail of a cat", "=SUM(A1)", *HOSTILE]
@@ -63,6 +64,14 @@ def write(path: Path, lines: list[dict], *, delimiter: str = ",", encoding: str 
 
 
 # The pages
+
+
+def test_pages_and_the_card_of_a_dataset_caution_of_names(run, exported, tmp_path, monkeypatch):
+    assert '<p class="caution">' not in (exported / "batch-1/task-1.html").read_text()
+    monkeypatch.setattr(Kmeans, "caution", "Names may be wrong.")
+    for form, name in (("rating", "batch-3/task-1.html"), ("hf", "README.md")):
+        export(Export(str(run), form, output=str(tmp_path / form)))
+        assert (tmp_path / form / name).read_text().count("Names may be wrong.") == 1
 
 
 def test_each_batch_asks_the_same_in_another_order_that_never_changes(run, exported, tmp_path):

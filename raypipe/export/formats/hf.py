@@ -102,13 +102,14 @@ def _card(about: About) -> str:
     }
     names = (html.escape(" ".join(name.split()), quote=False).replace("|", "&#124;") for name in value_names(about))
     values = "\n".join(f"| {value_of(i, about)} | {name} |" for i, name in enumerate(islice(names, 1000), 1))
+    caution = about.caution and f"{about.caution}\n\n"
     settings = json.dumps({"settings": about.settings, **about.provenance}, indent=2, default=str)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# Segmentation masks by {about.method}\n\n"
         f"Made without labels, by {about.text().removeprefix('masks by ')}"
         f"{'' if about.where is None else f'; of its segments those where `{about.where}`'}.\n\n"
         f"Licence of the method or its weights: {about.licence or 'not known'}. "
-        "The images keep the licence of their owners.\n\n"
+        f"The images keep the licence of their owners.\n\n{caution}"
         "`segments` holds the exact masks (COCO run lengths, `[height, width]`)"
         f"{' and embeddings, not normalised' * about.embeddings}, `mask` a label map of them:\n\n"
         f"| value | meaning |\n|---|---|\n| 0 | background |\n{values}\n\n```json\n{settings}\n```\n"

@@ -72,7 +72,7 @@ def write(
             for task, places in enumerate(tasks, 1):
                 shown = [_shown(database, place, asked[place], batch, task, i) for i, place in enumerate(places, 1)]
                 file.writelines(f"{each['line']},\r\n".encode() for each in shown)
-                page = _page(shown, batch=batch, task=task, tasks=len(tasks))
+                page = _page(shown, batch=batch, task=task, tasks=len(tasks), caution=about.caution)
                 target.put(page.encode("utf-8", "replace"), f"batch-{batch}/task-{task:0{len(str(len(tasks)))}}.html")
     return remarks
 
@@ -122,7 +122,7 @@ def _shown(database: sqlite3.Connection, place: int, question: Question, batch: 
     return {"label": question.label, "line": line, "original": original, "marked": marked}
 
 
-def _page(shown: Sequence[dict], *, batch: int, task: int, tasks: int) -> str:
+def _page(shown: Sequence[dict], *, batch: int, task: int, tasks: int, caution: str) -> str:
     texts = [each["line"] for each in shown]
     return html.render(
         "rating.html.j2",
@@ -131,6 +131,7 @@ def _page(shown: Sequence[dict], *, batch: int, task: int, tasks: int) -> str:
         batch=batch,
         task=task,
         tasks=tasks,
+        caution=caution,
         head=",".join(COLUMNS),
         name=hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16],
         version=version("raypipe"),
