@@ -164,7 +164,7 @@ class Segmenter(ABC):
         """Yield one Segments per image, in order.
 
         images: RGB uint8 (H, W, 3); sizes may differ. foregrounds: one per image, given exactly to a PatternSegmenter,
-        bool (H, W), and to one that `takes_regions` if its option says so, int64 (H, W): 0 where no region is.
+        bool (H, W), and to one that `takes_regions` if its option says so, int32 (H, W): 0 where no region is.
         """
 
 

@@ -127,7 +127,7 @@ def mask_kind(manifest: pa.Table) -> dict[str, str]:
 
 
 def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes: int, max_pixels: int) -> np.ndarray:
-    """The mask that `attach` found for a row: bool (H, W); of regions int64, 0 where none is.
+    """The mask that `attach` found for a row: bool (H, W); of regions int32, 0 where none is.
 
     size: (height, width) of the image. Raises BadImage if there is no mask, if it is damaged, or has another size: a
     resized guess would be a wrong mask.
@@ -158,6 +158,6 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
 
 
 def _regions(location: str, limits: dict) -> np.ndarray:
-    """A class map, int64 (H, W): 0 where it is 0 or IGNORED. Raises BadImage."""
+    """A class map, int32 (H, W): 0 where it is 0 or IGNORED. Raises BadImage."""
     values = maskfiles.read_numbers(location, **limits)
-    return np.where(values == IGNORED[values.dtype != np.uint8], 0, values.astype(np.int64))
+    return np.where(values == IGNORED[values.dtype != np.uint8], 0, values.astype(np.int32))

@@ -29,7 +29,8 @@ class Regions(Segmenter):
 
     def segment(self, images, foregrounds=None) -> Iterator[Segments]:
         for i, image in enumerate(images):
-            regions = np.ones(image.shape[:2], np.int64) if self.regions is None else foregrounds[i]
+            regions = np.ones(image.shape[:2], np.int32) if self.regions is None else foregrounds[i]
+            assert regions.dtype == np.int32 and regions.shape == image.shape[:2]
             numbers = np.unique(regions[regions > 0])
             yield Segments(regions == numbers[:, None, None], [str(number) for number in numbers])
 
