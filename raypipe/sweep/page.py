@@ -209,7 +209,7 @@ def planes(every: list[Setting], swept: list[str], metric: str, goal: str) -> li
         worst_first = ((tuple(_key(each.values.get(name)) for name in pair), each) for each in reversed(measured))
         cells = {cell: each.means[metric] for cell, each in worst_first}
         rows_, columns = (_ordered(measured, name) for name in pair)
-        if len(cells) < 4 or len(rows_) * len(columns) > GRID_CELLS:
+        if len(cells) < 4 or len(rows_) * len(columns) > min(GRID_CELLS, 2 * len(cells)):  # mostly empty
             continue
         values = [[cells.get((_key(row), _key(column))) for column in columns] for row in rows_]
         worst, top = sorted((min(cells.values()), max(cells.values())), reverse=goal == "min")

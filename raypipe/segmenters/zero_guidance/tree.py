@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEPT = {"cpu": 9_000, "cuda": 5_500}  # clusters from which on all distances stay in memory: 648 and 242 MB
+KEPT = {"cpu": 8_000, "cuda": 5_500}  # clusters from which on all distances stay in memory: 512 and 242 MB
 BLOCK = {"cpu": 4 << 20, "cuda": 32 << 20}  # float64 values that are made at once: near a CPU's cache, or 256 MB
 MANY = "many_segments"
 
