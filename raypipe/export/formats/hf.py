@@ -1,4 +1,4 @@
-"""Hugging Face: Parquet with images and label maps that `datasets.load_dataset` reads, and a dataset card."""
+"""Hugging Face: Parquet with images and label maps that `datasets.load_dataset` reads, a card, and croissant.json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypipe.export import croissant
 from raypipe.export.about import About
 from raypipe.export.formats.png import label_map, value_names, value_of
 from raypipe.export.target import Target
@@ -32,9 +33,10 @@ STORED = [MASKS.field(name) for name in ("key", "image_id", "sha256", "height", 
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
-    """Write data/train-00000.parquet, ... and README.md. `mask` is `png.label_map`, `segments` the exact masks.
+    """Write data/train-00000.parquet, ..., README.md and croissant.json.
 
-    Of a run that keeps embeddings each segment has its `embedding`, as it is stored.
+    `mask` is `png.label_map`, `segments` the exact masks. Of a run that keeps embeddings each segment has its
+    `embedding`, as it is stored.
     """
     remarks, count, size, schema = Counter(), 0, 0, _columns(about)
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": _features(schema)}})})
@@ -48,6 +50,8 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
             shard.write_table(pa.Table.from_pylist(group, schema=schema))
             size += sum(len(cells["image"]["bytes"]) for cells in group)
     target.put(_card(about).encode(), "README.md")
+    told = croissant.describe(schema, about, pattern="data/*.parquet", picture=IMAGE)
+    target.put(json.dumps(told, indent=1, default=str).encode(), "croissant.json")
     return remarks
 
 
