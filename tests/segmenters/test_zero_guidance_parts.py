@@ -112,13 +112,16 @@ def test_equal_rows_count_as_many_as_they_are(kept):
     assert len(whole) == len(apart) - 1 and whole <= found  # how equal rows come together is free
 
 
-def test_ties_everywhere_still_give_a_tree_of_scipys_heights():
+def test_ties_everywhere_and_rings_that_rounding_makes_of_them_still_give_a_tree():
     lattice = np.stack(np.meshgrid(*[np.arange(6.0)] * 3), -1).reshape(-1, 3)
-    for kept in (0, 10**9):
-        tree = ward(lattice, kept=kept)
-        assert sorted(tree.children.ravel().tolist()) == [*range(2 * len(lattice) - 2)]
-        assert (np.diff(tree.heights) >= 0).all() and (tree.children[:, 0] < tree.children[:, 1]).all()
-        np.testing.assert_allclose(tree.heights[:72], 1)
+    turns = 2 * np.pi * np.arange(53)[:, None] / 53
+    for rows in (lattice, np.hstack([np.cos(turns), np.sin(turns)])):
+        for kept in (0, 10**9):
+            tree = ward(rows, kept=kept)
+            assert sorted(tree.children.ravel().tolist()) == [*range(2 * len(rows) - 2)]
+            assert (np.diff(tree.heights) >= 0).all() and (tree.children[:, 0] < tree.children[:, 1]).all()
+            total = ((rows - rows.mean(0)) ** 2).sum()  # what merges add to the sum of squares, in any order
+            assert (tree.heights**2).sum() / 2 == pytest.approx(total)
 
 
 def test_one_row_or_equal_rows_are_one_part():
