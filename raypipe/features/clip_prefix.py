@@ -52,7 +52,7 @@ class Continuations:
         if not isinstance(vit, Vit):
             text = "texts that begin alike are asked of CLIPs with vision transformers, as transformers saves them"
             raise ValueError(f"{method}: {text}; choose other weights")
-        self._words, self._most = vit.tokenizer, vit.context
+        self._words, self._end, self._most = vit.tokenizer.backend_tokenizer, vit.tokenizer.eos_token_id, vit.context
         self._text, self._projection = vit._network.text_model, vit._network.text_projection
         self._method, self._device, self._dtype, self._pinned = method, device, dtype, pinned
         self._begun: dict[str, _Beginning] = {}  # the last one used is the last
@@ -90,7 +90,7 @@ class Continuations:
         return found
 
     def _new(self, text: str) -> _Beginning:
-        found = self._words.backend_tokenizer.encode(text).ids
+        found = self._words.encode(text).ids
         ids = self._cut(found)[:-1]
         return _Beginning(text, ids, len(ids) == len(found) - 1)
 
@@ -100,21 +100,19 @@ class Continuations:
         A space parts words, whose tokens are then always the same. What follows without one may change the tokens of
         the word before it: that is read with its beginning, each by itself.
         """
-        end = self._words.eos_token_id
         is_apart = [one.is_whole and text.startswith(" ") for one, text in pairs]
         each = [*zip(pairs, is_apart, strict=True)]
         alone = [*{text for (_, text), apart in each if apart and text not in self._ids_behind}]
         whole = [one.text + text for (one, text), apart in each if not apart]
-        found = [each.ids for each in self._words.backend_tokenizer.encode_batch([*alone, *whole])]
+        found = [each.ids for each in self._words.encode_batch([*alone, *whole])]
         self._ids_behind |= {text: tuple(ids[1:-1]) for text, ids in zip(alone, found, strict=False)}
         rest = iter(found[len(alone) :])
-        behind = ((*one.ids, *self._ids_behind[text], end) if apart else next(rest) for (one, text), apart in each)
-        return [self._cut(ids) for ids in behind]
+        joined = ((*one.ids, *self._ids_behind.get(text, ()), self._end) for one, text in pairs)
+        return [self._cut(ids if apart else next(rest)) for ids, apart in zip(joined, is_apart, strict=True)]
 
     def _cut(self, ids: Sequence[int]) -> Ids:
         """Tokens up to the first end, which is where CLIP reads a text."""
-        end = self._words.eos_token_id
-        return (*ids[: min(ids.index(end), self._most - 1)], end)
+        return (*ids[: min(ids.index(self._end), self._most - 1)], self._end)
 
     def _learn(self, pairs: Sequence[tuple[_Beginning, Ids]]) -> None:
         """Have each beginning know these texts."""
@@ -224,9 +222,9 @@ def _keep(beginning: _Beginning, texts: Sequence[Ids], vectors: Tensor) -> None:
     """Have a beginning know the vectors of texts, (n, D). Changes it."""
     import torch
 
-    beginning.rows_of_ids |= {ids: len(beginning.rows_of_ids) + i for i, ids in enumerate(texts)}
     before = [] if beginning.vectors is None else [beginning.vectors]
-    beginning.vectors = torch.cat([*before, vectors])
+    beginning.vectors = torch.cat([*before, vectors])  # first: memory may lack
+    beginning.rows_of_ids |= {ids: len(beginning.rows_of_ids) + i for i, ids in enumerate(texts)}
 
 
 def _shared(beginning: Ids, ids: Ids) -> int:

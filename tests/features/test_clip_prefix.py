@@ -41,6 +41,13 @@ def test_texts_are_embedded_as_by_the_whole_network(blocks, clip, monkeypatch):
             np.testing.assert_allclose(row, expected / expected.norm(), atol=2e-6, err_msg=repr(beginning + behind))
 
 
+def test_bfloat16_stays_near_float32_and_what_comes_out_is_float32(clip):
+    asked = [(beginning, BEHIND) for beginning in BEGINNINGS]
+    for exact, found in zip(*(made(clip, dtype=dtype).embed(asked) for dtype in ("float32", "bfloat16")), strict=True):
+        assert found.dtype == torch.float32 and 0 < (exact - found).abs().max() < 0.02
+        assert (found.norm(dim=1) - 1).abs().max() < 1e-6
+
+
 def test_texts_longer_than_the_network_reads_lose_their_ends(tmp_path):
     short = Clip(write_model(tmp_path, context=12), method="test", device="cpu", vision=False)
     asked = [("a dog", [" runs over the hill"]), ("an even longer beginning", ["s", " of it"])]
@@ -50,14 +57,16 @@ def test_texts_longer_than_the_network_reads_lose_their_ends(tmp_path):
             np.testing.assert_allclose(row, expected / expected.norm(), atol=2e-6)
 
 
-def test_no_bit_depends_on_what_is_asked_beside_before_or_again(clip, monkeypatch):
+@pytest.mark.parametrize(("dtype", "blocks"), [("float32", (1, 32)), ("bfloat16", (3, 4))])
+def test_no_bit_depends_on_what_is_asked_beside_before_or_again(dtype, blocks, clip, monkeypatch):
+    monkeypatch.setitem(clip_prefix.BLOCKS, "cpu", blocks)
     rng, behind = (
         np.random.default_rng(0),
         [*BEHIND, *(f" {chr(97 + i)}{chr(97 + j)}" for i in range(9) for j in range(9))],
     )
-    whole = dict(zip(BEGINNINGS, made(clip).embed([(beginning, behind) for beginning in BEGINNINGS]), strict=True))
+    whole = dict(zip(BEGINNINGS, made(clip, dtype=dtype).embed([(one, behind) for one in BEGINNINGS]), strict=True))
     monkeypatch.setattr(clip_prefix, "KEPT", 2)  # of six: most are forgotten
-    asked = made(clip, pinned=BEGINNINGS[0])
+    asked = made(clip, dtype=dtype, pinned=BEGINNINGS[0])
     for _ in range(12):
         texts = [
             (BEGINNINGS[i], rng.permutation(len(behind))[: rng.integers(0, 40)].tolist())
