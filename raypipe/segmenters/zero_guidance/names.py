@@ -213,7 +213,7 @@ def settle(vocabulary: str, block: str) -> tuple[str, str]:
 def check_vocabulary(words: tuple[str, ...], block: Block) -> tuple[str, ...]:
     """The words. Raises ValueError where the block-list leaves none of them."""
     if all(map(block, words)):
-        raise ValueError(f"vocabulary: each of its {len(words)} words is blocked; add others or change the block-list")
+        raise ValueError("vocabulary: each of its words is blocked; add others or change the block-list")
     return words
 
 
