@@ -33,8 +33,8 @@ class Export:
     """Hand a run's masks to another tool, in a new folder."""
 
     run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
-    # what reads it: coco, csv, cutout, cvat, geojson, hf, imagenets, labelstudio, megadetector, png, rating, webdataset
-    # or yolo
+    # what reads it: coco, csv, cutout, cvat, fiftyone, geojson, hf, imagenets, labelstudio, megadetector, png, rating,
+    # webdataset or yolo
     format: str
     output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
     where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
