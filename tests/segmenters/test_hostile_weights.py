@@ -185,3 +185,38 @@ def test_an_onnx_file_reads_no_file_outside_its_folder(tmp_path, place):
     (folder / "tiny.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match=r"^rembg: .*tiny.onnx cannot be read as a network: "):
         load_onnx(folder / "tiny.onnx")
+
+
+NETWORKED = [name for name in segmenters.names() if segmenters.find(name)().networks]
+
+
+def refused_everywhere(name: str, weights: Path) -> None:
+    """A method to each of whose networks somebody gave these weights does not load, and says so in its name."""
+    kind = segmenters.find(name)
+    with pytest.raises((ValueError, OSError), match=rf"^{name}: "):
+        kind(**dict.fromkeys(kind().networks, str(weights))).load("cpu")
+
+
+@pytest.mark.parametrize("name", NETWORKED)
+@pytest.mark.parametrize("form", ["pickle", "torch", "cut"])
+def test_no_method_runs_or_takes_a_checkpoint_that_is_none(name, form, tmp_path):
+    file, canary = tmp_path / "weights.pth", tmp_path / "canary"
+    with file.open("wb") as opened:
+        (pickle.dump if form == "pickle" else torch.save)({"weight": Canary(canary)}, opened)
+    if form == "cut":
+        torch.save({"weight": torch.ones(1000)}, file)
+        file.write_bytes(cut(file.read_bytes()))
+    refused_everywhere(name, file)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", NETWORKED)
+def test_no_method_runs_code_of_a_folder_or_takes_a_network_that_it_names(name, tmp_path):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n")
+    maps = {each: "evil.Evil" for each in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}
+    config = {"model_type": "evil", "architectures": ["Evil"], "auto_map": maps, "trust_remote_code": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    refused_everywhere(name, tmp_path)
+    assert not (tmp_path / "canary").exists()
