@@ -131,7 +131,8 @@ def _run(verb: str, argv: list[str]) -> int:
 
     module, options, function = VERBS[verb].load(verb)
     if (first := config.first_word(VERBS[verb].parts)) and (not argv or argv[0].startswith("-")):
-        return _choose_method(verb, options, config.ROOMS[first].names(), argv)
+        known = getattr(module, "methods", config.ROOMS[first].names)
+        return _choose_method(verb, options, known(), argv)
     command = config.parse(verb, options, VERBS[verb].parts, argv)
     if command.terminal.print_config:
         print(config.as_yaml(command), end="")

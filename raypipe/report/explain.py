@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from raypipe import segmenters
 from raypipe.images import decode, encode_png
 from raypipe.pages import html
 from raypipe.pictures.overlay import jpeg, overlay, resized, scaled
@@ -63,10 +64,15 @@ class Result:
         return "\n".join([*lines, f"page: {self.page}"])
 
 
+def methods() -> list[str]:
+    """Those that have something to show."""
+    return [name for name in segmenters.names() if hasattr(segmenters.find(name), "explain")]
+
+
 def explain(options: Explain, method: Segmenter) -> Result:
     """Write the page. Raises ValueError for what cannot be explained, FileNotFoundError for weights that are absent."""
     if not hasattr(method, "explain"):
-        raise ValueError(f"explain: {method.name} shows no attention; zero_guidance does")
+        raise ValueError(f"explain: {method.name} has no attention to show; {', '.join(methods())} has")
     if options.arrays and not options.arrays.endswith(".npz"):
         raise ValueError(f"--arrays must name a .npz file, got {options.arrays!r}")
     segment = _segment(options.segment)

@@ -122,4 +122,6 @@ def test_what_cannot_be_explained_is_said_in_a_line(options, photo, tmp_path, wo
 
 def test_a_method_without_attention_is_told(photo, capsys):
     assert explain(method="kmeans") == 2
-    assert "explain: kmeans shows no attention; zero_guidance does" in capsys.readouterr().err
+    assert "explain: kmeans has no attention to show; zero_guidance has" in capsys.readouterr().err
+    assert main(["explain"]) == 2
+    assert "Methods:\n  zero_guidance\n\n" in capsys.readouterr().out
