@@ -94,7 +94,7 @@ def export(options: Export) -> Result:
     originals = Originals(options.input, **where_from) if form.ORIGINALS else None
     own = {name: value for name in getattr(form, "OPTIONS", ()) if (value := getattr(options, name)) is not None}
     if hasattr(form, "choose"):
-        images = form.choose(images, **own)
+        images = form.choose(images, about, **own)
     output = Location(options.output or run.folder.location("export", options.format))
     target = Target(output)
     target.clear(overwrite=options.overwrite)

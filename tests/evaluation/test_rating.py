@@ -66,6 +66,13 @@ def write(path: Path, lines: list[dict], *, delimiter: str = ",", encoding: str 
 # The pages
 
 
+def test_a_run_without_names_has_no_pages(tmp_path):
+    write_run(str(tmp_path / "run"), [masks_row("a.png", np.ones((2, 6, 8), bool))])
+    with pytest.raises(ValueError, match="rating: no segment of the run has a name to ask about"):
+        export(Export(str(tmp_path / "run"), "rating", sample=3))
+    assert not (tmp_path / "run/export").exists()
+
+
 def test_pages_and_the_card_of_a_dataset_caution_of_names(run, exported, tmp_path, monkeypatch):
     assert '<p class="caution">' not in (exported / "batch-1/task-1.html").read_text()
     monkeypatch.setattr(Kmeans, "caution", "Names may be wrong.")
@@ -357,12 +364,14 @@ def test_answers_about_other_images_are_counted_and_without_any_of_the_run_refus
     (tmp_path / "pictures").mkdir()
     (tmp_path / "columns.csv").write_text("a;b\n1;2\n")
     (tmp_path / "empty.csv").write_bytes(b"")
+    write(tmp_path / "no_lines.csv", [])
     (tmp_path / "picture.csv").write_bytes(bytes(range(256)) * 9)
     for name, says in {
         "answers.csv": "got only others, such as image_id 'unknown'; is it another run's?",
         "pictures": "expected the CSVs that the pages save",
         "columns.csv": "columns.csv: expected the columns batch, task, question, image_id, segment, label, score, got",
         "empty.csv": "empty.csv: expected the columns",
+        "no_lines.csv": "expected answers about the run's images in",
         "picture.csv": "picture.csv",
         "nowhere": "nowhere does not exist",
     }.items():

@@ -89,8 +89,9 @@ class Rating(Task):
         of_image, known = read_answers(folder), set(keys)
         location = {image_id: json.dumps(its) for image_id, its in of_image.items() if image_id in known}
         if not location:
-            text = f"rating: expected answers about the run's images in {Location(folder)}, got only"
-            raise ValueError(f"{text} others, such as image_id {next(iter(of_image), '')!r}; is it another run's?")
+            other = next(iter(of_image), None)
+            got = "none" if other is None else f"only others, such as image_id {other!r}; is it another run's?"
+            raise ValueError(f"rating: expected answers about the run's images in {Location(folder)}, got {got}")
         return Matches(location, [image_id for image_id in of_image if image_id not in known])
 
     def read(self, location: str, *, max_bytes: int, max_pixels: int) -> Answers:

@@ -5,8 +5,8 @@ A format is a module with ORIGINALS (what makes of an original the row's `pictur
 images too FAILED, where it takes segments with their embeddings EMBEDDINGS, where it needs one of some class lists
 LISTS, and `write(images, target, about)`, which streams rows of the masks table into a folder and returns what the user
 should know: sentences with how often. Options of the verb that only it has are in OPTIONS; `write` gets those that are
-given by their names, and so does `choose(images)`, which may leave rows out before their pictures are fetched. It never
-imports Ray or `pipeline`.
+given by their names, and so does `choose(images, about)`, which may leave rows out before their pictures are
+fetched. It never imports Ray or `pipeline`.
 
 A whole format, which would be the file `export/formats/counts.py`:
 

@@ -40,11 +40,18 @@ class Question(NamedTuple):
     label: str
 
 
-def choose(images: Iterator[dict], *, sample: int | None = None, seed: int = 0, **_) -> Iterator[dict]:
-    """Rows with the segments that are asked about; of a sample only its own images, the same for the same seed."""
-    if sample is None:
-        yield from images
-        return
+def choose(images: Iterator[dict], about: About, *, sample: int | None = None, seed: int = 0, **_) -> Iterator[dict]:
+    """Rows with the segments that are asked about; of a sample only its own images, the same for the same seed.
+
+    Raises ValueError for a run without names.
+    """
+    if not any(about.labels):
+        text = "no segment of the run has a name to ask about; label by a method that names them, such as zero_guidance"
+        raise ValueError(f"rating: {text}")
+    return images if sample is None else _sampled(images, sample, seed)
+
+
+def _sampled(images: Iterator[dict], sample: int, seed: int) -> Iterator[dict]:
     each = (row | {"segments": [one]} for row in images for one in row["segments"] if _can_be_asked(one))
     rows: dict[str, dict] = {}
     for row in heapq.nsmallest(
