@@ -239,6 +239,10 @@ def test_filters_search_and_order_work(opened):
     )
     assert shares == sorted(shares, reverse=True) and len(set(shares)) > 4
     opened.click("#filters summary")
+    for width in (420, 700, 950, 1100, 1280):  # wherever the button stands
+        opened.set_viewport_size({"width": width, "height": 900})
+        box = opened.locator(".panel").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
     opened.fill("[data-figure=agreement][data-end=low]", "0.8")
     assert 0 < len(names(opened)) < 8 and opened.inner_text("#active").strip() == "(1)"
     opened.fill("[data-figure=agreement][data-end=low]", "2")
