@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.tiny._sentences import write_sentences
 
+from raypipe import networks
 from raypipe.features.sentences import BATCH, Sentences
 
 VERIFIED = [  # cosines of all-MiniLM-L6-v2
@@ -50,11 +51,31 @@ def test_another_pooling_tokenizer_or_network_is_refused(folder, tmp_path, one_t
         Sentences(write_sentences(tmp_path / "max", mode="max"), method="naming")
     with pytest.raises(ValueError, match="the tokenizer has 59 tokens, but the network knows 20"):
         Sentences(write_sentences(tmp_path / "few", words=20), method="naming")
+    dense, broken, open_end = (write_sentences(tmp_path / name) for name in ("dense", "broken", "open"))
+    steps = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Dense")]
+    (dense / "modules.json").write_text(json.dumps(steps))
+    with pytest.raises(ValueError, match="modules.json: expected Transformer, Pooling, Normalize, got Dense"):
+        Sentences(dense, method="naming")
+    (broken / "1_Pooling/config.json").write_text("{")
+    with pytest.raises(ValueError, match="naming: .*config.json cannot be read as JSON"):
+        Sentences(broken, method="naming")
+    settings = json.loads((open_end / "tokenizer_config.json").read_text()) | {"pad_token": None}
+    (open_end / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="its tokenizer has no token that fills up shorter texts"):
+        Sentences(open_end, method="naming")
     for kind in ("nothing", "clip"):
         other = write_sentences(tmp_path / kind)
         (other / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(ValueError, match=f"naming: .*{kind} cannot be read as a network for sentences"):
             Sentences(other, method="naming")
+
+
+def test_what_is_fetched_says_how_vectors_are_made():
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = ["config.json", "1_Pooling/config.json", "modules.json", "onnx/config.json", "2_Dense/model.safetensors"]
+    kept = filter_repo_objects(files, allow_patterns=networks.FILES, ignore_patterns=networks.NESTED)
+    assert list(kept) == ["config.json", "1_Pooling/config.json", "modules.json"]
 
 
 def test_verified_cosines_of_minilm():
