@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raypipe.features.clip import Clip
     from raypipe.features.sentences import Sentences
 
+KEPT = 20_000  # names whose cosines are kept, 70 MB for 459 classes: texts of a search are hardly ever written twice
 PROMPT = "Image of a {}."  # in which CLIP is asked about a class
 _LOCK = threading.RLock()  # images are measured in threads
 
@@ -34,7 +35,10 @@ class Names:
             for name, vector in zip(fresh, self._sentences(fresh), strict=True):
                 cosines = (self._classes @ vector).clip(-1, 1)
                 self._rows[name] = np.where(self._texts == name, 1.0, cosines)
-            return np.array([self._rows[name] for name in names]).reshape(len(names), len(self._texts))
+            found = np.array([self._rows[name] for name in names]).reshape(len(names), len(self._texts))
+            while len(self._rows) > KEPT:
+                del self._rows[next(iter(self._rows))]  # the oldest
+            return found
 
 
 def names(weights: str, texts: tuple[str, ...]) -> Names:
@@ -51,11 +55,12 @@ def of_classes(weights: str, texts: tuple[str, ...]) -> np.ndarray:
 
 def clip_scores(weights: str, texts: Sequence[str], vectors: Sequence[np.ndarray]) -> np.ndarray:
     """Cosines of regions and their own names: float64 (n,); 0 for a blank name. vectors: (D,) each, of length 1."""
+    named = [i for i, text in enumerate(texts) if text.strip()]
     found = np.zeros(len(texts))
-    for i, (text, vector) in enumerate(zip(texts, vectors, strict=True)):
-        if text.strip():
-            with _LOCK:
-                found[i] = _clip(weights).texts([text], "none")[0] @ vector
+    if named:
+        with _LOCK:
+            rows = _clip(weights).texts([texts[i] for i in named], "none")
+        found[named] = [row @ vectors[i] for i, row in zip(named, rows, strict=True)]
     return found
 
 
