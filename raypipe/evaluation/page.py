@@ -52,6 +52,7 @@ def render(
         heads=heads,
         lines=lines,
         names=tables["names"].to_pylist() if "names" in tables else [],
+        titles={name: value.title for name, value in task.SHOWN.items()},
         most=ROWS,
         options=task.options(),
         shown=cell,

@@ -187,8 +187,11 @@ def test_names_of_classes_need_no_embedding_and_other_names_say_what_is_lacking(
     assert details["union_at_st"] is None and details["why_no_st"].startswith("1 segments have no embedding")
     assert "--keep-embeddings" in task.remarks(details)[1]
     alone = Naming(sentence_model=models["sentence_model"], clip="none").of_classes("voc2012")
-    assert measured(alone, known, label)["iou_st"] is None
-    assert alone.remarks(alone.details(alone.sums()))[1] == "no iou_st: --clip none"
+    assert measured(alone, known, label)["iou_st"] == 1
+    for each in (other, row_of("c.jpg", masks, ["aeroplane", "bicycle", "person"], rng.normal(size=(3, 24)))):
+        sums = alone.sums([alone.cells(each, label)])
+        assert alone.values(sums)["iou_tt"] is not None and alone.values(sums)["iou_st"] is None
+        assert alone.remarks(alone.details(sums))[1] == "no iou_st: --clip none"
 
 
 def test_given_regions_are_scored_by_their_names_and_similarities(models, rng, one_thread):
@@ -225,6 +228,19 @@ def test_given_regions_are_scored_by_their_names_and_similarities(models, rng, o
     masks[2, 0] ^= True  # one pixel row less or more: another region
     other = task.sums([cells, task.cells(row_of("b.jpg", masks, said, vectors), label)])
     assert task.values(other)["name_similarity"] is task.details(other)["similarities"] is None
+
+
+def test_no_more_names_are_kept_than_there_is_room_for(models, monkeypatch, one_thread):
+    from raypipe.features.sentences import Sentences
+
+    monkeypatch.setattr(_alike, "KEPT", 3)
+    names, sentences = ["a", "cat", "b", "c", "a", "d"], Sentences(Path(models["sentence_model"]), method="t")
+    found = _alike.Names(sentences, ("cat", "dog"))
+    expected = sentences(names).astype(float) @ sentences(["cat", "dog"]).T
+    for _ in range(2):
+        np.testing.assert_allclose(found(names), expected, atol=1e-6)
+        assert len(found._rows) == 3
+    assert (found(names)[0] == found(names)[4]).all()
 
 
 def test_what_cannot_be_measured_is_refused(models, tmp_path, one_thread):

@@ -62,7 +62,7 @@ class Naming(OfClasses, Task):
 
     # that compares names: a folder, or a Hugging Face id
     sentence_model: str = "sentence-transformers/all-mpnet-base-v2"
-    clip: str = "openai/clip-vit-large-patch14-336"  # that the run's embeddings are of; none = without iou_st
+    clip: str = "openai/clip-vit-large-patch14-336"  # that the run's embeddings are of; none = no iou_st of embeddings
     tau_sbert: float = 0.5  # names less alike than this are none of the classes
     tau_clip: float = 0.1  # the same of segments and classes
     tau_iou: float = 0.5  # a class is found by a segment of this IoU and more
@@ -155,7 +155,7 @@ class Naming(OfClasses, Task):
             try:
                 _alike.of_classes(self.clip, self._texts)
             except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}; or add --clip none, without iou_st") from error
+                raise FileNotFoundError(f"{error}; or add --clip none, without iou_st of embeddings") from error
 
     def ahead(self, rows: list[dict]) -> list[dict]:
         """The same rows; their names have been compared with the classes, all at once."""
@@ -171,13 +171,15 @@ class Naming(OfClasses, Task):
         found = overlaps(segments, label)
         vectors = [_alike.unit(each.get("embedding")) for each in segments]
         own = [self.known.numbers.get(classes.normalised(each["label"]), 0) for each in segments]
-        lacking = sum(vector is None and not number for vector, number in zip(vectors, own, strict=True))
+        own = [number if vector is None else 0 for number, vector in zip(own, vectors, strict=True)]
+        is_blind = self.clip == NO_CLIP
+        lacking = sum((is_blind or vectors[i] is None) and not number for i, number in enumerate(own))
         measured = self._ground(found, segments) | {"without_embedding": lacking}
         similar = {"tt": self._compared([each["label"] for each in segments])}
-        if not lacking and self.clip != NO_CLIP:
+        if not lacking:
             similar["st"] = self._similar(vectors, row)
         for i, number in enumerate(own):
-            if vectors[i] is None and number:  # it is of that class, however the data set writes it
+            if number:  # it is of that class, however the data set writes it
                 for each in similar.values():
                     each[i] = self._order == number
         for kind, similarity in similar.items():
@@ -230,11 +232,17 @@ class Naming(OfClasses, Task):
 
     def remarks(self, details: Mapping, printed: Sequence[Mapping] = ()) -> list[str]:
         """What the mark is, why there is no IoU_st, and what the published values stand on."""
-        found = ["*: the threshold of the values above (--tau-sbert, --tau-clip)"]
+        found = ["* marks the threshold of the values above (--tau-sbert, --tau-clip)"]
         if details["why_no_st"]:
             found.append(f"no iou_st: {details['why_no_st']}")
+        are_given = details["regions"] and details["regions"] == details["given_regions"]
+        if not are_given:
+            found.append("values of given regions are those of a run with --regions given:DIR, of these labels")
         if printed:
-            found.append("published values are of names by --naming zerocap")
+            parts = ", of parts that DINO finds" if are_given else ""
+            found.append(f"published values are of names by --naming zerocap{parts}")
+        if printed and not self._is_open:
+            found.append("the authors' code scores the first 1,000 images of PASCAL Context at most")
         if printed and self.sentence_model != type(self).sentence_model:
             text = f"published values of iou_tt are with {type(self).sentence_model}, ours with {self.sentence_model}"
             found.append(f"{text}: a threshold for one means little for the other")
@@ -279,7 +287,10 @@ class Naming(OfClasses, Task):
 
     def _similar(self, vectors: Sequence[np.ndarray | None], row: dict) -> np.ndarray:
         """Cosines of segments and classes: float64 (S, C); 0 for a segment without a vector."""
-        known, found = _alike.of_classes(self.clip, self._texts), np.zeros((len(vectors), len(self._order)))
+        found = np.zeros((len(vectors), len(self._order)))
+        if all(vector is None for vector in vectors):
+            return found
+        known = _alike.of_classes(self.clip, self._texts)
         for i, vector in enumerate(vectors):
             if vector is not None and len(vector) != known.shape[1]:
                 text = f"an embedding of {len(vector)} numbers, but those of --clip {self.clip} have {known.shape[1]}"
@@ -353,9 +364,9 @@ class Naming(OfClasses, Task):
         return counts if is_known and self._why_no_st(sums) is None else None
 
     def _why_no_st(self, sums: Sums) -> str | None:
-        if self.clip == NO_CLIP:
-            return "--clip none"
         if count := sums.total("without_embedding"):
+            if self.clip == NO_CLIP:
+                return "--clip none"
             text = f"{int(count):,} segments have no embedding, and a name that is none of the classes"
             return f"{text}; label with --keep-embeddings, by a method that has them"
         return None
