@@ -238,9 +238,9 @@ def test_no_more_names_are_kept_than_there_is_room_for(models, monkeypatch, one_
     found = _alike.Names(sentences, ("cat", "dog"))
     expected = sentences(names).astype(float) @ sentences(["cat", "dog"]).T
     for _ in range(2):
-        np.testing.assert_allclose(found(names), expected, atol=1e-6)
-        assert len(found._rows) == 3
-    assert (found(names)[0] == found(names)[4]).all()
+        rows = found(names)
+        np.testing.assert_allclose(rows, expected, atol=1e-6)
+        assert len(found._rows) == 3 and (rows[0] == rows[4]).all()
 
 
 def test_what_cannot_be_measured_is_refused(models, tmp_path, one_thread):
