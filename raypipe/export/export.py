@@ -33,8 +33,8 @@ class Export:
     """Hand a run's masks to another tool, in a new folder."""
 
     run: tyro.conf.Positional[str]  # the run's folder: a path or a URI
-    # what reads it: coco, csv, cutout, cvat, fiftyone, geojson, hf, imagenets, labelstudio, megadetector, png, rating,
-    # webdataset or yolo
+    # what reads it: camtrapdp, coco, csv, cutout, cvat, fiftyone, geojson, hf, imagenets, labelstudio, megadetector,
+    # png, rating, webdataset or yolo
     format: str
     output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
     where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
@@ -50,6 +50,7 @@ class Export:
     questions: int | None = None  # of rating: on a page; None = 30
     sample: int | None = None  # of rating: ask about so many segments, drawn at random; None = about all
     seed: int | None = None  # of rating: another one draws another sample and other orders; None = 0
+    deployments: str | None = None  # of camtrapdp: its table of deployments, CSV; their IDs are folders of the images
     overwrite: bool = False  # replace an earlier export in the output
 
 
@@ -145,6 +146,8 @@ def check(options: Export, form: ModuleType) -> None:
             raise ValueError(f"--{name} has no effect: {options.format} asks nobody; add --format rating")
         if value is not None and value < 1 and name != "seed":
             raise ValueError(f"--{name} must be positive, got {value}")
+    if options.deployments and "deployments" not in getattr(form, "OPTIONS", ()):
+        raise ValueError(f"--deployments has no effect: {options.format} has no camera traps; add --format camtrapdp")
     lists = getattr(form, "LISTS", ())
     if lists and options.classes not in lists:
         raise ValueError(f"--format {options.format} needs the numbers of its data set: --classes {'|'.join(lists)}")

@@ -324,10 +324,14 @@ def test_whoever_needs_pictures_is_told_how_to_find_them(tmp_path, capsys, form)
     write_run(str(tmp_path / "run"), [row])
     row = masks_row("a.png", np.ones((1, 2, 2), bool), uri=row["uri"], sha256="0", labels=["vase"])
     write_run(str(tmp_path / "named"), [row])
-    words = ["export", str(tmp_path / "run"), "--format", form]
-    if lists := getattr(find(form), "LISTS", ()):
-        words = ["export", str(tmp_path / "named"), "--format", form, "--classes", lists[0]]
-    assert main(words) == 3
+    options = {name: value for name, value in needed(form, tmp_path).items() if value}
+    words = [
+        "export",
+        str(tmp_path / ("named" if "classes" in options or form == "rating" else "run")),
+        "--format",
+        form,
+    ]
+    assert main(words + [word for name, value in options.items() for word in (f"--{name}", value)]) == 3
     assert "1  original missing: give the --input (and --column) that was labelled\n" in capsys.readouterr().out
 
 
@@ -396,17 +400,28 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("form", names())
+def needed(form: str, folder) -> dict:
+    """The options without which a format does nothing."""
+    if form == "camtrapdp":
+        head = "deploymentID,latitude,longitude,deploymentStart,deploymentEnd"
+        (folder / "deployments.csv").write_text(f"{head}\nsite,1.5,-2,2026-01-01T00:00:00Z,2026-02-01T00:00:00Z\n")
+        return {"deployments": str(folder / "deployments.csv")}
+    return {"classes": getattr(find(form), "LISTS", (None,))[0]}
+
+
+@pytest.mark.parametrize("form", [form for form in names() if form != "rating"])  # which asks about names
 def test_a_run_without_rows_and_one_without_masks_can_be_exported(tmp_path, form):
     write_run(str(tmp_path / "empty"), [])
-    lists = getattr(find(form), "LISTS", (None,))
-    assert export(Export(str(tmp_path / "empty"), form, classes=lists[0])).images == 0
-    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    options = needed(form, tmp_path)
+    assert export(Export(str(tmp_path / "empty"), form, **options)).images == 0
+    exif = Image.Exif()
+    exif[271], exif.get_ifd(0x8769)[36867] = "camera", "2026:01:02 03:04:05"  # when it was taken
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png", exif=exif)
     (tmp_path / "a.pgw").write_text("1 0 0 -1 0 0")  # its place on a map
     sha256 = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
-    row = masks_row("a.png", np.zeros((0, 2, 3), bool), uri=str(tmp_path / "a.png"), sha256=sha256)
+    row = masks_row("site/a.png", np.zeros((0, 2, 3), bool), uri=str(tmp_path / "a.png"), sha256=sha256)
     write_run(str(tmp_path / "bare"), [row])
-    result = export(Export(str(tmp_path / "bare"), form, classes=lists[0]))
+    result = export(Export(str(tmp_path / "bare"), form, **options))
     assert (result.images, result.segments, result.left_out) == (1, 0, {})
 
 
