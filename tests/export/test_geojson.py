@@ -140,13 +140,21 @@ def test_what_has_no_place_is_told(made, tmp_path):
     result = export(Export(str(tmp_path / "run"), "geojson", output=str(tmp_path / "out")))
     assert result.left_out["original world file"] == 1 and result.left_out["original no place"] == 2
     assert of_tags(b"\xff\xd8\xff\xe0") is None
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[34735] = (1, 1, 0)  # no four numbers for each key
+    tags.tagtype[34735] = 3
+    Image.new("RGB", (4, 3)).save(tmp_path / "damaged.tif", tiffinfo=tags)
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (4, 3)).save(tmp_path / "turned.tif", exif=exif)
-    row = masks_row("turned.tif", np.ones((1, 4, 3), bool), uri=str(tmp_path / "turned.tif"))
-    row["sha256"] = hashlib.sha256((tmp_path / "turned.tif").read_bytes()).hexdigest()
-    write_run(str(tmp_path / "other"), [row])
-    assert export(Export(str(tmp_path / "other"), "geojson")).left_out == {"original turned": 1}
+    table = []
+    for name, size in (("turned.tif", (4, 3)), ("damaged.tif", (3, 4))):
+        sha256 = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        table.append(masks_row(name, np.ones((1, *size), bool), uri=str(tmp_path / name), sha256=sha256))
+    write_run(str(tmp_path / "other"), table)
+    assert export(Export(str(tmp_path / "other"), "geojson")).left_out == {"original turned": 1, "original no place": 1}
+    (row,) = [row for row in (tmp_path / "other/export/geojson/_left_out.csv").open() if "damaged.tif" in row]
+    assert "has damaged GeoTIFF tags" in row
 
 
 def test_gdal_draws_the_same_pixels(made, tmp_path):

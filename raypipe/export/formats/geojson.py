@@ -58,7 +58,11 @@ def place(row: dict, content: bytes) -> Placed:
     """
     if pictures.orientation(content) != 1:
         raise BadImage("export", "turned", f"{row['uri']} is stored turned, its place is that of the stored picture")
-    found = of_tags(content) or of_world_file(row["uri"])
+    try:
+        found = of_tags(content)
+    except Exception as error:  # tags may hold anything
+        raise BadImage("export", "no place", f"{row['uri']} has damaged GeoTIFF tags: {error}") from None
+    found = found or of_world_file(row["uri"])
     if found is None:
         raise BadImage("export", "no place", f"{row['uri']} has neither GeoTIFF tags nor a world file beside it")
     a, b, _, d, e, _ = found.transform
