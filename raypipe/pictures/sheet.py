@@ -96,7 +96,7 @@ def write_sheet(
 
 def draw_sheet(heading: Heading, tiles: list[Tile], box: tuple[int, int]) -> np.ndarray:
     """Pairs of pictures in even rows below what explains them: RGB uint8. box: (height, width) of a tile."""
-    columns = min(COLUMNS, len(tiles))
+    columns = 4 if len(tiles) in (4, 8) else min(COLUMNS, len(tiles))  # where three would leave a gap
     pair, line = 2 * box[1] + SLIT, box[0] + CAPTION
     width = columns * (pair + GAP) + GAP
     head = _draw_heading(heading, width)

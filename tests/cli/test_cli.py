@@ -397,8 +397,14 @@ def test_every_method_tells_what_it_needs(capsys):
     assert using_gpus == {name for name in segmenters.names() if segmenters.find(name)().gpus}
 
 
-def test_the_demo_labels_photographs_and_draws_a_sheet(tmp_path, capsys):
+def test_the_demo_labels_photographs_and_ends_with_its_page(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
     for run in ("kmeans", "tokencut"):
         assert (tmp_path / f"demo/{run}/sheet.png").stat().st_size > 100_000
-    assert "raypipe label" in capsys.readouterr().out
+        assert not any(row["error"] for row in raypipe.load(str(tmp_path / f"demo/{run}")).to_pylist())
+    page, text = (tmp_path / "demo/report.html").read_text(), capsys.readouterr().out
+    assert str(tmp_path / "demo/report.html") in text and all(
+        name in page for name in ("chelsea.png", "motorcycle.png")
+    )
+    commands = re.findall(r"  raypipe (\w.*)$", text, re.MULTILINE)
+    assert len(commands) == 6 and all(main([*shlex.split(words), "--print-config"]) == 0 for words in commands)
