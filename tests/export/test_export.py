@@ -431,6 +431,9 @@ MAIN_FILE = {
     "csv": "images.csv",
     "webdataset": "shard-000000.tar",
     "labelstudio": "tasks.json",
+    "cvat": "labels.json",
+    "fiftyone": "samples.json",
+    "megadetector": "megadetector.json",
 }
 
 

@@ -51,12 +51,13 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
         entries.seek(0)
         shutil.copyfileobj(entries, file)
         file.write(b"\n]}\n")
-    remarks[f"images to send with: {command(str(target.folder), about.method)}"] = count
+    where = "" if target.folder.is_local else ", from a local copy of the folder,"
+    remarks[f"images to send{where} with: {command(str(target.folder), about.method)}"] = count
     return remarks
 
 
 def command(folder: str, name: str) -> str:
-    """What sends the folder to CVAT as a new task (cvat-cli 2.x), for a shell."""
+    """What sends the folder to CVAT as a new task (cvat-cli 2.80), for a shell."""
     return (
         f"cd {shlex.quote(folder)} && cvat-cli task create {shlex.quote(name)} local images/* --labels labels.json "
         f"--annotation_path {ANNOTATIONS} --annotation_format 'COCO 1.0'"
