@@ -7,7 +7,7 @@ from scipy.cluster import hierarchy
 from support import golden
 
 from raypipe.benchmark.plain import ward as plain
-from raypipe.segmenters.zero_guidance.parts import distances, enlarged, parts
+from raypipe.segmenters.zero_guidance.parts import Grown, distances, enlarged, parts
 from raypipe.segmenters.zero_guidance.tree import BLOCK, split, ward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,9 +159,10 @@ def test_a_part_without_a_pixel_is_gone_with_its_tree_id():
     rows[14] = np.array([0.7, -0.7, 0.14])  # and one cell inside the second
     image = np.zeros((60, 60, 3), np.uint8)
     image[:20], image[40:] = (250, 30, 30), (30, 30, 250)
-    cells = split(rows, ward(rows), num_parts=4)
+    grown = Grown(image, rows.astype(np.float32), (6, 6), ward(rows))
+    cells = split(rows, grown.tree, num_parts=4)
     assert len(cells.tree_ids) == 4
-    found = parts(image, rows.astype(np.float32), (6, 6), (60, 60), num_parts=4)
+    found = parts(grown, num_parts=4)
     assert found.segment_map.dtype == np.int16 and found.segment_map.shape == (60, 60)
     lone = cells.tree_ids[cells.labels[14]]
     assert lone not in found.tree_ids and sorted([*found.tree_ids, lone]) == sorted(cells.tree_ids)
@@ -170,7 +171,8 @@ def test_a_part_without_a_pixel_is_gone_with_its_tree_id():
 
 
 def test_images_of_one_colour_are_one_part_and_others_are_enlarged_with_nearest():
-    found = parts(np.zeros((5, 9, 3), np.uint8), np.ones((12, 2), np.float32), (3, 4), (24, 32))
+    rows = np.ones((12, 2), np.float32)
+    found = parts(Grown(np.zeros((24, 32, 3), np.uint8), rows, (3, 4), ward(rows)))
     assert found.tree_ids == [0] and found.segment_map.shape == (24, 32) and not found.segment_map.any()
     plane = np.arange(6).reshape(1, 2, 3)
     assert enlarged(plane, (3, 5))[0].tolist() == [[0, 0, 1, 1, 2]] * 2 + [[3, 3, 4, 4, 5]]

@@ -74,8 +74,9 @@ def counts(monkeypatch):
 @pytest.mark.parametrize(
     ("over", "expected"),
     [
-        ("sigma2=0.5,1,2.5,5,10", {"parts_of": 3, "leaves": 15}),
-        ("tau_merge=0.6,0.7,0.8,0.9,0.95", {"parts_of": 3, "leaves": 3}),
+        ("sigma2=0.5,1,2.5,5,10", {"trees": 3, "parts_of": 3, "leaves": 15}),
+        ("tau_merge=0.6,0.7,0.8,0.9,0.95", {"trees": 3, "parts_of": 3, "leaves": 3}),
+        ("t_dino=0.5,0.9", {"trees": 3, "parts_of": 6, "leaves": 6}),
     ],
 )
 def test_what_does_not_change_is_computed_once_per_image_and_both_measures_are_told(
@@ -104,7 +105,7 @@ def test_lines_through_the_defaults_share_the_parts_and_each_has_its_curve(folde
     common, trials = planned(folder, networks, *map("=".join, over.items()), search="lines")
     (group,) = groups(trials)
     advance_together(group, threads=1)
-    assert len(trials) == 3 + 1 + 2 and counts == {"parts_of": 3, "leaves": 3 * (3 + 1)}
+    assert len(trials) == 3 + 1 + 2 and counts == {"trees": 3, "parts_of": 3, "leaves": 3 * (3 + 1)}
     swept = report(common, [*over], 0.0)
     page = Folder(common.sweep.output).read("sweep.html").decode()
     for name, values in {"mask_last_layers": (0, 1, 2), "sigma2": (0.5, 2.5), "tau_merge": (0.6, 0.8, 0.9)}.items():
@@ -118,11 +119,10 @@ def test_an_interrupted_sweep_goes_on_with_what_is_there(folder, networks, count
     counts.clear()
     _, trials = planned(folder, networks, "tau_merge=0.6,0.8")
     advance_together(trials, threads=1)
-    assert counts == {"parts_of": 3, "leaves": 3}
+    assert counts == dict.fromkeys(("trees", "parts_of", "leaves"), 3)
     assert all(len(trial.run.commits()) == 3 for trial in trials)
     counts.clear()
     _, trials = planned(folder, networks, "tau_merge=0.6,0.8", "num_parts=none,20,3")
-    assert len(groups(trials)) == 3
-    for group in groups(trials):
-        advance_together(group, threads=1)
-    assert counts["parts_of"] == counts["leaves"] == 6  # 20 is the default
+    (group,) = groups(trials)
+    advance_together(group, threads=1)
+    assert counts == {"trees": 3, "parts_of": 6, "leaves": 6}  # 20 is the default, whose trials are there

@@ -23,7 +23,8 @@ from raypipe.segmenters.zero_guidance import merging, names
 from raypipe.segmenters.zero_guidance.maps import arranged, of_regions, segments
 from raypipe.segmenters.zero_guidance.merging import Node, Union
 from raypipe.segmenters.zero_guidance.names import Name
-from raypipe.segmenters.zero_guidance.parts import Parts, parts
+from raypipe.segmenters.zero_guidance.parts import Grown, Parts, parts
+from raypipe.segmenters.zero_guidance.tree import ward
 from raypipe.types import BadImage, Segmenter, Segments
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 LONGEST = 2  # short sides of what DINO sees with `keep_aspect`, longer ones are squeezed: a tree costs its keys squared
 OF_GRID = ("size", "stride", "keep_aspect")
 OF_SPLITTING = ("t_dino", "num_parts", "max_segments", "splits", "force_root_split")
+OF_NAMES = ("mask_last_layers", "subtract", "sigma2", "vocabulary", "block", "below")
 OF_MERGING = ("merge", "tau_merge", "merge_mode", "alpha")
 OF_LOOKS = ("weights", "clip_model", "dtype")  # weights may be the folder of all
 OF_SEARCH = ("beam_size", "max_new_tokens", "steps")
@@ -118,7 +120,8 @@ class ZeroGuidance(Segmenter):
     batch_size = 8
     # what is computed in turn, and which options matter only after it
     stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "parts_of": ("mask_last_layers", "subtract", "sigma2", "vocabulary", "block", "below", *OF_MERGING),
+        "trees": (*OF_SPLITTING, *OF_NAMES, *OF_MERGING),
+        "parts_of": (*OF_NAMES, *OF_MERGING),
         "leaves": OF_MERGING,
     }
 
@@ -244,21 +247,23 @@ class ZeroGuidance(Segmenter):
         )
         return attention.from_point(self._clip, image, point)._replace(chosen=chosen)
 
-    def parts_of(self, images: Sequence[np.ndarray]) -> Iterator[Parts]:
-        """The parts of each image, in order. Raises BadImage where DINO gives no finite numbers."""
+    def trees(self, images: Sequence[np.ndarray]) -> Iterator[Grown]:
+        """The tree of each image's keys, in order. Raises BadImage where DINO gives no finite numbers."""
         notes = [self._of_one_part(image) for image in images]
         seen = [resized(image, self.seen_size(image.shape[:2])) for image in images]
         several = [image for image, note in zip(seen, notes, strict=True) if note is None]
         features = iter([*self._dino(several, fit="free", max_side=LONGEST * self.size)])  # all of DINO before the rest
-        options = {name: getattr(self, name) for name in OF_SPLITTING}
         for image, note in zip(seen, notes, strict=True):
-            size = image.shape[:2]
-            if note is not None:
-                yield Parts(np.zeros(size, np.int16), [0], note)
-                continue
-            keys = next(features)
-            rows = keys.patches / keys.patches.norm(dim=1, keepdim=True).clamp_min(merging.TINY)
-            yield parts(image, rows.cpu().numpy(), keys.grid, size, device=self._device, **options)
+            rows, grid = np.ones((1, 1), np.float32), (1, 1)
+            if note is None:
+                keys, grid = (found := next(features)).patches, found.grid
+                rows = (keys / keys.norm(dim=1, keepdim=True).clamp_min(merging.TINY)).cpu().numpy()
+            yield Grown(image, rows, grid, ward(rows, device=self._device), note or "")
+
+    def parts_of(self, images: Sequence[np.ndarray]) -> Iterator[Parts]:
+        """The parts of each image, in order. Raises BadImage as `trees` does."""
+        options = {name: getattr(self, name) for name in OF_SPLITTING}
+        return (parts(grown, device=self._device, **options) for grown in self.trees(images))
 
     def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) in px of an image as DINO sees it. size: its own."""

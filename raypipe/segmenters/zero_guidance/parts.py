@@ -9,8 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raypipe.features.grid import resized
-from raypipe.segmenters.zero_guidance.tree import split, ward
+from raypipe.segmenters.zero_guidance.tree import Tree, split
+
+
+class Grown(NamedTuple):
+    """An image with the tree of its keys: 20 MB at 448 px and 111 x 111 keys of ViT-S."""
+
+    image: np.ndarray  # RGB uint8 (h, w, 3) at the working size, as DINO sees it
+    rows: np.ndarray  # float32 (n, D) of length 1
+    grid: tuple[int, int]  # rows and columns of the n keys, row-major
+    tree: Tree
+    note: str = ""  # or too_small
 
 
 class Parts(NamedTuple):
@@ -18,24 +27,22 @@ class Parts(NamedTuple):
 
     segment_map: np.ndarray  # int16 (h, w): the part of each pixel, 0 to K - 1
     tree_ids: list[int]  # of each part
-    note: str  # "" or many_segments
+    note: str  # "", many_segments or too_small
 
 
-def parts(
-    image: np.ndarray, rows: np.ndarray, grid: tuple[int, int], size: tuple[int, int], *, device: str = "cpu", **options
-) -> Parts:
-    """The parts of an image, by the dense CRF of zero-guidance segmentation at a size (height, width).
+def parts(grown: Grown, *, device: str = "cpu", **options) -> Parts:
+    """The parts of an image, by the dense CRF of zero-guidance segmentation. options: as of `split`.
 
-    image: RGB uint8 (H, W, 3). rows: float32 (n, D) of length 1 on a grid (h, w), row-major. options: as of `split`.
     A part that loses all its pixels to others is gone, with its tree id.
     """
     from raypipe.refiners.crf.meanfield import dense_crf
 
-    labels, tree_ids, note = split(rows, ward(rows, device=device), **options)
+    image, rows, size = grown.image, grown.rows, grown.image.shape[:2]
+    labels, tree_ids, note = split(rows, grown.tree, **options)
     if len(tree_ids) == 1:
-        return Parts(np.zeros(size, np.int16), tree_ids, note)
-    energies = enlarged(distances(rows, labels, len(tree_ids)).T.reshape(-1, *grid), size)
-    _, segment_map = dense_crf(resized(image, size), energies, device=device)
+        return Parts(np.zeros(size, np.int16), tree_ids, grown.note or note)
+    energies = enlarged(distances(rows, labels, len(tree_ids)).T.reshape(-1, *grown.grid), size)
+    _, segment_map = dense_crf(image, energies, device=device)
     left, segment_map = np.unique(segment_map, return_inverse=True)
     return Parts(segment_map.astype(np.int16), [tree_ids[label] for label in left], note)
 
