@@ -176,7 +176,7 @@ class PatternSegmenter(Segmenter):
     """
 
     # rembg[:model or file.onnx], grabcut, whole, given:DIR (masks, read as they look; KIND in
-    # given:KIND:DIR is light, ink, alpha, nonzero or values such as 1,2) or run:DIR
+    # given:KIND:DIR is light, ink, alpha, nonzero or values such as 1,2), boxes:FILE (of MegaDetector) or run:DIR
     foreground: str = "rembg"
     fg_alpha_min: int = 1  # a soft foreground counts from this alpha of 0..255 on
 

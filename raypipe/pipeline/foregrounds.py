@@ -1,23 +1,25 @@
-"""Where the foreground of an image comes from: another method, a folder of masks, another run, or the whole image.
+"""Where the foreground of an image comes from: another method, masks, boxes, another run, or the whole image.
 
 And given regions, which a method of its own gets in the same place: see `Segmenter.takes_regions`.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from raypipe import masks, segmenters, storage
-from raypipe.inputs import maskfiles, maskkinds
+from raypipe.inputs import boxfiles, maskfiles, maskkinds
 from raypipe.inputs.maskkinds import KINDS, LIGHT, Kind
 from raypipe.run import Run, rows
 from raypipe.storage import Location
 from raypipe.types import BadImage, PatternSegmenter, Segmenter
 
-GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, run:DIR"
+GRAMMAR = "grabcut, rembg[:model or file.onnx], whole, given:DIR, boxes:FILE, run:DIR"
+READ = ("given", "boxes", "run")  # from files, and not computed
 MASK_KIND = "mask_kind"  # column of the manifest and entry of a run's provenance
 IGNORED = 255, 65535  # by custom the values of pixels that do not count in class maps of 8 bits, and of more
 HOW = f"--foreground given:KIND:DIR with {', '.join(KINDS)} or values such as 1,2"
@@ -25,7 +27,7 @@ HOW = f"--foreground given:KIND:DIR with {', '.join(KINDS)} or values such as 1,
 
 @dataclass(frozen=True)
 class Foreground:
-    """One parsed `--foreground`. kind: grabcut, rembg, whole, given or run.
+    """One parsed `--foreground`. kind: grabcut, rembg, whole, given, boxes or run.
 
     argument: what follows the colon, or ""; a local path is absolute, for workers may have another current folder.
     masks: how given masks are read, of `given:KIND:DIR`; None = as they look. option: foreground or regions, as which
@@ -49,7 +51,7 @@ class Foreground:
     @property
     def is_read(self) -> bool:
         """Whether masks are read from files (in the decode stage) and not computed (in the segment stage)."""
-        return self.kind in ("given", "run")
+        return self.kind in READ
 
     def segmenter(self, *, seed: int) -> Segmenter | None:
         """The one-mask method that computes it, not loaded; None when nothing is to be computed."""
@@ -75,16 +77,17 @@ def of(segmenter: Segmenter) -> Foreground | None:
 def parse(text: str) -> Foreground:
     """Read the grammar of `--foreground`. Raises ValueError that shows it."""
     kind, _, argument = text.partition(":")
-    if kind not in ("grabcut", "rembg", "whole", "given", "run"):
+    if kind not in ("grabcut", "rembg", "whole", *READ):
         raise ValueError(f"unknown foreground {text!r}; choose one of: {GRAMMAR}")
-    if kind in ("given", "run") and not argument:
-        raise ValueError(f"foreground {text!r} needs a folder; write {kind}:DIR")
+    if kind in READ and not argument:
+        what = "file" if kind == "boxes" else "folder"
+        raise ValueError(f"foreground {text!r} needs a {what}; choose one of: {GRAMMAR}")
     if kind in ("grabcut", "whole") and argument:
         raise ValueError(f"foreground {text!r}: {kind} takes no argument")
     first, _, rest = argument.partition(":")
     masks = maskkinds.parse(first) if kind == "given" and rest else None
     argument = rest if masks else argument
-    is_path = kind in ("given", "run") or argument.endswith(".onnx")
+    is_path = kind in READ or argument.endswith(".onnx")
     return Foreground(kind, storage.absolute(argument) if is_path else argument, masks)
 
 
@@ -93,9 +96,10 @@ def attach(
 ) -> pa.Table:
     """Add the columns that tell where each image's mask lies and how it is read.
 
-    These are `foreground_location` (null = none found), `foreground_row` and MASK_KIND. Given masks are matched as
-    `maskfiles.match` says, their kind is `known`, else the foreground's, else recognised. Raises ValueError or
-    FileNotFoundError that names the option, also when no image has a mask.
+    These are `foreground_location` (null = none found; of boxes the boxes, as JSON), `foreground_row` and MASK_KIND.
+    Given masks are matched as `maskfiles.match` says, their kind is `known`, else the foreground's, else recognised;
+    boxes as `boxfiles.match` says. Raises ValueError or FileNotFoundError that names the option, also when no image has
+    a mask.
     """
     keys, kind = manifest["key"].to_pylist(), None
     try:
@@ -109,12 +113,16 @@ def attach(
             kind = known and maskkinds.parse(known)
             if foreground.option == "foreground" and not kind:
                 kind = maskfiles.kind_of(files, foreground.masks, what="foreground masks", option=HOW, **limits)
+        elif foreground.kind == "boxes":
+            where = {key: (json.dumps(boxes), None) for key, boxes in boxfiles.match(foreground.argument, keys).items()}
         else:
             where = rows.good_rows(Run(foreground.argument))
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"--{foreground.option} {foreground}: {error}") from error
     uris, indices = zip(*(where.get(key, (None, None)) for key in keys), strict=True)
-    uris = pa.array([uri and Location(uri).uri for uri in uris], pa.string())
+    if foreground.kind != "boxes":
+        uris = [uri and Location(uri).uri for uri in uris]
+    uris = pa.array(uris, pa.string())
     manifest = manifest.append_column("foreground_location", uris)
     manifest = manifest.append_column("foreground_row", pa.array(indices, pa.int64()))
     return manifest.append_column(MASK_KIND, pa.array([kind and str(kind)] * len(manifest), pa.string()))
@@ -137,7 +145,9 @@ def read(row: dict, foreground: Foreground, *, size: tuple[int, int], max_bytes:
     if location is None:
         text = f"{foreground} has no single {what} for {row['key']!r}, by relative path or by name"
         raise BadImage("foreground", "missing", text)
-    if foreground.kind == "run":
+    if foreground.kind == "boxes":
+        mask = boxfiles.mask(json.loads(location), size)
+    elif foreground.kind == "run":
         segments = rows.segments_of(location, row["foreground_row"])
         if not segments:
             raise BadImage("foreground", "missing", f"{foreground} found no segment in {row['key']!r}")
