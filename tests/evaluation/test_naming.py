@@ -16,7 +16,7 @@ from support.written import as_first_version, masks_row, write_run
 from raypipe import classes
 from raypipe.benchmark.plain import naming_evaluation as twin
 from raypipe.evaluation.evaluate import Evaluate, evaluate
-from raypipe.evaluation.tasks import _alike, _naming
+from raypipe.evaluation.tasks import _alike, _naming_scores
 from raypipe.evaluation.tasks.naming import TABLE, Naming
 from raypipe.masks import encode_segments
 from raypipe.run import Run
@@ -75,8 +75,8 @@ def test_all_scores_at_all_thresholds_are_the_stored_ones(kind):
         number = small[rows[:, None], columns]  # from the nearest pixels, floor
         masks = np.stack([number == k for k in range(len(case[f"im{i}_captions"]))])
         similarity = unit(case[f"im{i}_{VECTORS[kind][1]}"]) @ known.T
-        found = _naming.scores(
-            _naming.overlaps(encode_segments(masks), label),
+        found = _naming_scores.scores(
+            _naming_scores.overlaps(encode_segments(masks), label),
             similarity,
             np.arange(20) + 1,
             np.bincount(small.ravel(), minlength=len(masks)).astype(float),
@@ -102,8 +102,8 @@ def test_scores_equal_a_loop_over_thresholds_classes_and_segments(rng, open_grou
         if case % 5 == 0 and len(masks):
             masks[-1] = False
         similarity = np.round(rng.uniform(-0.2, 0.6, (len(masks), 6)), 1)  # many are equal, and equal to thresholds
-        found = _naming.scores(
-            _naming.overlaps(encode_segments(masks), label),
+        found = _naming_scores.scores(
+            _naming_scores.overlaps(encode_segments(masks), label),
             similarity,
             np.arange(6) + 1,
             masks.sum((1, 2)).astype(float),
@@ -128,8 +128,8 @@ def test_other_overlaps_divide_by_the_truth_or_by_the_segment():
     label[:, :3] = 1
     mask = np.zeros((1, 4, 6), bool)
     mask[:, :2, 2:5] = True  # 2 of 6 pixels right, of 12 wanted
-    found = _naming.scores(
-        _naming.overlaps(encode_segments(mask), label), np.ones((1, 1)), np.array([1]), np.ones(1), np.zeros(1),
+    found = _naming_scores.scores(
+        _naming_scores.overlaps(encode_segments(mask), label), np.ones((1, 1)), np.array([1]), np.ones(1), np.zeros(1),
         at=0, tau_iou=0.3, open_ground=True,
     )  # fmt: skip
     assert found.classes == {1: 2 / 16} and found.recall[0] == 0

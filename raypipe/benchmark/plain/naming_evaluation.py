@@ -9,7 +9,7 @@ import numpy as np
 
 from raypipe.benchmark.figures import Figure
 from raypipe.benchmark.turns import compared, ratios
-from raypipe.evaluation.tasks import _naming
+from raypipe.evaluation.tasks import _naming_scores
 from raypipe.evaluation.tasks.naming import TABLE
 from raypipe.masks import decode_rle, encode_segments
 
@@ -65,11 +65,11 @@ def made(seed: int) -> tuple[list[dict], np.ndarray, np.ndarray]:
 
 def quick(segments: list[dict], label: np.ndarray, similarity: np.ndarray, thresholds: Sequence[np.ndarray]) -> list:
     """Ours: the pixels are counted once for all thresholds."""
-    found = _naming.overlaps(segments, label)
+    found = _naming_scores.overlaps(segments, label)
     areas = np.array([each["area"] for each in segments], float)
     how = {"at": 0, "tau_iou": TAU_IOU, "open_ground": True}
     numbers = np.arange(similarity.shape[1]) + 1
-    every = (_naming.scores(found, similarity, numbers, areas, each, **how) for each in thresholds)
+    every = (_naming_scores.scores(found, similarity, numbers, areas, each, **how) for each in thresholds)
     return [{name: getattr(each, name) for name in NAMES} for each in every]
 
 

@@ -2,7 +2,7 @@
 
 Each segment becomes one of the classes: the one whose name is most like its own (text to text, Sentence-BERT), and the
 one whose name is most like what CLIP makes of the segment (segment to text, of the stored embeddings). What is less
-alike than a threshold is discarded. `_naming` scores that.
+alike than a threshold is discarded. `_naming_scores` scores that.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Chart, Task, Value
 from raypipe.evaluation.tasks import _alike
 from raypipe.evaluation.tasks._classes import OfClasses
-from raypipe.evaluation.tasks._named import EDGES, KINDS, THRESHOLDS, charts, frequent, histogram
-from raypipe.evaluation.tasks._naming import GROUND, Overlaps, overlaps, scores
+from raypipe.evaluation.tasks._naming_scores import GROUND, Overlaps, overlaps, scores
+from raypipe.evaluation.tasks._naming_tables import EDGES, KINDS, THRESHOLDS, charts, frequent, histogram
 
 TABLE = {"tt": [i / 10 for i in range(11)], "st": [i / 20 for i in range(8)]}  # thresholds of tables 6 and 7
 ALIKE = 0.5  # texts of this cosine and more mean the same (the paper's study of people)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.evaluation.task import Chart
-from raypipe.evaluation.tasks._naming import CURVE
+from raypipe.evaluation.tasks._naming_scores import CURVE
 
 EDGES = np.arange(-10, 51) / 100  # of the histogram (figure 13); beyond them it has two bins more
 MOST_NAMES = 100
