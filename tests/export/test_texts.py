@@ -43,7 +43,8 @@ def run(tmp_path_factory):
     assert label(job, Naming(texts=TEXTS)).failed == 0
     compact(Compact(job.output))
     assert verify(Verify(job.output, deep=True)).exit_code == 0
-    for form in set(formats.names()) - {"imagenets", "geojson"}:  # the names of its data set; places on the earth
+    # These take the names of a data set, places on the earth, and camera traps.
+    for form in set(formats.names()) - {"imagenets", "geojson", "camtrapdp"}:
         result = export(Export(job.output, form))
         assert (result.images, result.exit_code) == (len(TEXTS), 0)
     return folder / "run"
