@@ -15,7 +15,9 @@ from support.written import as_first_version, masks_row, write_run
 
 from raypipe import classes
 from raypipe.benchmark.plain import naming_evaluation as twin
+from raypipe.evaluation import datasets
 from raypipe.evaluation.evaluate import Evaluate, evaluate
+from raypipe.evaluation.summary import published
 from raypipe.evaluation.tasks import _alike, _naming_scores
 from raypipe.evaluation.tasks.naming import TABLE, Naming
 from raypipe.masks import encode_segments
@@ -23,6 +25,16 @@ from raypipe.run import Run
 
 SIZE = (24, 32)
 STORED = {"union": "union", "argmax": "best", "recall": "recall", "recall_area": "area"}  # golden names and ours
+PRINTED = {  # percent, of the supplement's tables 6 and 7
+    "pascal_context_59": (
+        [8.1, 8.1, 8.2, 9.4, 11.2, 11.4, 9.8, 8.6, 6.5, 5.6, 5.3],
+        [19.6, 19.6, 19.6, 19.5, 16.0, 2.2, 0, 0],
+    ),
+    "voc2012": (
+        [11.2, 11.2, 11.6, 16.0, 23.9, 27.3, 24.2, 21.5, 15.3, 12.0, 11.2],
+        [20.1, 20.1, 20.1, 20.8, 24.8, 4.2, 0, 0],
+    ),
+}
 VECTORS = {
     "tt": ("class_text_embeddings", "caption_text_embeddings"),
     "st": ("class_clip_embeddings", "segment_embeddings"),
@@ -271,6 +283,21 @@ def test_names_are_compared_as_the_data_set_writes_them_or_as_people_do():
     assert Naming().of_classes("voc2012")._is_open and not Naming().of_classes("[a]", "pascal_context_459")._is_open
     raw, plain = (Naming(readable_names=each).of_classes("pascal_context_59")._texts for each in (False, True))
     assert sorted(raw) == sorted(context.names) and {"potted plant", "tv monitor"} == {*plain} - {*raw}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_what_is_printed_stands_beside_every_threshold_of_both_tables(name, models, tmp_path, rng, one_thread):
+    label = blocks(rng, [0, 1, 2], 8)
+    write_classes(tmp_path, name, {"a": label})
+    printed = published(datasets.find(name, str(tmp_path)), Naming.SHOWN)
+    task = Naming(**models, tau_clip=0.33).of_classes(name, name)  # the headline's own has none
+    row = row_of("a.jpg", (label == 1)[None], ["a plane"], rng.normal(size=(1, 24)))
+    details = task.details(task.sums([task.cells(row, label)]))
+    found = [each["published"] for each in task._at_each(details, printed) if each["variant"] == "union"]
+    tt, st = (np.array(each) / 100 for each in PRINTED[name])
+    assert found[:11] == pytest.approx(tt) and [*found[11:18], found[19]] == pytest.approx(st) and found[18] is None
+    notes = " ".join(task.remarks(details, printed))
+    assert ("first 1,000 images" in notes) == (name == "pascal_context_59") and "--regions given:DIR" in notes
 
 
 def test_a_run_is_evaluated_with_the_published_tables_beside(models, tmp_path, rng, one_thread):
