@@ -254,6 +254,7 @@ def test_a_batch_for_which_memory_lacks_while_naming_is_halved(method, images, m
         ({"subtract": False, "sigma2": 1.0}, "sigma2 1.0 has no effect without subtract"),
         ({"lm": "openai-community/gpt2"}, "lm 'openai-community/gpt2' has no effect with naming 'retrieval'"),
         ({"beam_size": 2}, "beam_size 2 has no effect with naming 'retrieval'"),
+        ({"forbidden": "none"}, "forbidden 'none' has no effect with naming 'retrieval'"),
         ({"naming": "zerocap", "below": 0.2}, "below 0.2 has no effect unless naming is 'retrieval\\+zerocap'"),
         ({"naming": "retrieval+zerocap"}, "naming 'retrieval\\+zerocap' needs below, the cosine"),
         ({"merge": False, "tau_merge": 0.7}, "tau_merge 0.7 has no effect without merge"),

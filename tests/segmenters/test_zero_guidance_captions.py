@@ -158,6 +158,16 @@ def test_tokens_that_no_name_has_are_forbidden():
     allowed = [" cat", "cat", "Cat", ".", "'s", " été", "É"]
     others = ["\ufffd", " Cat", " É", " 2", "b2", ",", " a-b", "\n", " ", "", "<|endoftext|>"]
     assert forbidden_tokens([*allowed, *others]) == [*range(len(allowed), len(allowed) + len(others))]
+    assert forbidden_tokens([*allowed, *others], "none") == []
+    assert forbidden_tokens([*allowed, *others], r"(?i)cat|\d") == [0, 1, 2, 8, 10, 11]
+
+
+def test_what_is_forbidden_is_not_written_where_else_it_would_be(folders, clip, search, rows):
+    written = "".join(text for (text, *_) in search(rows))
+    letter = max("abcdefghijklmnopqrstuvwxyz", key=written.count)
+    other = ZeroCap(folders[0], clip, **OF, **QUICK, forbidden=letter, forbidden_factor=1e6)
+    assert [search.texts[i] for i in other.is_forbidden.nonzero()] == [text for text in search.texts if letter in text]
+    assert letter in written and not any(letter in text for (text, *_) in other(rows))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +177,8 @@ def test_tokens_that_no_name_has_are_forbidden():
         ({"clip_temperature": 0.0}, "clip_temperature must be above 0, got 0.0"),
         ({"ce_scale": float("nan")}, "ce_scale must be 0 or more, got nan"),
         ({"fusion": 1.5}, "fusion must be at most 1, got 1.5"),
+        ({"forbidden": "["}, "forbidden must be default, none or a regular expression, got '\\['"),
+        ({"forbidden": ""}, "forbidden '' leaves no token of .*; forbid fewer"),
         ({"max_new_tokens": 60}, "with max_new_tokens 60 a text has more than the 64 tokens of .*; choose fewer"),
     ],
 )

@@ -19,7 +19,7 @@ import numpy as np
 from raypipe import networks
 from raypipe.features.grid import resized
 from raypipe.segmenters._discovery import is_one_colour
-from raypipe.segmenters.zero_guidance import merging, names
+from raypipe.segmenters.zero_guidance import captions, merging, names
 from raypipe.segmenters.zero_guidance.maps import arranged, of_regions, segments
 from raypipe.segmenters.zero_guidance.merging import Node, Union
 from raypipe.segmenters.zero_guidance.names import Name
@@ -39,9 +39,8 @@ OF_SPLITTING = ("t_dino", "num_parts", "max_segments", "splits", "force_root_spl
 OF_NAMES = ("mask_last_layers", "subtract", "sigma2", "vocabulary", "block", "below")
 OF_MERGING = ("merge", "tau_merge", "merge_mode", "alpha")
 OF_LOOKS = ("weights", "clip_model", "dtype")  # weights may be the folder of all
-OF_SEARCH = ("beam_size", "max_new_tokens", "steps")
+OF_SEARCH = ("beam_size", "max_new_tokens", "steps", "top_k_texts", "ce_scale", "end_factor", "forbidden")
 ALPHAS = {"image": 1.0, "text": 0.0}  # of the ways to merge that have no other
-TEXTS = 512  # that the search has CLIP look at, for each beam and step (ZeroCap)
 PAIR, BLOCK, TEXT = (
     2e4,
     2e10,
@@ -99,6 +98,11 @@ class ZeroGuidance(Segmenter):
     beam_size: int = 5  # texts that the search keeps (ZeroCap)
     max_new_tokens: int = 15  # the most tokens of a text of the search (ZeroCap)
     steps: int = 5  # of the search's gradient descent, for each token (ZeroCap)
+    top_k_texts: int = 512  # that the search has CLIP look at, for each text and step (ZeroCap)
+    ce_scale: float = 0.2  # the weight of what GPT-2 finds fluent beside what CLIP sees (ZeroCap)
+    end_factor: float = 1.1  # above 1 the search ends texts sooner (released code; ZeroCap: 1.01)
+    # tokens that the search avoids: digits, signs and capitals; none; or those in which a regular expression is found
+    forbidden: str = "default"
     merge: bool = True  # join siblings that mean the same; no: all parts are segments
     tau_merge: float = 0.8  # siblings at least as alike become one (paper; 0.6 to 0.95)
     merge_mode: Literal["mix", "image", "text"] = "mix"  # by the cosine of embeddings, of names, or of both
@@ -140,9 +144,10 @@ class ZeroGuidance(Segmenter):
     def _check_ranges(self) -> None:
         """Raise ValueError for a number that makes no sense."""
         least = {"size": 32, "stride": 1, "num_parts": 2, "max_segments": 2, "mask_last_layers": 0}
-        for name, bound in (least | dict.fromkeys(OF_SEARCH, 1)).items():
+        for name, bound in least.items():
             if (value := getattr(self, name)) is not None and value < bound:
                 raise ValueError(f"zero_guidance: {name} must be at least {bound}, got {value!r}")
+        captions.check_options(self, method=self.name)
         for name in ("t_dino", "tau_merge", "below"):
             if (value := getattr(self, name)) is not None and not -1 <= value <= 1:
                 raise ValueError(f"zero_guidance: {name} is a cosine and must be between -1 and 1, got {value!r}")
@@ -176,7 +181,9 @@ class ZeroGuidance(Segmenter):
     def timeout(self) -> float:
         """Seconds for one image on a busy CPU core: ten minutes, and what the options make of it."""
         keys = (self.size // self.stride) ** 2 * (LONGEST if self.keep_aspect else 1)
-        texts = TEXTS * self.beam_size * self.max_new_tokens * self.steps if self.naming != "retrieval" else 0
+        texts = (
+            self.top_k_texts * self.beam_size * self.max_new_tokens * self.steps if self.naming != "retrieval" else 0
+        )
         named = 2 * (self.num_parts or self.max_segments)  # parts and parents
         return 600 + (keys**2 * PAIR + named * (self.mask_last_layers * BLOCK + texts * TEXT)) / SLOW
 
@@ -191,10 +198,8 @@ class ZeroGuidance(Segmenter):
         self._clip = Clip(self._paths["clip_model"], **options)
         self._masked()  # what it cannot give fails here, once
         if self.naming != "retrieval":
-            from raypipe.segmenters.zero_guidance.captions import ZeroCap
-
             search = {name: getattr(self, name) for name in OF_SEARCH}
-            self._captions = ZeroCap(self._paths["lm"], self._clip, **options, **search)
+            self._captions = captions.ZeroCap(self._paths["lm"], self._clip, **options, **search)
 
     def checksums(self) -> dict[str, str]:
         return networks.checksums_of_each(self._paths)

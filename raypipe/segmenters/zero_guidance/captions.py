@@ -6,6 +6,7 @@ are those whose texts CLIP finds near the embedding. All weights are frozen and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from raypipe.features.clip import Clip
 
 TINY = 1e-15  # added to the norm of a gradient (ZeroCap's code)
-# Beams that GPT-2 reads at once, filled up to so many: 3 GB with GPT-2 medium. On the CPU those of a segment: it gains
+# Beams that GPT-2 reads at once, filled up to so many: 4 GB with GPT-2 medium. On the CPU those of a segment: it gains
 # little from more, and so nothing depends on what is beside them.
 ROWS = {"cuda": 128}
 COUNTS = ("beam_size", "max_new_tokens", "steps", "top_k_texts")
@@ -54,7 +55,7 @@ class ZeroCap:
     end_factor: float = 1.1  # for the full stop (ZeroCap by itself has 1.01)
     start_factor: float = 1.6  # against it as the first token
     forbidden_factor: float = 20.0
-    forbidden: Sequence[int] | None = None  # tokens that are made improbable; None: see `forbidden_tokens`
+    forbidden: str | Sequence[int] = "default"  # tokens that are made improbable, or the rule of `forbidden_tokens`
 
     def __post_init__(self):
         """Read GPT-2. Raises ValueError for options out of range and for a folder without a whole one."""
@@ -70,9 +71,12 @@ class ZeroCap:
             text = f"with max_new_tokens {self.max_new_tokens} a text has more than the {reads} tokens of {self.lm}"
             raise ValueError(f"{self.method}: {text}; choose fewer")
         self.texts = [self.decode([token]) for token in range(words)]
-        forbidden = forbidden_tokens(self.texts) if self.forbidden is None else list(self.forbidden)
+        forbidden = self.forbidden
+        tokens = forbidden_tokens(self.texts, forbidden) if isinstance(forbidden, str) else [*forbidden]
         self.is_forbidden = torch.zeros(words, dtype=bool, device=self.device)
-        self.is_forbidden[forbidden] = True
+        self.is_forbidden[tokens] = True
+        if self.is_forbidden.all():
+            raise ValueError(f"{self.method}: forbidden {forbidden!r} leaves no token of {self.lm}; forbid fewer")
         options = {"method": self.method, "device": self.device, "dtype": self.dtype}
         self.clip_texts = Continuations(self.clip, **options, pinned=self.decode(self.begin[1:]))
 
@@ -275,7 +279,7 @@ class _Beams:
 
 
 def check_options(options, *, method: str) -> None:
-    """Raise ValueError where options of the same names as `ZeroCap`'s are out of range."""
+    """Raise ValueError where options that are named as `ZeroCap`'s, some or all, are no such ones."""
     for names, is_right, expected in (
         (COUNTS, lambda value: value >= 1, "at least 1"),
         (ABOVE_ZERO, lambda value: 0 < value < float("inf"), "above 0"),
@@ -283,12 +287,24 @@ def check_options(options, *, method: str) -> None:
         (("fusion",), lambda value: value <= 1, "at most 1"),
     ):
         for name in names:
-            if not is_right(value := getattr(options, name)):
+            if hasattr(options, name) and not is_right(value := getattr(options, name)):
                 raise ValueError(f"{method}: {name} must be {expected}, got {value!r}")
+    if isinstance(options.forbidden, str):
+        try:
+            re.compile(options.forbidden)
+        except re.error as error:
+            text = f"forbidden must be default, none or a regular expression, got {options.forbidden!r}: {error}"
+            raise ValueError(f"{method}: {text}") from error
 
 
-def forbidden_tokens(texts: Sequence[str]) -> list[int]:
-    """The tokens that no short name has: blank ones, digits, signs but `.` and `'`, and capitals behind a space."""
+def forbidden_tokens(texts: Sequence[str], rule: str = "default") -> list[int]:
+    """The tokens that the search shall not take.
+
+    rule: `default`, those that no short name has: blank ones, digits, signs but `.` and `'`, and capitals behind a
+    space; `none`; or a regular expression that is looked for in the text of each, a blank before a word included.
+    """
+    if rule != "default":
+        return [i for i, text in enumerate(texts) if rule != "none" and re.search(rule, text)]
     return [
         i
         for i, text in enumerate(texts)
