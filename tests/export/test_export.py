@@ -84,7 +84,7 @@ def test_the_example_of_a_format_runs():
 def test_a_format_is_found_by_its_name(made, capsys):
     assert main(["export", made[0], "--format", "cocoo"]) == 2
     assert capsys.readouterr().err == "raypipe: unknown format 'cocoo'; did you mean 'coco'?\n"
-    with pytest.raises(ValueError, match="unknown format 'tfrecord'; choose one of: coco, csv"):
+    with pytest.raises(ValueError, match="unknown format 'tfrecord'; choose one of: camtrapdp, coco, csv"):
         find("tfrecord")
 
 

@@ -58,7 +58,7 @@ def test_texts_are_stored_as_they_are_but_for_half_characters(run):
 def test_files_are_named_after_images_and_never_after_texts(run):
     files = [path.relative_to(run / "export") for path in (run / "export").rglob("*") if path.is_file()]
     made = r"(\d\d(_\d)?|annotations|instances_default|images|labels|tasks|config|data|megadetector|values|README|"
-    made += r"croissant|train-0+|shard-0+|_export|_left_out)\.\w+"
+    made += r"croissant|metadata|samples|train-0+|shard-0+|_export|_left_out)\.\w+"
     named = [path for path in files if path.parts[0] != "rating"]
     assert len(named) > 5 * len(TEXTS) and all(re.fullmatch(made, path.name) for path in named)
 
