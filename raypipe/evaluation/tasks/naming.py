@@ -35,10 +35,8 @@ OF_OVERLAP = ("truth_recall", "truth_area", "segment_recall", "segment_area")  #
 OF_REGIONS = ("name_similarity", "name_alike", "clip_score", "reference_score", "top1_tt", "top1_st")
 NEEDS_EMBEDDINGS = ("clip_score", "reference_score")
 UNNAMED = ("on_unlabelled", *(f"discarded_{kind}" for kind in KINDS))  # segments whose names are counted
-NUMBERS, COUNTS = pa.list_(pa.float64()), pa.list_(pa.int64())
-
-
 SAME = ("accepted", "recall", "precision")  # of both variants
+NUMBERS, COUNTS = pa.list_(pa.float64()), pa.list_(pa.int64())
 
 
 def _columns(kind: str) -> tuple[tuple[str, pa.DataType], ...]:
@@ -56,8 +54,9 @@ class Naming(OfClasses, Task):
     """How well segments named in free text meet the classes of a data set, or of labels of one's own with --classes.
 
     iou_tt takes each segment's name, iou_st its embedding (label --keep-embeddings), and looks for the nearest class.
-    Values are means over images of means over classes. A segment without embedding whose name is one of the classes,
-    as methods with classes give it, is of that class in both.
+    Values are means over images of means over classes, those of the label and of the segments. A wrong name is no
+    fault on ground that no class has, as in VOC; in PASCAL Context it is. A segment without embedding whose name is one
+    of the classes, as methods with classes give it, is of that class in both.
     """
 
     # that compares names: a folder, or a Hugging Face id
