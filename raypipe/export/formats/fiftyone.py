@@ -17,7 +17,7 @@ from raypipe.images import encode_png
 from raypipe.inputs.originals import portable
 
 ORIGINALS, CATEGORIES = portable, True
-VERSION = "1.0.0"  # of the layout: this FiftyOne and later ones open it
+VERSION = "1.2.0"  # of the layout: this FiftyOne, the first whose detections have mask files, and later ones open it
 MASKS = "fields/segments.detections"  # FiftyOne finds the files of a field in a folder with its name
 MIME = {".jpg": "image/jpeg", ".png": "image/png"}
 DOCUMENTS = "fiftyone.core"
