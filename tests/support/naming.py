@@ -45,6 +45,18 @@ class NamingMap(Naming):
             yield LabelMap(index, values, found.labels, found.scores, embeddings=found.embeddings)
 
 
+@dataclass
+class NamedMap(NamingMap):
+    """The same without embeddings."""
+
+    embeds: ClassVar[bool] = False
+
+    def segment(self, images, foregrounds=None) -> Iterator[Segments]:
+        for found in super().segment(images):
+            found.embeddings = None
+            yield found
+
+
 def embeddings_of(image: np.ndarray) -> np.ndarray | None:
     """float32 (2, WIDTH), from the pixels."""
     made = image.reshape(-1)[: 2 * WIDTH].reshape(2, WIDTH).astype(np.float32) / 256 - 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.faulty import write_images
-from support.naming import Naming, NamingMap
+from support.naming import NamedMap, Naming, NamingMap
 from support.sweepable import sweep_of
 from support.tiny._clip import write_model
 from support.tiny._sentences import write_sentences
@@ -22,7 +22,9 @@ from raypipe.sweep.trials import Trial, labelled, with_images
 from raypipe.sweep.tuning import advance
 
 
-@pytest.mark.parametrize(("segmenter", "refiner"), [(Naming(), None), (NamingMap(), None), (NamingMap(), Guided())])
+@pytest.mark.parametrize(
+    ("segmenter", "refiner"), [(Naming(), None), (NamingMap(), None), (NamingMap(), Guided()), (NamedMap(), None)]
+)
 def test_measures_of_names_and_embeddings_are_what_evaluate_gives(tmp_path, segmenter, refiner):
     write_images(tmp_path / "photos", [9] * 3)
     (tmp_path / "labels").mkdir()
@@ -38,7 +40,7 @@ def test_measures_of_names_and_embeddings_are_what_evaluate_gives(tmp_path, segm
     advance(trial, 3)
     settings, _ = read_trial(trial.output, task=task, images=trial.images)
     for setting, threshold in zip(settings, values, strict=True):
-        options = {"keep_embeddings": True, "refine": refine, "local": True}
+        options = {"keep_embeddings": segmenter.embeds, "refine": refine, "local": True}
         run = Label(job.input, str(tmp_path / f"run-{threshold}"), **options)
         label(run, dataclasses.replace(segmenter, threshold=threshold), refiner)
         means = evaluate(Evaluate((run.output,), job.labels, task="naming"), task).means
