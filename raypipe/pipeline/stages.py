@@ -195,8 +195,7 @@ def _encoded(row: dict, work: Work) -> dict:
         if foreground is not None:
             binary = binary & foreground
         own = slice(i, i + 1)
-        is_kept = work.keep_embeddings and found.embeddings is not None  # a sweep keeps them where a method has them
-        kept = {"soft": soft, "embeddings": found.embeddings[own] if is_kept else None}
+        kept = {"soft": soft, "embeddings": found.embeddings[own] if work.keep_embeddings else None}
         segments += masks.encode_segments(binary[None], labels=found.labels[own], scores=found.scores[own], **kept)
     foreground = None if foreground is None else masks.encode_rle(foreground)
     return {"segments": present(segments, work), "foreground": foreground, "note": note}

@@ -84,8 +84,8 @@ class Scorer:
         self._trial, self.task = trial, trial.task
         self._images = {row["image_id"]: row for row in trial.images.to_pylist()}
         self._posts = {canonical(post): post for post in trial.posts}
-        kept = {"keep_soft": "soft" in self.task.LEAVES, "keep_embeddings": "embedding" in self.task.LEAVES}
-        self._work = replace(trial.work, **kept)
+        embeds = "embedding" in self.task.LEAVES and trial.segmenter.embeds
+        self._work = replace(trial.work, keep_soft="soft" in self.task.LEAVES, keep_embeddings=embeds)
         self._is_hard = {"is_hard": not self._work.is_soft and trial.refiner is None}
         self.label = trial.labels.read
 
