@@ -125,7 +125,7 @@ class Evaluation:
             more = ", ..." if self.counts[status] > len(keys) else ""
             lines.append(f"{self.counts[status]:,} {WHY[status]}: {', '.join(keys)}{more}")
             lines += [f"{key}: {reason}" for key, reason in self.reasons.items() if status == "bad_label"]
-        lines += [f"{count:,} images have no {name}" for name, count in self.lacking.items()]
+        lines += [f"no {name} in {count:,} of {self.counts['ok']:,} images" for name, count in self.lacking.items()]
         if self.empty_labels:
             lines.append(f"{self.empty_labels:,} of {self.counts['ok']:,} labels are empty: no pixel is set")
         if self.unused_labels:

@@ -206,7 +206,7 @@ def test_without_soft_masks_nothing_is_made_of_binary_ones(tmp_path):
     nothing = ("max_f", "mae", "per_image_max_f", "selfmask_f_max", "adaptive_f")
     assert [found.means[name] for name in nothing] == [None] * 5
     assert found.details["f_curve"] is found.details["max_f_threshold"] is None
-    assert "1 images have no mae" in found.text().splitlines()
+    assert "no mae in 1 of 2 images" in found.text().splitlines()
 
 
 def test_an_image_without_a_mask_counts_as_nothing_found_among_soft_ones(tmp_path):

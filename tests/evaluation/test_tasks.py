@@ -47,7 +47,7 @@ def test_a_value_that_is_no_number_leaves_the_mean_of_the_others_and_is_counted(
     result = evaluated(tmp_path, {"a.png": (12, 8), "b.png": (0, 0), "c.png": (14, 8)}, Area())
     assert result.means["excess"] == pytest.approx((0.5 + 0.75) / 2, abs=1e-15)
     assert result.lacking == {"excess": 1, "thirds": 1} and result.counts["ok"] == 3
-    assert "1 images have no excess" in result.text().splitlines()
+    assert "no excess in 1 of 3 images" in result.text().splitlines()
     rows = {row["key"]: row for row in pq.read_table(result.table, partitioning=None).to_pylist()}
     assert rows["b.png"]["excess"] is None and rows["b.png"]["thirds"] == [None] * 3 and rows["b.png"]["both"] == 0
 
