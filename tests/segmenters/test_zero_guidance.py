@@ -240,6 +240,7 @@ def test_a_batch_for_which_memory_lacks_while_naming_is_halved(method, images, m
     ("more", "message"),
     [
         ({"size": 16}, "size must be at least 32, got 16"),
+        ({"size": 8000}, "size must be at most 256 times stride, which is 4, got 8000; make stride larger"),
         ({"num_parts": 1}, "num_parts must be at least 2, got 1"),
         ({"steps": 0, "naming": "zerocap"}, "steps must be at least 1, got 0"),
         ({"t_dino": 1.5}, "t_dino is a cosine and must be between -1 and 1, got 1.5"),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raypipe.segmenters.zero_guidance.attention import Looks
 
 LONGEST = 2  # short sides of what DINO sees with `keep_aspect`, longer ones are squeezed: a tree costs its keys squared
+MOST = 256  # keys a side: a tree of 65,536 takes minutes, one of many more has no end
 OF_GRID = ("size", "stride", "keep_aspect")
 OF_SPLITTING = ("t_dino", "num_parts", "max_segments", "splits", "force_root_split")
 OF_NAMES = ("mask_last_layers", "subtract", "sigma2", "vocabulary", "block", "below")
@@ -147,6 +148,9 @@ class ZeroGuidance(Segmenter):
         for name, bound in least.items():
             if (value := getattr(self, name)) is not None and value < bound:
                 raise ValueError(f"zero_guidance: {name} must be at least {bound}, got {value!r}")
+        if self.size > MOST * self.stride:
+            text = f"size must be at most {MOST} times stride, which is {self.stride}, got {self.size}"
+            raise ValueError(f"zero_guidance: {text}; make stride larger")
         captions.check_options(self, method=self.name)
         for name in ("t_dino", "tau_merge", "below"):
             if (value := getattr(self, name)) is not None and not -1 <= value <= 1:
