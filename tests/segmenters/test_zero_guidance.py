@@ -19,7 +19,9 @@ from raypipe.pipeline.graph import block_size
 from raypipe.pipeline.job import Label, plan_work
 from raypipe.pipeline.stages import Segment
 from raypipe.segmenters.zero_guidance import ZeroGuidance
+from raypipe.segmenters.zero_guidance.maps import of_regions
 from raypipe.segmenters.zero_guidance.names import Namer
+from raypipe.types import BadImage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEARCH = {"beam_size": 2, "max_new_tokens": 2, "steps": 1, "num_parts": 3}
@@ -201,6 +203,13 @@ def test_regions_are_named_as_they_are(options, method, images):
     assert (
         len(none.masks) == len(none.labels) == len(none.embeddings) == 0 and none.masks.shape[1:] == images[1].shape[:2]
     )
+
+
+def test_a_map_of_too_many_regions_is_a_bad_image():
+    numbers = np.arange(36 * 36).reshape(36, 36)
+    assert len(of_regions(numbers.clip(max=1000)).tree_ids) == 1000
+    with pytest.raises(BadImage, match="many_regions: 1295 regions, at most 1000 are named"):
+        of_regions(numbers)
 
 
 def test_merging_asks_again_only_for_parents(method, images, monkeypatch):

@@ -8,13 +8,18 @@ import numpy as np
 
 from raypipe.segmenters.zero_guidance.merging import Node
 from raypipe.segmenters.zero_guidance.parts import Parts
-from raypipe.types import Segments
+from raypipe.types import BadImage, Segments
+
+MOST = 1000  # regions of a map: each is a mask of the image's size (PASCAL Context has 459 classes)
 
 
 def of_regions(regions: np.ndarray) -> Parts:
-    """A part for each number but 0 of a map, under this number. regions: int (H, W)."""
+    """A part for each number but 0 of a map, under this number. regions: int (H, W). Raises BadImage for too many."""
     values, places = np.unique(regions, return_inverse=True)
     is_part = values != 0
+    if (count := int(is_part.sum())) > MOST:
+        text = f"{count} regions, at most {MOST} are named; give a map of classes or of fewer segments"
+        raise BadImage("segment", "many_regions", text)
     numbers = np.where(is_part, is_part.cumsum() - 1, -1).astype(np.int32)
     return Parts(numbers[places].reshape(regions.shape), values[is_part].tolist(), "")
 
