@@ -266,7 +266,7 @@ def test_a_batch_for_which_memory_lacks_while_naming_is_halved(method, images, m
         ({"beam_size": 2}, "beam_size 2 has no effect with naming 'retrieval'"),
         ({"forbidden": "none"}, "forbidden 'none' has no effect with naming 'retrieval'"),
         ({"naming": "zerocap", "below": 0.2}, "below 0.2 has no effect unless naming is 'retrieval\\+zerocap'"),
-        ({"naming": "retrieval+zerocap"}, "naming 'retrieval\\+zerocap' needs below, the cosine"),
+        ({"naming": "retrieval+zerocap", "below": 2.0}, "below is a cosine and must be between -1 and 1, got 2.0"),
         ({"merge": False, "tau_merge": 0.7}, "tau_merge 0.7 has no effect without merge"),
         ({"merge_mode": "text", "alpha": 0.7}, "alpha 0.7 has no effect unless merge_mode is 'mix'"),
     ],

@@ -95,7 +95,7 @@ class ZeroGuidance(Segmenter):
     naming: Literal["retrieval", "zerocap", "retrieval+zerocap"] = "retrieval"
     vocabulary: str = "default"  # common nouns; or a data set's list, or a file with a word or phrase per line
     block: str = "default"  # what must not be said of people; none; or a file with a word or phrase per line
-    below: float | None = None  # the cosine of the nearest word under which retrieval+zerocap searches
+    below: float = 0.25  # the cosine of the nearest word under which retrieval+zerocap searches
     beam_size: int = 5  # texts that the search keeps (ZeroCap)
     max_new_tokens: int = 15  # the most tokens of a text of the search (ZeroCap)
     steps: int = 5  # of the search's gradient descent, for each token (ZeroCap)
@@ -153,7 +153,7 @@ class ZeroGuidance(Segmenter):
             raise ValueError(f"zero_guidance: {text}; make stride larger")
         captions.check_options(self, method=self.name)
         for name in ("t_dino", "tau_merge", "below"):
-            if (value := getattr(self, name)) is not None and not -1 <= value <= 1:
+            if not -1 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"zero_guidance: {name} is a cosine and must be between -1 and 1, got {value!r}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"zero_guidance: alpha must be between 0 and 1, got {self.alpha!r}")
@@ -162,7 +162,6 @@ class ZeroGuidance(Segmenter):
 
     def _check_effects(self) -> None:
         """Raise ValueError for an option that was set and has no effect beside the others, or that is not there."""
-        mixed = self.naming == "retrieval+zerocap"
         for is_idle, options, reason in (
             (self.regions, (*OF_GRID, *OF_SPLITTING, *OF_MERGING), "with regions: they are the segments"),
             (self.num_parts, ("max_segments",), "with num_parts; add --num-parts None"),
@@ -170,16 +169,13 @@ class ZeroGuidance(Segmenter):
             (not self.mask_last_layers, ("subtract", "sigma2"), "without masked layers"),
             (not self.subtract, ("sigma2",), "without subtract"),
             (self.naming == "retrieval", ("lm", *OF_SEARCH), "with naming 'retrieval', which does not search"),
-            (not mixed, ("below",), "unless naming is 'retrieval+zerocap'"),
+            (self.naming != "retrieval+zerocap", ("below",), "unless naming is 'retrieval+zerocap'"),
             (not self.merge, OF_MERGING[1:], "without merge"),
             (self.merge_mode != "mix", ("alpha",), "unless merge_mode is 'mix'"),
         ):
             for name in options if is_idle else ():
                 if (value := getattr(self, name)) != _DEFAULTS[name]:
                     raise ValueError(f"zero_guidance: {name} {value!r} has no effect {reason}")
-        if mixed and self.below is None:
-            text = "naming 'retrieval+zerocap' needs below, the cosine under which it searches, such as 0.25"
-            raise ValueError(f"zero_guidance: {text}")
 
     @property
     def timeout(self) -> float:
