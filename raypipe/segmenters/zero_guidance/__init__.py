@@ -42,11 +42,8 @@ OF_MERGING = ("merge", "tau_merge", "merge_mode", "alpha")
 OF_LOOKS = ("weights", "clip_model", "dtype")  # weights may be the folder of all
 OF_SEARCH = ("beam_size", "max_new_tokens", "steps", "top_k_texts", "ce_scale", "end_factor", "forbidden")
 ALPHAS = {"image": 1.0, "text": 0.0}  # of the ways to merge that have no other
-PAIR, BLOCK, TEXT = (
-    2e4,
-    2e10,
-    5e8,
-)  # operations: of DINO's ViT-S for two keys, of CLIP-L/14's for a block or such a text
+# operations: of DINO's ViT-S for two keys, of CLIP-L/14's for a block, and for a text of the search
+PAIR, BLOCK, TEXT = 2e4, 2e10, 5e8
 SLOW = 1e10  # operations per second of a busy CPU core
 
 
