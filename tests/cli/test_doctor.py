@@ -29,12 +29,11 @@ WITHOUT = (
 )
 
 
-def diagnose(*words: str, **environment: str) -> tuple[int, str]:
+def diagnose(*words: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
     """Exit code and stdout of `raypipe doctor` in a process that has no ray, imports no torch and reaches no host."""
     environment = os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9"} | environment
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, "doctor", *words], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-c", WITHOUT, "doctor", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
     assert not done.stderr
     return done.returncode, done.stdout
 
@@ -96,7 +95,8 @@ def test_packages_that_are_absent_or_too_old_are_named_with_the_command(tmp_path
     lines = ["Metadata-Version: 2.1", "Name: raypipe", "Version: 0.1.0", *(f"Requires-Dist: {each}" for each in needs)]
     (info / "METADATA").write_text("\n".join(lines) + "\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), os.getcwd()])
-    code, text = diagnose("--json", PYTHONPATH=path)
+    # from there: an installation leaves a raypipe.egg-info in the checkout, which python would find first
+    code, text = diagnose("--json", cwd=tmp_path, PYTHONPATH=path)
     found = json.loads(text.splitlines()[-1])
     assert code == 1 and len(found["prevents"]) == 2
     assert "pip install 'numpy>=999'" in found["prevents"][0] and "no-such-thing is not installed" in text
