@@ -130,6 +130,7 @@ def test_scores_equal_a_loop_over_thresholds_classes_and_segments(rng, open_grou
                 getattr(found, name), expected[name], rtol=0, atol=1e-9, err_msg=f"{case} {name}"
             )
         nothing += np.isnan(found.union).sum()
+        np.testing.assert_array_equal(found.precise[50], found.precision[2])
         if not np.isnan(found.recall[2]):
             assert np.trapezoid(found.curve, dx=0.01) == pytest.approx(found.area[2], abs=1e-12)
     assert 5 < nothing < 200
@@ -145,6 +146,7 @@ def test_other_overlaps_divide_by_the_truth_or_by_the_segment():
         at=0, tau_iou=0.3, open_ground=True,
     )  # fmt: skip
     assert found.classes == {1: 2 / 16} and found.recall[0] == 0
+    assert found.precise.tolist() == found.curve.tolist() == [1] * 13 + [0] * 88
     assert found.of_truth == (0, pytest.approx(0.165)) and found.of_segment == (1, pytest.approx(0.335))
 
 
@@ -365,8 +367,11 @@ def test_stored_embeddings_of_given_regions_make_the_histogram(models, tmp_path,
     (file,) = (tmp_path / "run/metrics/similarities").rglob("*.parquet")
     table = pq.read_table(file, partitioning=None)
     assert table["regions"].to_pylist() == task.details(alone)["similarities"]
+    (summary,) = (tmp_path / "run/metrics/summary").rglob("*.parquet")
     page = Path(result.page).read_text()
     assert page.count("<figure") == 4 and page.count("<rect") == 60 and "cosines of 6 regions" in page
+    curve = pq.read_table(summary, partitioning=None)["precision_curve_st"][0].as_py()
+    assert len(curve) == 101 and curve[50] == result.means["precision_st"] and "precision, segment to text" in page
 
 
 def test_labels_of_unknown_numbers_and_other_sizes_are_rows_that_say_so(models, tmp_path, one_thread):

@@ -14,7 +14,7 @@ import numpy as np
 from raypipe.masks import decode_rle, runs
 
 VOID, GROUND = 0, 1  # columns of `Overlaps.pixels` before those of classes: ignored pixels, and those of no class
-CURVE = np.arange(101) / 100  # overlaps at which recall is taken
+CURVE = np.arange(101) / 100  # overlaps at which recall and precision are taken
 STEP = 0.01  # between them
 
 
@@ -35,7 +35,7 @@ class Overlaps(NamedTuple):
 class Scores(NamedTuple):
     """What one assignment of segments to classes comes to in one image, at each of T thresholds.
 
-    float64, NaN where there is no measure. In the last four lines at the headline's threshold alone.
+    float64, NaN where there is no measure. In the last five lines at the headline's threshold alone.
     """
 
     union: np.ndarray  # (T,): mean IoU over the classes, of all of a class's segments together
@@ -45,6 +45,7 @@ class Scores(NamedTuple):
     precision: np.ndarray  # (T,): share of accepted segments with tau_iou or more
     accepted: np.ndarray  # int64 (T,): segments
     curve: np.ndarray  # (101,): recall over CURVE
+    precise: np.ndarray  # (101,): precision over CURVE
     of_truth: tuple[float, float]  # recall and area of intersection / ground truth
     of_segment: tuple[float, float]  # the same of intersection / prediction
     classes: dict[int, float]  # IoU of each class, by its number
@@ -105,6 +106,7 @@ def scores(
         _share((accepted & (ious >= tau_iou)).sum(1), accepted.sum(1)),
         accepted.sum(1),
         _share(curve, counted[at].sum()),
+        _share((accepted[at] & (ious >= CURVE[:, None])).sum(1), accepted[at].sum()),
         *((float(recall[0]), float(area[0])) for recall, area in more),
         dict(zip(against.classes.tolist(), union[at].tolist(), strict=True)),
     )

@@ -62,8 +62,11 @@ def charts(rows: Iterable[Mapping], details: Mapping) -> list[Chart]:
         if lines:
             remark = f"{title}, over the threshold of the cosine"
             found.append(Chart(f"IoU_{kind}", remark, [row["threshold"] for row in its], lines, marked))
-    if curves := {title: details[f"curve_{kind}"] for kind, title in KINDS.items() if details[f"curve_{kind}"]}:
-        found.append(Chart("Recall", "share of classes, over the IoU that a segment reaches", CURVE.tolist(), curves))
+    columns = {"recall": "curve", "precision": "precision_curve"}
+    curves = {f"{name}, {KINDS[kind]}": details[f"{columns[name]}_{kind}"] for name in columns for kind in KINDS}
+    if curves := {name: curve for name, curve in curves.items() if curve}:
+        remark = "shares of classes and of accepted segments, over the IoU that they reach"
+        found.append(Chart("Recall and precision", remark, CURVE.tolist(), curves))
     if counts := details["similarities"]:
         below = next((row["regions_below"] for row in rows if row["metric"] == "iou_st" and row["is_headline"]), None)
         remark = f"cosines of {sum(counts):,} regions of the ground truth and the names of their classes"

@@ -43,8 +43,7 @@ def _columns(kind: str) -> tuple[tuple[str, pa.DataType], ...]:
     lists = ((f"{name}_at_{kind}", COUNTS if name == "accepted" else NUMBERS) for name in PER_THRESHOLD)
     return (
         *lists,
-        (f"curve_{kind}", NUMBERS),
-        (f"classes_{kind}", NUMBERS),
+        *((f"{name}_{kind}", NUMBERS) for name in ("curve", "precision_curve", "classes")),
         *((f"{name}_{kind}", pa.float64()) for name in OF_OVERLAP),
     )
 
@@ -206,7 +205,7 @@ class Naming(OfClasses, Task):
         return found | dict.fromkeys(unknown)
 
     def details(self, sums: Sums) -> dict:
-        """All thresholds, recall over IoU, classes, and similarities of given regions."""
+        """All thresholds, recall and precision over IoU, classes, and similarities of given regions."""
         why, found = self._why_no_st(sums), dict.fromkeys(dict(self.DETAILS))
         for kind in KINDS if why is None else ("tt",):
             found |= {name: sums.mean(name) for name, _ in _columns(kind)}
@@ -257,7 +256,7 @@ class Naming(OfClasses, Task):
         return found | ({"similarities": histogram(counts)} if (counts := details["similarities"]) else {})
 
     def charts(self, details: Mapping, printed: Sequence[Mapping] = ()) -> list[Chart]:
-        """IoU over the thresholds (figures 11 and 12), recall over IoU, and similarities of given regions (13)."""
+        """IoU over thresholds (figures 11, 12), recall and precision over IoU, similarities of given regions (13)."""
         return charts(self._at_each(details, printed), details)
 
     def outline(self, row: dict, label: np.ndarray) -> np.ndarray:
@@ -322,8 +321,9 @@ class Naming(OfClasses, Task):
         its = scores(found, similarity, self._order, areas, np.array(thresholds), **how)
         below = similarity.max(1) < thresholds[at]
         names = [each["label"] for each, is_below in zip(segments, below, strict=True) if is_below]
-        columns = {f"{name}_at": getattr(its, name) for name in PER_THRESHOLD} | {"curve": its.curve}
+        columns = {f"{name}_at": getattr(its, name) for name in PER_THRESHOLD}
         columns |= dict(zip(OF_OVERLAP, (*its.of_truth, *its.of_segment), strict=True))
+        columns |= {"curve": its.curve, "precision_curve": its.precise}
         columns |= {"classes": [its.classes.get(number) for number in range(1, len(self._order) + 1)]}
         measured = {f"{name}_{kind}": value for name, value in columns.items()}
         return measured | {f"iou_{kind}": its.union[at], f"names_discarded_{kind}": _listed(names)}

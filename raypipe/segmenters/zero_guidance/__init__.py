@@ -87,8 +87,8 @@ class ZeroGuidance(Segmenter):
     mask_last_layers: int = 4  # of CLIP, whose attention is kept to the part (paper); 0 = all parts look alike
     subtract: bool = True  # what the whole image attends to is taken away
     sigma2: float = 2.5  # how fast that fades for parts that CLIP looks at anyway (supplement; 0.5 to 5)
-    # where names come from: the nearest word of the vocabulary; the paper's search, minutes a name on a GPU, hours
-    # without one; or the search where no word is near
+    # where names come from: the nearest word of the vocabulary; the paper's search, minutes a name without a GPU; or
+    # the search where no word is near
     naming: Literal["retrieval", "zerocap", "retrieval+zerocap"] = "retrieval"
     vocabulary: str = "default"  # common nouns; or a data set's list, or a file with a word or phrase per line
     block: str = "default"  # what must not be said of people; none; or a file with a word or phrase per line
