@@ -8,7 +8,7 @@ from support import golden
 
 from raypipe.benchmark.plain import ward as plain
 from raypipe.segmenters.zero_guidance.parts import Grown, distances, enlarged, parts
-from raypipe.segmenters.zero_guidance.tree import BLOCK, split, ward
+from raypipe.segmenters.zero_guidance.tree import BLOCK, _cosine, _leaves, split, ward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,6 +66,15 @@ def test_stored_splits_at_ten_thresholds(stored):
 def test_sides_of_stored_splits_are_as_alike_as_stored(stored):
     rows, children = unit(stored["features"].astype(np.float64)), stored["children"]
     tree, count = ward(rows), len(rows)
+    order, start, stop = _leaves(tree)
+    members = [order[start[node] : stop[node]] for node in range(2 * count - 1)]
+    for (_, *sides), cosine, masks in zip(
+        stored["split_nodes"], stored["sibling_cos"], stored["node_masks"].reshape(-1, 2, count), strict=True
+    ):
+        assert [sorted(members[side]) for side in sides] == [np.flatnonzero(mask).tolist() for mask in masks]
+        assert _cosine(*(rows[members[side]].mean(0) for side in sides)) == pytest.approx(cosine, abs=1e-5)
+    for label, node in enumerate(stored["uncapped_leaf_nodes_T090"]):
+        assert sorted(members[node]) == np.flatnonzero(stored["labels_uncapped_T090"] == label).tolist()
     for (node, *sides), cosine in zip(stored["split_nodes"], stored["sibling_cos"], strict=True):
         assert tree.children[node - count].tolist() == sides == children[node - count].tolist()
         if node == 2 * count - 2:  # the root alone: it is split from its cosine on
