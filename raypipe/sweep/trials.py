@@ -56,7 +56,7 @@ class Sweep:
     search: Literal["grid", "lines", "random", "asha"] = "grid"
     trials: int | None = None  # random, asha: how many draws; None = 16
     task: str | None = None  # what the labels show, as of `evaluate`; None = semantic where masks have classes
-    # of labels of one's own for task semantic, as `--classes` of `evaluate`; None = the method's classes
+    # of labels of one's own for tasks semantic and naming, as `--classes` of `evaluate`; None = the method's classes
     label_classes: str | None = None
     label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # what is set in labels, as of `evaluate`
     label_value: int | str | None = None  # 1 or 1,2: the values, as stored, that are set in labels of classes

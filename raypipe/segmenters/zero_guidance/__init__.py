@@ -73,8 +73,8 @@ class ZeroGuidance(Segmenter):
     # given:DIR with class maps: these regions are named as they are, in the place of DINO's parts; 0 and 255 (of
     # 16 bits 65535) are none
     regions: str | None = None
-    # px of the square that DINO sees and that is cut into parts: 111 x 111 keys (supplement). The released code has
-    # --size 224 --stride 2 --keep-aspect
+    # px of the square that DINO sees and that is cut into parts: 111 x 111 keys (supplement); in the released code 224,
+    # with stride 2 and keep_aspect
     size: int = 448
     stride: int = 4  # px from one key to the next; half is 16 times the work
     keep_aspect: bool = False  # size is that of the shorter side, and the image is not squeezed to a square
