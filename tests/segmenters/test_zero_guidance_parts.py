@@ -94,7 +94,10 @@ def test_every_merge_is_scipys_in_small_blocks(side, width, kept):
     test_every_merge_is_scipys(side, width, kept)
 
 
-@pytest.mark.parametrize(("side", "width", "kept"), [(24, 48, 300), (55, 384, 10**9)])
+@pytest.mark.parametrize(
+    ("side", "width", "kept"),
+    [(24, 48, 300), (55, 384, 10**9), pytest.param(111, 384, None, marks=pytest.mark.slow)],
+)
 def test_every_merge_is_scipys(side, width, kept):
     rows = described(side, width)
     tree, expected = ward(rows, kept=kept), hierarchy.ward(rows)
