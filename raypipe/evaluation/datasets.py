@@ -260,8 +260,8 @@ def find(name: str, root: str, split: str | None = None) -> DataSet:
 
 
 def _spelled(name: str) -> str:
-    """A data set's name; papers write pascal-context-59."""
-    return name if name in LAYOUTS else name.replace("-", "_")
+    """A data set's name, or what is none; papers write pascal-context-59."""
+    return next((each for each in (name, name.replace("-", "_")) if each in LAYOUTS), name)
 
 
 def _laid_out(name: str, root: str, split: str | None) -> tuple[Layout, list[Location]]:

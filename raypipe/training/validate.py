@@ -237,7 +237,7 @@ class Validator:
             if square.image is not None and not (self._labels.dataset and square.facts["is_empty"]):
                 return
             tally.counted(dict(square.facts))
-        found = tally.summary(self._labels)
+        found = tally.summary(self._labels, [])
         if found["counts"]["ok"]:
             raise empty(self._source)
         raise nothing(f"--validate {self._options.validate}", self._source, found["counts"], found["examples"])
