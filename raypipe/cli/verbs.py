@@ -70,7 +70,10 @@ VERBS = {
     ),
     "train": Verb("training", "images without labels -> weights of a method; resumable", ("recipe",)),
     "archive": Verb("archive", "names of categories -> the images of a corpus that show them, found by CLIP"),
-    "agree": Verb("evaluation", "runs of several methods against each other: which masks to trust, without labels"),
+    "agree": Verb("evaluation", "runs of several methods against each other, pair by pair"),
+    "trust": Verb(
+        "evaluation", "which masks of a run to trust, by all that agrees; with a few labels, how good they are"
+    ),
     "benchmark": Verb("benchmark", "measured ratios on this machine"),
 }
 

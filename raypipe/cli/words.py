@@ -42,6 +42,8 @@ EXAMPLES = {  # of each verb, for its help, one a line; METHOD stands for the on
     "train": "raypipe train METHOD --input photos/ --output weights/METHOD --workers 2",
     "archive": "raypipe archive --input photos/ --output archive --classes cat,dog --concepts default --faces none",
     "agree": "raypipe agree runs/kmeans runs/watershed",
+    "trust": """raypipe trust runs/kmeans runs/watershed runs/gloper
+  raypipe trust runs/kmeans runs/watershed --labels labels/ --task pattern""",
     "benchmark": "raypipe benchmark --quick --only kmeans guided",
 }
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal
@@ -137,9 +137,18 @@ def summary(names: list[str], content: bytes, table: str) -> Agreement:
 
 
 def by_key(
-    runs: Sequence[Run], *, bucket_rows: int = BUCKET_ROWS, bucket_bytes: int = BUCKET_BYTES
+    runs: Sequence[Run],
+    taken: Callable[[pa.Table, int], pa.Table] | None = None,
+    columns: pa.Schema = FIRST_MASKS,
+    *,
+    leaves: tuple[str, ...] = ("counts",),
+    bucket_rows: int = BUCKET_ROWS,
+    bucket_bytes: int = BUCKET_BYTES,
 ) -> Iterator[list[dict]]:
     """For each key the rows of FIRST_MASKS that the runs have for it, in the order of the runs.
+
+    taken: makes rows of these columns, `key` and `run` among them, in the place of `first_masks`. leaves: of the
+    segments that it gets (`rows.batches`).
 
     The rows are parted by a hash of their key into temporary files, so that all of a key are in one, of at most about
     bucket_rows rows and bucket_bytes stored bytes. One of these is in memory at a time, sorted by key. No database: on
@@ -149,7 +158,7 @@ def by_key(
     count = min(MAX_BUCKETS, 1 + max(stored // bucket_bytes, sum(len(run.commits()) for run in runs) // bucket_rows))
     with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
         paths = [os.path.join(folder, f"{i}.arrow") for i in range(count)]
-        write_buckets(runs, paths, at_once=bucket_bytes)
+        write_buckets(runs, paths, taken or first_masks, columns, leaves=leaves, at_once=bucket_bytes)
         for path in paths:
             with pa.OSFile(path) as file:
                 table = pa.ipc.open_stream(file).read_all()
@@ -159,22 +168,30 @@ def by_key(
                 yield list(images)
 
 
-def write_buckets(runs: Sequence[Run], paths: Sequence[str], *, at_once: int) -> None:
-    """Write the FIRST_MASKS of all runs to Arrow streams by a hash of their key. at_once: bytes to hold before."""
+def write_buckets(
+    runs: Sequence[Run],
+    paths: Sequence[str],
+    taken: Callable,
+    columns: pa.Schema,
+    *,
+    leaves: tuple[str, ...],
+    at_once: int,
+) -> None:
+    """Write what is taken of all runs to Arrow streams by a hash of their key. at_once: bytes to hold before."""
     held, size = [], 0
     with contextlib.ExitStack() as stack:
         compressed = pa.ipc.IpcWriteOptions(compression="zstd")
-        writers = [stack.enter_context(pa.ipc.new_stream(path, FIRST_MASKS, options=compressed)) for path in paths]
+        writers = [stack.enter_context(pa.ipc.new_stream(path, columns, options=compressed)) for path in paths]
 
         def flush() -> None:
-            table = pa.concat_tables([FIRST_MASKS.empty_table(), *held])
+            table = pa.concat_tables([columns.empty_table(), *held])
             buckets = np.array([zlib.crc32(key.encode()) % len(paths) for key in table["key"].to_pylist()], np.int64)
             for i, writer in enumerate(writers):
                 writer.write_table(table.take(np.flatnonzero(buckets == i)))
 
         for index, run in enumerate(runs):
-            for table in rows.batches(run, leaves=("counts",)):
-                held.append(first_masks(table, index))
+            for table in rows.batches(run, leaves=leaves):
+                held.append(taken(table, index))
                 size += held[-1].nbytes
                 if size >= at_once:
                     flush()

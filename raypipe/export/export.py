@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ import tyro
 
 from raypipe import classes, lookup, segmenters
 from raypipe.classes import Classes
+from raypipe.evaluation import trust
 from raypipe.export import formats
 from raypipe.export.about import About, csv_line
 from raypipe.export.target import RECORD, Target
@@ -23,6 +25,7 @@ from raypipe.storage import Location, normalise
 from raypipe.types import BadImage, PatternSegmenter
 
 LEFT_OUT = "_left_out.csv"
+NAMES_TRUST = re.compile(r"\b(mask_)?trust\b")  # a condition does, whose columns a run's own table has
 ADVICE = dict.fromkeys(
     ("original missing", "original permission"), ": give the --input (and --column) that was labelled"
 )
@@ -37,7 +40,9 @@ class Export:
     # png, rating, webdataset or yolo
     format: str
     output: str | None = None  # a new folder: a path or a URI; None = RUN/export/FORMAT
-    where: str | None = None  # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5"
+    # only segments for which this SQL condition holds, e.g. "share > 0.01 and score > 0.5", or "mask_trust > 0.3" and
+    # "trust > 0.3" of the whole image, once `raypipe trust` has measured them
+    where: str | None = None
     join: str | None = None  # Parquet table of one row per image (key or image_id) with more columns for --where
     category: str | None = None  # name of segments without a label; None = cluster 0, ..., pattern or the method's name
     # a data set's list such as voc2012, a file of names, or names separated by commas: categories have its numbers and
@@ -86,7 +91,9 @@ def export(options: Export) -> Result:
     start, run, form = time.monotonic(), Run(options.run), formats.find(options.format)
     check(options, form)
     about = describe(run, options)
-    joined = None if options.join is None else rows.read_joined(options.join)
+    joined = [rows.read_joined(options.join)] if options.join else []
+    if NAMES_TRUST.search(options.where or "") and not any("trust" in table.column_names for table in joined):
+        joined.append(trust.read(run, {"key": "key", "trust": "trust", "mask_trust": "masks"}))
     leaves = (*rows.SMALL, *["embedding"] * (about.embeddings and getattr(form, "EMBEDDINGS", False)))
     images = rows.select(run, where=options.where, joined=joined, leaves=leaves)
     if segmenters.is_exclusive(run.method):

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
 COUNTED = ("images", "iou")  # columns of the tables size_bins
 FULL = 0.99  # a mask of more than this share of the image separates nothing
 ODD = 3.0  # an image is odd from this sum of signs on: three robust standard deviations, or one plain fault
+DOUBTFUL = 0.02  # a mask is doubtful that is trusted less than all but this share: ranks have no far ends
 HEAVIEST = 10.0  # one sign counts at most this much, so that an image with several of them stands above
 
 
@@ -113,8 +114,11 @@ def read(run: Run, others: Iterable[Run] = (), *, reference: str | None = None) 
 
 
 def measured() -> dict[str, Figure]:
-    """What other commands may have measured: the agreement, and what each task says of single images (`PER_IMAGE`)."""
-    figures = {"agreement": Figure("Agreement", "with other methods", "metrics/agreement", "agreement")}
+    """What other commands may have measured: trust, agreement, what tasks say of single images (`PER_IMAGE`)."""
+    figures = {
+        "trust": Figure("Trust", "share of masks trusted less", "metrics/trust", "trust"),
+        "agreement": Figure("Agreement", "with other methods", "metrics/agreement", "agreement"),
+    }
     for task in tasks.names():
         kind = tasks.find(task)
         for name in kind.PER_IMAGE:
@@ -148,7 +152,9 @@ def signs(figures: pa.Table) -> dict[str, np.ndarray]:
         "low score": _distances(numbers(figures, "score"), floor=0.02, only_below=True),
     }
     for name, figure in measured().items():
-        if name in figures.column_names:
+        if name == "trust" and name in figures.column_names:
+            strengths[figure.sign] = ODD * (numbers(figures, name) < DOUBTFUL)
+        elif name in figures.column_names:
             values = numbers(figures, name) * (1 if figure.better == "high" else -1)
             sign = figure.sign if figure.sign not in strengths else f"{figure.sign} ({name})"
             strengths[sign] = _distances(values, floor=0.02, only_below=True)

@@ -182,7 +182,9 @@ def titles() -> dict[str, tuple[str, str]]:
 def headings() -> dict[str, str]:
     """What each figure is called where its unit does not stand beside it; of a task's the unit says which one it is."""
     return {
-        name: f"{title}, {unit}" if unit and name in measures.measured() and name != "agreement" else title
+        name: f"{title}, {unit}"
+        if unit and name in measures.measured() and name not in ("trust", "agreement")
+        else title
         for name, (title, unit) in titles().items()
     }
 

@@ -20,6 +20,8 @@ FIGURES = {
     "share": "the part of the image that the first mask covers; the order of the masks is the method's",
     "count": "how many masks an image has",
     "score": "how sure the method is of its masks, mean over those of an image; higher is surer",
+    "trust": "how far the first mask can be trusted, by all that agrees on it (raypipe trust): the share of the masks, "
+    "of all runs that were compared, that are trusted less. 0 = the most doubtful",
     "agreement": "how well the first masks of several runs meet in an image: 1 = the same pixels, 0 = none in common "
     "(mean IoU of all pairs, as raypipe agree measures it)",
     "pattern_dice_best": "how well a mask meets the label drawn by hand: 1 = the same pixels, 0 = none in common. The "
@@ -39,6 +41,7 @@ SIGNS = {
     "mask fills the image": "a mask of more than 99 % of the image separates nothing",
     "unusual area": "the first mask is far smaller or larger than in most images of the run",
     "unusual count": "far fewer or more masks than in most images of the run",
+    "low trust": "hardly any mask of the compared runs is trusted less",
     "low score": "the method is far less sure than in most images of the run",
 }
 NOTES = {

@@ -158,7 +158,7 @@ def segments_of(location: str, index: int) -> list[dict]:
 
 
 def select(
-    run: Run, *, where: str | None = None, joined: pa.Table | None = None, leaves: tuple[str, ...] = SMALL
+    run: Run, *, where: str | None = None, joined: Sequence[pa.Table] = (), leaves: tuple[str, ...] = SMALL
 ) -> Iterator[dict]:
     """The images that match a condition, as rows of `schema.MASKS` with the column `method`.
 
@@ -167,6 +167,7 @@ def select(
     `bbox`. An image without segment is one row in which those are null. A row's `segments` holds those that match, each
     with its index as `segment`. None takes every image with all segments. joined: see `read_joined`. leaves: of
     segments, as in `batches`.
+    Of a column of lists whose name begins with `mask_` a segment has the value at its index.
     Memory is bounded by 250 rows and, for 16 bytes or so an image, by the commit records.
     Raises ValueError at once for a condition that does not work, and FileNotFoundError when the folder is no run.
     """
@@ -189,17 +190,21 @@ def run_names(uris: tuple[str, ...]) -> list[str]:
 class OverSegments(Condition):
     """An SQL condition over FLAT, checked when it is made."""
 
-    def __init__(self, where: str, joined: pa.Table | None = None):
+    def __init__(self, where: str, joined: Sequence[pa.Table] = ()):
         """where, joined: as in `select`. Raises ValueError with DuckDB's message and the columns there are."""
-        self._query = f"{FLAT} SELECT row, segment FROM one_batch"
+        tables, own = "one_batch", []
         columns = [*IMAGE_COLUMNS, *SEGMENT_COLUMNS]
         super().__init__(where, columns)
-        if joined is not None:
-            key = _key(joined)
-            joined = joined.select([name for name in joined.column_names if name == key or name not in columns])
-            columns += [name for name in joined.column_names if name != key]  # the list that errors show
-            self.database.register("joined", joined)
-            self._query += f" LEFT JOIN joined USING ({key})"
+        for i, table in enumerate(joined):
+            key = _key(table)
+            table = table.select([name for name in table.column_names if name == key or name not in columns])
+            columns += [name for name in table.column_names if name != key]  # the list that errors show
+            of_masks = [each.name for each in table.schema if each.name[:5] == "mask_" and pa.types.is_list(each.type)]
+            own += [f'"{name}"[segment + 1] AS "{name}"' for name in of_masks]
+            self.database.register(f"joined_{i}", table)
+            tables += f" LEFT JOIN joined_{i} USING ({key})"
+        shown = f"* REPLACE ({', '.join(own)})" if own else "*"
+        self._query = f"{FLAT}, known AS (SELECT {shown} FROM {tables}) SELECT row, segment FROM known"
         self._query += f" WHERE (\n{where}\n)"  # on its own line: it may end with a comment
         self.matches(schema.MASKS.empty_table().append_column("method", pa.array([], pa.string())))
 

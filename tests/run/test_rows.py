@@ -99,7 +99,7 @@ def test_a_table_of_one_row_per_image_adds_columns_to_the_condition(made, tmp_pa
     keys = list(by_key)[:3]
     pq.write_table(pa.table({"key": keys, "agreement": [0.9, 0.2, None], "height": [0, 0, 0]}), tmp_path / "a.parquet")
     joined = rows.read_joined(str(tmp_path / "a.parquet"))
-    found = [row["key"] for row in rows.select(Run(run), where="agreement > 0.5 and height > 0", joined=joined)]
+    found = [row["key"] for row in rows.select(Run(run), where="agreement > 0.5 and height > 0", joined=[joined])]
     assert found == keys[:1]
     pq.write_table(pa.table({"key": [keys[0]] * 2}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="one row per image"):
