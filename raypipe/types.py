@@ -147,6 +147,10 @@ class Segmenter(ABC):
         there. Raises FileNotFoundError or ValueError that names the ways out.
         """
 
+    def missing(self) -> str:
+        """Of weights that the method keeps in its own way what is not on this machine; "" where all is. No network."""
+        return ""
+
     def load(self, device: str) -> None:  # noqa: B027 - most CPU methods have nothing to load
         """Read weights. Runs once per actor, never on the driver. device: "cpu" or "cuda"."""
 

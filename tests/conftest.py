@@ -37,10 +37,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def one_thread():
-    """Torch on one thread: more gain nothing on tiny networks, and on a busy machine wait for each other for seconds.
-
-    rembg sets OpenMP's number of threads to that of the cores when it is imported (through pymatting and numba).
-    """
+    """Torch on one thread: more gain nothing on tiny networks, and on a busy machine wait for each other."""
     import torch
 
     before = torch.get_num_threads()

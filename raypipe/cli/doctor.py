@@ -108,7 +108,7 @@ def doctor(options: Doctor) -> Findings:
         platform.python_version(), f"{platform.system()} {platform.machine()}",
         {name: _installed(name) for name in SHOWN}, torch_cuda, cores.count(), cores.memory(), free,
         driver_cuda, gpus, device, _jobs(),
-        {"Hugging Face": constants.HF_HOME, "rembg": str(Path(rembg._places("u2net")[0]).parent)},
+        {"Hugging Face": constants.HF_HOME, "rembg": str(Path(rembg.places("u2net")[0]).parent)},
         methods, advice, prevents,
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def _method(name: str, device: str, gpus: int, offline: bool) -> dict:
     """What a method's defaults lack here, and how many processes would run it."""
     method = segmenters.find(name)()
     state, ways = _weights(method, offline)
-    if isinstance(method, PatternSegmenter) and method.foreground == "rembg" and not rembg._file("u2net"):
+    if isinstance(method, PatternSegmenter) and method.foreground == "rembg" and rembg.Rembg().missing():
         state = MISSING if MISSING in (state, _fetched(offline)) else TO_FETCH
         ways = [*ways, "raypipe weights rembg --to DIR, or --foreground grabcut"]
     device = device if method.gpus else "cpu"
@@ -129,8 +129,8 @@ def _method(name: str, device: str, gpus: int, offline: bool) -> dict:
 def _weights(method: Segmenter, offline: bool) -> tuple[str, list[str]]:
     """Whether the networks of a method are here, and what gets those that are not."""
     lacking = [name for field in method.networks if not networks.is_here(name := getattr(method, field))]
-    if method.name == "rembg" and not rembg._file("u2net"):
-        lacking = ["u2net.onnx"]
+    if missing := method.missing():
+        lacking = [missing]
     elif any(not (networks.is_hub_id(name) or networks.is_address(name)) for name in lacking):
         return MISSING, [method.needs.partition(";")[0]]  # nobody has published any, or they are trained
     if not lacking:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+from PIL import Image
 
 from raypipe import fetching, lookup, networks
 from raypipe.lookup import one_line
@@ -80,14 +85,16 @@ class Rembg(Segmenter):
         begins = [b"\x08"]  # with the version, the first field
         networks.check_begins(Path(self._weights()), begins, method=self.name, expected="an ONNX file")
 
+    def missing(self) -> str:
+        if self._is_file():
+            return "" if os.path.exists(self.model) else self.model
+        return "" if _found(self.model) else f"{self.model}.onnx"
+
     def load(self, device: str) -> None:
         """Open the network, one session per actor.
 
         Downloads rembg's weights if they are not there yet, unless HF_HUB_OFFLINE or their licence forbids it.
         """
-        # numba, which rembg imports, sets the process to as many threads as there are cores; torch's would crowd out
-        # the other workers. OMP_NUM_THREADS is what Ray gives an actor.
-        os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)))
         self._path = Path(self._weights())
         providers = _providers(device)
         try:
@@ -101,13 +108,11 @@ class Rembg(Segmenter):
         """rembg's session class. Of our own file one of U2-Net: `u2net_custom` only takes files in its own folder."""
         if not self._is_file():
             return known_session(self.model)
-        from rembg.sessions.u2net import U2netSession
-
         path = Path(self.model).resolve()
         if not path.is_file():  # asked on the worker: the driver need not have the file
             raise FileNotFoundError(f"rembg: there is no model file {str(path)!r}; {NO_WEIGHTS}")
 
-        class LocalSession(U2netSession):
+        class LocalSession(known_session("u2net")):
             @classmethod
             def download_models(cls, *args, **kwargs) -> str:
                 return str(path)
@@ -115,13 +120,10 @@ class Rembg(Segmenter):
         return LocalSession
 
     def _weights(self) -> str:
-        """Path of the ONNX file, downloaded if need be. Whether it is here is asked before rembg is imported.
-
-        The first import after an installation compiles for half a minute.
-        """
+        """Path of the ONNX file, downloaded if need be."""
         if self._is_file():
             return self._kind().download_models()
-        there = _file(self.model)
+        there = _found(self.model)
         if networks.is_non_commercial(MODELS[self.model]) and not there:
             raise ValueError(
                 f"rembg: the weights of {self.model} are not for commercial use ({MODELS[self.model]}); to accept "
@@ -135,7 +137,7 @@ class Rembg(Segmenter):
             raise FileNotFoundError(
                 f"rembg: {self.model}.onnx is not on this machine and could not be fetched ({one_line(error)}); "
                 f"{NO_WEIGHTS}, or run `raypipe weights rembg{chosen} --to DIR` where there is internet and set "
-                f"U2NET_HOME=DIR, or put the file there: {_places(self.model)[0]}, or name it: "
+                f"U2NET_HOME=DIR, or put the file there: {places(self.model)[0]}, or name it: "
                 "rembg:/path/file.onnx"
             ) from None
 
@@ -146,30 +148,39 @@ class Rembg(Segmenter):
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:
-        from rembg import remove
-
         for image in images:
             try:
                 with np.errstate(invalid="raise"):  # rembg divides the map by its range
-                    alpha = remove(image, session=self._session, only_mask=True)
+                    (alpha,) = self._session.predict(Image.fromarray(image))
             except FloatingPointError:
                 yield Segments(np.zeros((1, *image.shape[:2]), np.float32), note="flat_map")
             else:
-                yield Segments(alpha[None].astype(np.float32) / 255)
+                yield Segments(np.asarray(alpha)[None].astype(np.float32) / 255)
 
 
 def known_session(model: str) -> type:
     """rembg's session class of one of MODELS. Raises ValueError where the installed rembg does not have it yet."""
-    from rembg.sessions import sessions
-
-    if model not in sessions:
+    if model not in (known := sessions()):
         raise ValueError(f"rembg: the installed rembg has no model {model!r}; upgrade it: pip install -U rembg")
-    return sessions[model]
+    return known[model]
+
+
+def sessions() -> dict[str, type]:
+    """rembg's classes of networks, without its mattes, which no mask needs: `import rembg` has numba compile those.
+
+    That takes most of a minute after an installation, then 1.5 s and 170 MB in every process. So its folder stands as
+    a package of another name, whose `__init__` is not run.
+    """
+    if "_rembg" not in sys.modules:
+        package = ModuleType("_rembg")
+        package.__path__ = find_spec("rembg").submodule_search_locations
+        sys.modules["_rembg"] = package
+    return import_module("_rembg.sessions").sessions
 
 
 def fetch(model: str) -> str:
     """Path of a model's ONNX file below U2NET_HOME, downloaded if it is not there. Raises rembg's errors."""
-    if not _file(model):
+    if not _found(model):
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):  # as Hugging Face reads it
             raise OSError("HF_HUB_OFFLINE is set")
         fetching.check_reachable(RELEASES)
@@ -177,7 +188,7 @@ def fetch(model: str) -> str:
     return str(known_session(model).download_models())
 
 
-def _places(model: str) -> list[str]:
+def places(model: str) -> list[str]:
     """Where rembg looks for a model's file: one flat folder, and in later releases before it a folder per model."""
     flat = os.environ.get("U2NET_HOME") or os.path.join(os.environ.get("XDG_DATA_HOME") or "~", ".u2net")
     root = os.path.join(os.environ["XDG_DATA_HOME"], "rembg") if os.environ.get("XDG_DATA_HOME") else "~/.rembg"
@@ -186,9 +197,9 @@ def _places(model: str) -> list[str]:
     return [os.path.join(os.path.expanduser(folder), f"{model}.onnx") for folder in folders]
 
 
-def _file(model: str) -> str | None:
+def _found(model: str) -> str | None:
     """The file of one of rembg's models that was downloaded or copied; None where there is none."""
-    return next(filter(os.path.exists, reversed(_places(model))), None)
+    return next(filter(os.path.exists, reversed(places(model))), None)
 
 
 def _session_options():

@@ -300,8 +300,6 @@ def test_folders_of_networks_lie_beside_nothing_else(both, tmp_path):
 @pytest.fixture
 def u2netp(tmp_path, monkeypatch):
     """rembg's u2netp as a small network served on loopback; gives the file."""
-    from rembg import sessions
-
     served = tmp_path / "served"
     served.mkdir()
     file = write_network(served / "u2netp.onnx")
@@ -309,14 +307,14 @@ def u2netp(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    class Served(sessions.sessions["u2netp"]):
+    class Served(rembg.sessions()["u2netp"]):
         @classmethod
         def download_models(cls, *args, **kwargs):
             existing = cls.resolve_existing("u2netp.onnx")
             url = f"http://127.0.0.1:{server.server_port}/u2netp.onnx"
             return existing or pooch.retrieve(url, None, fname="u2netp.onnx", path=cls.model_dir())
 
-    monkeypatch.setitem(sessions.sessions, "u2netp", Served)
+    monkeypatch.setitem(rembg.sessions(), "u2netp", Served)
     monkeypatch.setattr("raypipe.segmenters.rembg.RELEASES", f"http://127.0.0.1:{server.server_port}")
     yield file
     server.shutdown()
