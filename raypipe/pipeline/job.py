@@ -42,9 +42,7 @@ class Label:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
     actors: int | None = None  # processes that run the method; None = one per core, or as many as the GPUs hold
     batch_size: int | None = None  # images per call of the method; None = the method's own
-    timeout: float | None = (
-        None  # seconds for one image and its views, then it is an error row; None = the method's own
-    )
+    timeout: float | None = None  # seconds for an image, views included, before an error row; None = the method's own
     max_pixels: int = 100_000_000  # images with more pixels become error rows, before they are decoded
     max_bytes: int = 500_000_000  # files with more bytes become error rows, before they are read
     max_bad_fraction: float = 0.05  # end with exit code 3 if more than this share of the images labelled now fail
