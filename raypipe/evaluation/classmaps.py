@@ -10,9 +10,9 @@ from itertools import islice
 
 import numpy as np
 
-from raypipe import classes, storage
+from raypipe import classes, lookup, storage
 from raypipe.classes import Classes
-from raypipe.inputs import folders, maskfiles, maskkinds
+from raypipe.inputs import corrections, folders, maskfiles, maskkinds, shapes
 from raypipe.inputs.items import PICTURES, LeftOut
 from raypipe.inputs.maskfiles import Matches
 from raypipe.inputs.maskkinds import HALF, Stored, stored
@@ -53,6 +53,8 @@ def read(
         return _painted(_apart(location, MASKS)["masks"], limits)
     if INSTANCES in location:
         return _of_instances(_apart(location, INSTANCES), known, max_pixels)
+    if corrections.MARK in location:
+        return _of_shapes(corrections.drawn_at(location, max_pixels=max_pixels), known)
     file = stored(storage.read_bytes(location, max_bytes=max_bytes), max_pixels=max_pixels)
     return numbers(file, known, form=form)
 
@@ -82,9 +84,17 @@ def match(folder: str, keys: Iterable[str], known: Classes) -> Matches:
     """Which label of one's own belongs to which image: label maps, or masks in a folder per class, by its name.
 
     In folders of classes files are masks where their values are no numbers of classes. Raises ValueError for a folder
-    without labels, or an export whose numbers are those of other classes, and FileNotFoundError.
+    without labels, or an export whose numbers are those of other classes, and FileNotFoundError. What people drew in a
+    tool (`corrections`) is named by its labels there.
     """
     keys, number = list(keys), known.numbers
+    if corrections.are_at(folder):
+        matches = corrections.match(folder, keys)
+        if unknown := [name for name in matches.meanings.values() if classes.normalised(name) not in number]:
+            raise ValueError(
+                f"{Location(folder)} has the label {unknown[0]!r}; {lookup.suggest(unknown[0], known.names)}"
+            )
+        return matches
     found, stray = _by_class(folder, number)
     if found and _are_masks(folder, found, len(known.categories)):
         if stray is not None:
@@ -143,7 +153,7 @@ def file_of(location: str) -> str | None:
 def contents(location: str, *, max_bytes: int) -> bytes:
     """What changes when a label does. Raises BadImage where it cannot be read."""
     files = _apart(location, MASKS)["masks"].values() if MASKS in location else [location]
-    if INSTANCES in location:
+    if INSTANCES in location or corrections.MARK in location:
         return location.encode()
     return b"".join(storage.read_bytes(file, max_bytes=max_bytes) for file in files)
 
@@ -172,6 +182,15 @@ def painted(masks: Iterable[tuple[int, np.ndarray]], size: tuple[int, int]) -> n
     for number, mask in masks:
         found[mask] = number
     return found
+
+
+def _of_shapes(content: Mapping, known: Classes) -> np.ndarray:
+    """What people drew in an image as one label map; where shapes overlap the smaller one lies on top."""
+    drawn = [(each["names"], shapes.mask(each, content["size"])) for each in content["drawn"]]
+    if any(len(names) != 1 for names, _ in drawn):
+        raise BadImage("decode", "other_class", "a shape without a label, or with several")
+    masks = [(known.numbers[classes.normalised(names[0])], mask) for names, mask in drawn]
+    return painted(sorted(masks, key=lambda each: -np.count_nonzero(each[1])), content["size"])
 
 
 def _of_instances(content: Mapping, known: Classes, max_pixels: int) -> np.ndarray:

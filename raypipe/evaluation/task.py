@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raypipe import images, masks, storage
 from raypipe.evaluation.sums import Sums, is_measure
-from raypipe.inputs import maskfiles
+from raypipe.inputs import corrections, maskfiles
 from raypipe.inputs.maskkinds import LIGHT, Kind
 from raypipe.schema import VERSION
 from raypipe.types import BadImage, LabelMap
@@ -133,20 +133,24 @@ class Task(ABC):
     def match(self, folder: str, keys: Iterable[str]) -> maskfiles.Matches:
         """Which label belongs to which image. folder: where the labels are. keys: MATCHED_BY of all images.
 
-        A key may stand twice. Here a folder of mask files, matched by their names. Raises ValueError or
-        FileNotFoundError for a folder that holds no labels.
+        A key may stand twice. Here a folder of mask files, matched by their names, or what people drew in a tool
+        (`corrections`). Raises ValueError or FileNotFoundError for a folder that holds no labels.
         """
-        return maskfiles.match(folder, keys)
+        return (corrections if corrections.are_at(folder) else maskfiles).match(folder, keys)
 
     def read(self, location: str, *, max_bytes: int, max_pixels: int, kind: Kind = LIGHT) -> Any:
         """The label at a location of `match`; here bool (H, W). Raises BadImage when it cannot be read.
 
         kind: how mask files are read; given where `match` gave the `files` of a folder.
         """
+        if corrections.MARK in location:
+            return corrections.mask(location, max_pixels=max_pixels)
         return maskfiles.read(location, kind, max_bytes=max_bytes, max_pixels=max_pixels)
 
     def checksum(self, location: str, *, max_bytes: int) -> str:
         """What changes when the label at a location does; "" for one that cannot be read."""
+        if corrections.MARK in location:
+            return hashlib.sha256(location.encode()).hexdigest()
         try:
             return hashlib.sha256(storage.read_bytes(location, max_bytes=max_bytes)).hexdigest()
         except BadImage:

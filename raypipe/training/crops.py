@@ -16,7 +16,7 @@ from PIL import Image
 
 from raypipe.evaluation.task import Value
 from raypipe.evaluation.tasks.saliency import Saliency, read_grey
-from raypipe.inputs import maskfiles
+from raypipe.inputs import corrections
 from raypipe.inputs.maskkinds import Kind
 from raypipe.refiners.bilateral import Bilateral
 from raypipe.refiners.guided import guided_filter
@@ -47,9 +47,9 @@ class Cropped(Saliency):
 
     def read(self, location: str, *, max_bytes: int, max_pixels: int, kind: Kind | None = None) -> np.ndarray:
         """A label before it is thresholded: uint8 (H, W), grey, or 0 and 255 where it is one's own."""
-        if kind is None:
+        if kind is None and corrections.MARK not in location:
             return read_grey(location, max_bytes=max_bytes, max_pixels=max_pixels)
-        return maskfiles.read(location, kind, max_bytes=max_bytes, max_pixels=max_pixels) * np.uint8(255)
+        return super().read(location, max_bytes=max_bytes, max_pixels=max_pixels, kind=kind) * np.uint8(255)
 
     def measure(self, row: dict, label: np.ndarray) -> dict:
         """COLUMNS of a square. row: with `soft`, float32 (S, S) in [0, 1]. label: bool (S, S)."""

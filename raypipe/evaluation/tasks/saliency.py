@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from raypipe import storage
 from raypipe.evaluation.sums import Sums
 from raypipe.evaluation.task import Task, Value
-from raypipe.inputs import maskfiles
-from raypipe.inputs.maskkinds import HALF, LUMA, Kind, stored
+from raypipe.inputs import corrections
+from raypipe.inputs.maskkinds import HALF, LIGHT, LUMA, Kind, stored
 from raypipe.masks import decode_segments, decode_soft
 
 BETA_SQ = 0.3  # weight of the precision (Two Tricks, supplement; Achanta et al., CVPR 2009)
@@ -84,8 +84,8 @@ class Saliency(Task):
 
     def read(self, location: str, *, max_bytes: int, max_pixels: int, kind: Kind | None = None) -> np.ndarray:
         """A label as bool (H, W). kind: of one's own labels; those of data sets are grey. Raises BadImage."""
-        if kind:
-            return maskfiles.read(location, kind, max_bytes=max_bytes, max_pixels=max_pixels)
+        if kind or corrections.MARK in location:
+            return super().read(location, max_bytes=max_bytes, max_pixels=max_pixels, kind=kind or LIGHT)
         return read_grey(location, max_bytes=max_bytes, max_pixels=max_pixels) >= HALF
 
     def fits(self, row: dict, label: np.ndarray) -> bool:
