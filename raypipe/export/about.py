@@ -24,6 +24,7 @@ class About:
     licence: str  # of the weights or the method; "" when it is not known here
     caution: str  # what whoever reads the labels has to know: see `Segmenter.caution`
     where: str | None
+    doubtful: str | None  # how many of the images, those that are trusted least
     labels: tuple[str, ...]  # those of the run's segments, sorted; of the whole run, so that numbers do not change
     most: int  # segments of the image that has the most of them
     parts: tuple[str, ...]  # names of segments without a label, by index; () where the index says nothing
@@ -47,6 +48,13 @@ class About:
         if segment["label"] is not None:
             return segment["label"]
         return self.parts[segment["segment"]] if self.parts else self.category
+
+    def name_of_first(self, row: dict) -> str | None:
+        """The category's name of a row's first mask; None where it has none and there are several names."""
+        if self.parts:
+            return self.parts[0]
+        first = next((self.name(each) for each in row["segments"] if each["segment"] == 0), None)
+        return self.categories[0] if first is None and len(self.categories) == 1 else first
 
     def number(self, segment: dict) -> int:
         """The category's number of a segment, from 1."""

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import repeat
 from types import ModuleType
 
@@ -16,7 +17,7 @@ import tyro
 from raypipe import classes, lookup, segmenters
 from raypipe.classes import Classes
 from raypipe.evaluation import trust
-from raypipe.export import formats
+from raypipe.export import doubtful, formats
 from raypipe.export.about import About, csv_line
 from raypipe.export.target import RECORD, Target
 from raypipe.inputs.originals import Originals
@@ -44,6 +45,9 @@ class Export:
     # "trust > 0.3" of the whole image, once `raypipe trust` has measured them
     where: str | None = None
     join: str | None = None  # Parquet table of one row per image (key or image_id) with more columns for --where
+    # only the images whose masks are trusted least, the worst first: a share of those that match such as 2%, or their
+    # number; needs `raypipe trust`. labelstudio and cvat get files of at most 5,000 tasks
+    doubtful: str | None = None
     category: str | None = None  # name of segments without a label; None = cluster 0, ..., pattern or the method's name
     # a data set's list such as voc2012, a file of names, or names separated by commas: categories have its numbers and
     # its order; None = those that occur, by name
@@ -91,11 +95,8 @@ def export(options: Export) -> Result:
     start, run, form = time.monotonic(), Run(options.run), formats.find(options.format)
     check(options, form)
     about = describe(run, options)
-    joined = [rows.read_joined(options.join)] if options.join else []
-    if NAMES_TRUST.search(options.where or "") and not any("trust" in table.column_names for table in joined):
-        joined.append(trust.read(run, {"key": "key", "trust": "trust", "mask_trust": "masks"}))
     leaves = (*rows.SMALL, *["embedding"] * (about.embeddings and getattr(form, "EMBEDDINGS", False)))
-    images = rows.select(run, where=options.where, joined=joined, leaves=leaves)
+    images = _selected(run, options, leaves)
     if segmenters.is_exclusive(run.method):
         images = (row | {"segments": [each for each in row["segments"] if each["area"]]} for row in images)
     where_from = {"column": options.column, "allow_private": options.allow_private}
@@ -107,6 +108,7 @@ def export(options: Export) -> Result:
     target = Target(output)
     target.clear(overwrite=options.overwrite)
     record = {"run": str(run), "format": options.format, "where": options.where, "most_segments": about.most}
+    record["doubtful"] = options.doubtful
     record["started"] = provenance.now()
     target.folder.write_json(record | {"finished": None}, RECORD)
     counts, left_out = Counter(), Counter()
@@ -187,6 +189,7 @@ def describe(run: Run, options: Export) -> About:
         licence=kind.licence if kind else "",
         caution=kind.caution if kind else "",
         where=options.where,
+        doubtful=options.doubtful,
         labels=tuple(sorted(labels)),
         most=most,
         parts=parts,
@@ -196,6 +199,20 @@ def describe(run: Run, options: Export) -> About:
         embeddings=configuration["settings"].get("keep_embeddings", False),  # older runs do not say
         classes=known,
     )
+
+
+def _selected(run: Run, options: Export, leaves: tuple[str, ...]) -> Iterator[dict]:
+    """The rows that options ask for. leaves: as in `rows.select`. Raises ValueError and FileNotFoundError at once."""
+    joined = [rows.read_joined(options.join)] if options.join else []
+    if NAMES_TRUST.search(options.where or "") and not any("trust" in table.column_names for table in joined):
+        joined.append(trust.read(run, {"key": "key", "trust": "trust", "mask_trust": "masks"}))
+    select = partial(rows.select, run, where=options.where, joined=joined)
+    if options.doubtful is None:
+        return select(leaves=leaves)
+    amount = doubtful.parse(options.doubtful)
+    matching = (row["image_id"] for row in select(leaves=rows.CELLS)) if options.where else None
+    order = doubtful.least_trusted(run, amount, matching)
+    return doubtful.ordered(select(leaves=leaves), order, doubtful.trusts(run, order))
 
 
 def _numbered(run: Run, text: str, labels: Iterable[str], unlabelled: bool) -> Classes:

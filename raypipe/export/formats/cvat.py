@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import shlex
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from raypipe import masks
+from raypipe.export import doubtful
 from raypipe.export.about import About
 from raypipe.export.formats.coco import EMPTY
 from raypipe.export.target import Target
@@ -19,6 +21,7 @@ from raypipe.inputs.originals import portable
 
 ORIGINALS, CATEGORIES = portable, True
 ANNOTATIONS = "annotations/instances_default.json"  # where Datumaro looks for them, beside images/
+TRUST = {"name": "trust", "mutable": False, "input_type": "text", "default_value": "-", "values": ["-"]}
 NAME_LENGTH = 64  # characters of a label's name that CVAT's database keeps
 
 
@@ -29,18 +32,37 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     image's entry has its key. Masks are run lengths written out as numbers, with `iscrowd` 1, as CVAT itself writes
     them: Datumaro turns masks that are no crowds into polygons. Names are cut to the 64 characters that CVAT keeps.
     Embeddings are left out, and masks without pixels, which CVAT refuses.
+
+    Doubtful images are in folders `task-00001`, ..., 5,000 each, with the trust of each mask as its attribute. There
+    names begin with a number, since CVAT shows pictures by name: `00001__a__b.jpg`.
     """
-    remarks, annotation_id, names = Counter(), 0, label_names(about.categories)
+    remarks, names = Counter(), label_names(about.categories)
     remarks["names are cut or completed for CVAT"] = sum(map(str.__ne__, names, about.categories))
-    target.put(_json([{"name": name, "type": "mask", "attributes": []} for name in names]), "labels.json")
+    attributes = [] if about.doubtful is None else [TRUST]
+    labels = _json([{"name": name, "type": "mask", "attributes": attributes} for name in names])
     categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(names, 1)]
-    with target.stream(ANNOTATIONS) as file, tempfile.TemporaryFile() as entries:
+    where = "" if target.folder.is_local else ", from a local copy of the folder,"
+    for ending, rows in doubtful.files(images, about):
+        folder = f"task{ending}" if ending else ""
+        target.put(labels, posixpath.join(folder, "labels.json"))
+        count = _write_task(rows, target, about, folder, categories, remarks)
+        place = posixpath.join(str(target.folder), folder).rstrip("/")
+        remarks[f"images to send{where} with: {command(place, about.method + ending)}"] = count
+    return remarks
+
+
+def _write_task(
+    images: Iterator[dict], target: Target, about: About, folder: str, categories: list[dict], remarks: Counter
+) -> int:
+    """Write the annotations and pictures of one task into a folder. Returns how many pictures."""
+    annotation_id = count = 0
+    with target.stream(posixpath.join(folder, ANNOTATIONS)) as file, tempfile.TemporaryFile() as entries:
         file.write(b'{"info": ' + _json({"description": about.text()}) + b',\n"licenses": [],\n"categories": ')
         file.write(_json(categories) + b',\n"annotations": [')
-        count = 0
         for count, row in enumerate(images, 1):
-            entry = {"id": count, "file_name": _put(row, target), "width": row["width"], "height": row["height"]}
-            entries.write((b",\n" if count > 1 else b"\n") + _json(entry | {"key": row["key"]}))
+            name = _put(row, target, folder, f"{count:05}__" * bool(folder))
+            entry = {"id": count, "file_name": name, "width": row["width"], "height": row["height"], "key": row["key"]}
+            entries.write((b",\n" if count > 1 else b"\n") + _json(entry))
             found = [segment for segment in row["segments"] if segment["area"]]
             remarks[EMPTY] += len(row["segments"]) - len(found)
             for segment, counts in zip(found, run_lengths(found), strict=True):
@@ -51,9 +73,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
         entries.seek(0)
         shutil.copyfileobj(entries, file)
         file.write(b"\n]}\n")
-    where = "" if target.folder.is_local else ", from a local copy of the folder,"
-    remarks[f"images to send{where} with: {command(str(target.folder), about.method)}"] = count
-    return remarks
+    return count
 
 
 def command(folder: str, name: str) -> str:
@@ -95,16 +115,21 @@ def run_lengths(segments: Sequence[dict]) -> Iterator[list[int]]:
         yield counts[: len(counts) - (counts[-1] == 0)].tolist()
 
 
-def _put(row: dict, target: Target) -> str:
+def _put(row: dict, target: Target, folder: str, prefix: str) -> str:
     """Write a row's picture. Returns its name inside images/."""
     content, suffix = row["picture"]
-    path = target.name(row | {"key": row["key"].replace("/", "__")}, suffix, folder="images")
+    flat = prefix + row["key"].replace("/", "__")
+    if posixpath.splitext(flat)[1].lower().replace("jpeg", "jpg") != suffix:
+        flat += suffix  # `a.webp` becomes `a.webp.png`, and is told apart from `a.png` when it comes back
+    path = target.name(row | {"key": flat}, suffix, folder=posixpath.join(folder, "images"))
     target.put(content, path)
-    return path.removeprefix("images/")
+    return posixpath.basename(path)
 
 
 def _annotation(segment: dict, counts: list[int], annotation_id: int, image_id: int, about: About) -> dict:
     scored = {} if segment["score"] is None else {"score": segment["score"]}
+    if segment.get("trust") is not None:
+        scored["attributes"] = {TRUST["name"]: f"{segment['trust']:.2f}"}
     return {
         "id": annotation_id,
         "image_id": image_id,

@@ -1,4 +1,7 @@
-"""Label Studio: `tasks.json` with brush masks as predictions, their pictures, and the interface, `config.xml`."""
+"""Label Studio: `tasks.json` with brush masks as predictions, their pictures, and the interface, `config.xml`.
+
+What people make of it is read again by `inputs.corrections`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from raypipe import masks
+from raypipe.export import doubtful
 from raypipe.export.about import About
 from raypipe.export.formats.coco import EMPTY
 from raypipe.export.target import Target
@@ -27,20 +31,22 @@ LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of LOCAL_FILES_D
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write images/KEY.jpg or .png and the tasks, streamed, which name them: as local files or by their remote URI.
 
-    The document root is the export's folder. So the pictures are there wherever the originals were (in tars, tables,
+    Doubtful ones are in `tasks-00001.json`, ..., 5,000 each, with their `trust`, by which its table can be sorted. The
+    document root is the export's folder. So the pictures are there wherever the originals were (in tars, tables,
     on other machines), browsers can show them, and the masks fit. Embeddings, which it cannot show, are left out.
     """
     remarks = Counter()
-    with target.stream("tasks.json") as file:
-        file.write(b"[")
-        for i, row in enumerate(images):
-            content, suffix = row["picture"]
-            image = target.name(row, suffix, folder="images")
-            target.put(content, image)
-            where = LOCAL_FILES + quote(image) if target.folder.is_local else str(target.folder.location(image))
-            file.write((b",\n" if i else b"\n") + json.dumps(_task(row, where, about)).encode())
-            remarks[EMPTY] += sum(not segment["area"] for segment in row["segments"])
-        file.write(b"\n]\n")
+    for ending, rows in doubtful.files(images, about):
+        with target.stream(f"tasks{ending}.json") as file:
+            file.write(b"[")
+            for i, row in enumerate(rows):
+                content, suffix = row["picture"]
+                image = target.name(row, suffix, folder="images")
+                target.put(content, image)
+                where = LOCAL_FILES + quote(image) if target.folder.is_local else str(target.folder.location(image))
+                file.write((b",\n" if i else b"\n") + json.dumps(_task(row, where, about)).encode())
+                remarks[EMPTY] += sum(not segment["area"] for segment in row["segments"])
+            file.write(b"\n]\n")
     target.put(_config(about).encode(), "config.xml")
     return remarks
 
@@ -74,7 +80,11 @@ def _task(row: dict, where: str, about: About) -> dict:
     scored = {"score": sum(scores) / len(scores)} if scores else {}
     regions = [_region(row, segment, about) for segment in row["segments"] if segment["area"]]
     prediction = {"model_version": about.method, "result": regions} | scored
-    return {"data": {"image": where, "image_id": row["image_id"], "key": row["key"]}, "predictions": [prediction]}
+    category = about.name_of_first(row)
+    data = {"image": where, "category": category and _name(category)}
+    data |= {name: row[name] for name in ("image_id", "key", "width", "height")}
+    data |= {"trust": round(row["trust"], 4)} if about.doubtful else {}
+    return {"data": data, "predictions": [prediction]}
 
 
 def _region(row: dict, segment: dict, about: About) -> dict:
