@@ -27,9 +27,31 @@ def decode_rle(rle: dict) -> np.ndarray:
     from pycocotools import mask as coco
 
     try:
-        return coco.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}).astype(bool)
+        return coco.decode(_coco(rle)).astype(bool)
     except ValueError as error:
         raise DamagedMask(DAMAGED) from error
+
+
+def areas(rles: Sequence[dict]) -> np.ndarray:
+    """Pixels of each mask: int64 (N,)."""
+    from pycocotools import mask as coco
+
+    return np.array([coco.area(_coco(each)) for each in rles], np.int64)
+
+
+def iou(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarray:
+    """IoU of each mask with each of the others, of one size: float64 (N, M); 1 where both are empty."""
+    from pycocotools import mask as coco
+
+    if not len(rles) or not len(others):
+        return np.zeros((len(rles), len(others)))
+    found = coco.iou([_coco(each) for each in rles], [_coco(each) for each in others], [False] * len(others))
+    found[np.ix_(areas(rles) == 0, areas(others) == 0)] = 1
+    return found
+
+
+def _coco(rle: dict) -> dict:
+    return {"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}
 
 
 def runs(rles: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,6 +110,7 @@ def encode_segments(
             "label": _whole(str(labels[i])) if len(labels) else None,
             "soft": None if soft is None else encode_soft(soft[i]),
             "embedding": None if embeddings is None else embeddings[i].astype(np.float16),
+            "stability": None,
         }
         for i, rle in enumerate(rles)
     ]

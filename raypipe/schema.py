@@ -1,8 +1,10 @@
 """The columns of raypipe's tables. Explicit, never inferred: a part in which every image failed has the same types."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
-VERSION = 2  # new columns only at the end; readers accept older versions
+VERSION = 3  # new columns only at the end; readers accept older versions
 
 # One line per input image: what to label and how to reach its bytes.
 MANIFEST = pa.schema(
@@ -31,8 +33,10 @@ SEGMENT = pa.struct(
         ("label", pa.string()),  # null when the method names nothing
         ("soft", pa.binary()),  # with --keep-soft: 16-bit grey PNG, 65535 = probability 1
         ("embedding", pa.list_(pa.float16())),  # with --keep-embeddings, not normalised; since version 2
+        ("stability", pa.float32()),  # with --jitter: mean IoU over the views, 0..1; since version 3
     ]
 )
+SINCE = {"embedding": 2, "stability": 3}  # the version that a field of a segment came with; the others were there
 LARGE = ("soft", "embedding")  # fields of a segment that readers leave on the disk unless they are asked for
 
 # One row per input image, failed or not.
@@ -74,10 +78,13 @@ TABLES = {
 
 def as_of(version: int, columns: pa.Schema) -> pa.Schema:
     """The columns of a table as a version of raypipe had them: what a part that it wrote has."""
-    if version > 1:
-        return columns
-    segments, older = pa.list_(SEGMENT), pa.list_(pa.struct([field for field in SEGMENT if field.name != "embedding"]))
-    fields = [field.with_type(older) if field.type == segments else field for field in columns]
+    return with_leaves(columns, [name for name in SEGMENT.names if SINCE.get(name, 1) <= version])
+
+
+def with_leaves(columns: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """The columns of a table with only some fields of a segment."""
+    stored, kept = pa.list_(SEGMENT), pa.list_(pa.struct([field for field in SEGMENT if field.name in names]))
+    fields = [field.with_type(kept) if field.type == stored else field for field in columns]
     return pa.schema(fields, metadata=columns.metadata)
 
 

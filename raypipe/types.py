@@ -85,8 +85,9 @@ class LabelMap(Segments):
 class Segmenter(ABC):
     """One method. The fields are its parameters: shown by --help, checked on the driver, recorded, swept.
 
-    Whatever the pipeline reads of a method is here and in PatternSegmenter. `gpus`, `timeout`, `soft` and `refines` may
-    be properties, for they may follow from the options. A class that needs a foreground derives from PatternSegmenter.
+    Whatever the pipeline reads of a method is here and in PatternSegmenter. `gpus`, `timeout`, `soft`, `random` and
+    `refines` may be properties, for they may follow from the options. A class that needs a foreground derives from
+    PatternSegmenter.
     """
 
     threshold: float | None = None  # a soft mask is foreground where probability > threshold; None means 0.5
@@ -104,6 +105,7 @@ class Segmenter(ABC):
     embeds: ClassVar[bool] = False  # `segment` yields an embedding of each segment, which --keep-embeddings stores
     # its masks never overlap, also after a refiner: each pixel is its largest value's. It may yield a LabelMap
     exclusive: ClassVar[bool] = False
+    random: ClassVar[bool] = False  # its masks depend on `seed`; a loaded copy with another one gives that one's
     refines: ClassVar[str] = ""  # the option by which it filters its masks itself, before any refiner
     gpus: ClassVar[float] = 0.0  # per actor; fractions share a GPU; 0 = runs on the CPU only
     batch_size: ClassVar[int] = 16

@@ -36,7 +36,7 @@ MOST_NAMES = 3 * len(COLOURS)  # of classes in the heading
 MOST_LINES = 3  # of one fact in the heading
 HEAD = 1200  # pixels that the heading takes at most
 # settings that are no method's own
-SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft", "keep_embeddings"}
+SHARED = {"threshold", "seed", "foreground", "fg_alpha_min", "refine", "keep_soft", "keep_embeddings", "jitter"}
 
 
 class Tile(NamedTuple):

@@ -17,6 +17,7 @@ from raypipe import networks, refiners
 from raypipe.inputs.manifest import list_inputs
 from raypipe.pipeline import foregrounds, moved
 from raypipe.pipeline.stages import Work
+from raypipe.pipeline.views import views
 from raypipe.run import Run
 from raypipe.runtime import address, cores
 from raypipe.storage import Location, local_path, normalise
@@ -37,10 +38,11 @@ class Label:
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
     keep_soft: bool = False  # also store the probabilities that were thresholded (16-bit PNG)
     keep_embeddings: bool = False  # also store the embedding of each segment (16 bits a value), of a method that has it
+    jitter: int = 0  # also label N views of each image (mirrored, smaller, cropped, reseeded): segments get stability
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks run
     actors: int | None = None  # processes that run the method; None = one per core, or as many as the GPUs hold
     batch_size: int | None = None  # images per call of the method; None = the method's own
-    timeout: float | None = None  # seconds for one image before it becomes an error row; None = the method's own
+    timeout: float | None = None  # seconds for an image, views included, before an error row; None = the method's own
     max_pixels: int = 100_000_000  # images with more pixels become error rows, before they are decoded
     max_bytes: int = 500_000_000  # files with more bytes become error rows, before they are read
     max_bad_fraction: float = 0.05  # end with exit code 3 if more than this share of the images labelled now fail
@@ -85,6 +87,8 @@ def _check_ranges(job: Label, segmenter: Segmenter) -> None:
         raise ValueError(f"--threshold must be at least 0 and below 1, got {segmenter.threshold}")
     if not 0 <= segmenter.seed < 2**31:
         raise ValueError(f"--seed must be in 0..{2**31 - 1}, got {segmenter.seed}")
+    if job.jitter not in range(1 + len(views(segmenter))):
+        raise ValueError(f"--jitter must be in 0..{len(views(segmenter))} for {segmenter.name}, got {job.jitter}")
     if not 0 <= job.max_bad_fraction <= 1:
         raise ValueError(f"--max-bad-fraction must be in 0..1, got {job.max_bad_fraction}")
 
@@ -132,19 +136,22 @@ def check_folders(source: str, output: str) -> None:
 def open_run(job: Label, segmenter: Segmenter, refiner: Callable | None) -> tuple[Run, dict]:
     """The run in the job's output and the settings that it freezes. Raises OtherConfiguration if it has others."""
     run = Run(job.output, segmenter.name)
-    kept = {"keep_soft": job.keep_soft, "keep_embeddings": job.keep_embeddings}
+    kept = {"keep_soft": job.keep_soft, "keep_embeddings": job.keep_embeddings, "jitter": job.jitter}
     settings = frozen_settings(segmenter, refiner, refine=job.refine, **kept)
     standard = frozen_settings(type(segmenter)(), refiner and type(refiner)(), refine=None, keep_soft=False)
     run.check_configuration(settings, defaults=standard)
     return run, settings
 
 
-def frozen_settings(segmenter, refiner, *, refine: str | None, keep_soft: bool, keep_embeddings: bool = False) -> dict:
+def frozen_settings(
+    segmenter, refiner, *, refine: str | None, keep_soft: bool, keep_embeddings: bool = False, jitter: int = 0
+) -> dict:
     """The settings that decide the rows, flat, by the names of their options: what run.json freezes.
 
     Paths in them are absolute and without credentials, so that they mean the same from any folder.
     """
     chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft, "keep_embeddings": keep_embeddings}
+    chosen["jitter"] = jitter
     if given := foregrounds.of(segmenter):
         chosen[given.option] = str(given)
     return chosen | (asdict(refiner) if refiner else {})
@@ -157,11 +164,12 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
         refiner=refiner,
         foreground=foregrounds.of(segmenter),
         batch_size=job.batch_size or segmenter.batch_size,
-        timeout=job.timeout or segmenter.timeout,
+        timeout=job.timeout or segmenter.timeout * (1 + job.jitter),
         keep_soft=job.keep_soft,
         max_pixels=job.max_pixels,
         max_bytes=job.max_bytes,
         keep_embeddings=job.keep_embeddings,
+        jitter=job.jitter,
     )
 
 

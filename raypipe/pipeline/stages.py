@@ -7,11 +7,12 @@ another table where a subclass of Work says so. A row whose
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from raypipe import images, masks, schema
 from raypipe.inputs.manifest import fetch
 from raypipe.pipeline import foregrounds
 from raypipe.pipeline.foregrounds import Foreground
+from raypipe.pipeline.views import View, stability, views
 from raypipe.types import BadImage, LabelMap, Segmenter, Segments
 
 GROUP_PIXELS = 48_000_000  # decoded pixels handed to a method at once (144 MB of RGB), however large the batch
@@ -41,6 +43,7 @@ class Work:
     device: str = "cpu"  # cpu or cuda; set when it is known what there is
     attempt: str = ""  # its name; set when it begins
     keep_embeddings: bool = False
+    jitter: int = 0  # further views of each image
 
     columns: ClassVar[pa.Schema] = schema.MASKS  # of the finished rows
     verb: ClassVar[str] = "label"  # what is done to images
@@ -49,6 +52,16 @@ class Work:
     def finder(self) -> Segmenter | None:
         """The method that computes the foreground, if one does."""
         return self.foreground and self.foreground.segmenter(seed=self.segmenter.seed)
+
+    @property
+    def views(self) -> list[View]:
+        """The further views of each image."""
+        return views(self.segmenter)[: self.jitter]
+
+    @property
+    def of_views(self) -> Work:
+        """The work on one view, of which nothing is kept but masks."""
+        return replace(self, jitter=0, keep_soft=False, keep_embeddings=False)
 
     @property
     def is_soft(self) -> bool:
@@ -100,10 +113,13 @@ def _decoded(row: dict, content: bytes | BadImage, work: Work) -> dict:
 
 
 class Segment:
-    """Adds `found` (Segments), `foreground` (bool, where the method takes one), `seconds`. Loads the networks once."""
+    """Adds `found` (Segments), `foreground` (bool, where the method takes one), `seconds`; `views` where there are any.
+
+    Loads the networks once.
+    """
 
     def __init__(self, work: Work):
-        self._segmenter, self._foreground, self._batch_size = work.segmenter, work.foreground, work.batch_size
+        self._segmenter, self._foreground, self._work = work.segmenter, work.foreground, work
         self._segmenter.load(work.device)
         self._finder = work.finder
         if self._finder:
@@ -114,10 +130,12 @@ class Segment:
         return self._segmenter.checksums() | (self._finder.checksums() if self._finder else {})
 
     def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
-        for group in _groups(rows, self._batch_size):
+        for group in _groups(rows, self._work.batch_size, GROUP_PIXELS // (1 + self._work.jitter)):
             if self._foreground:
                 group = [self._with_foreground(row) for row in group]
-            segmented = self._segmented([row for row in group if not row["error"]])
+            segmented = self._segmented([row for row in group if not row["error"]], self._segmenter)
+            if self._work.jitter:
+                segmented = iter(self._with_views(list(segmented)))
             for row in group:
                 yield row if row["error"] else next(segmented)
 
@@ -137,11 +155,30 @@ class Segment:
             mask = np.rint(mask * 255) >= self._segmenter.fg_alpha_min
         return row | {"foreground": mask, "note": _join(row.get("note"), segments.note)}
 
-    def _segmented(self, rows: list[dict]) -> Iterator[dict]:
+    def _with_views(self, rows: list[dict]) -> list[dict]:
+        """Segmented rows with their `views`, each as `_kept` says. One view at a time, of all images."""
+        good = [row for row in rows if not row["error"]]
+        for row in good:
+            row["views"] = []
+        for view in self._work.views:
+            method = copy.copy(self._segmenter)
+            method.seed = (method.seed + view.seed) % 2**31
+            for row, seen in zip(good, self._segmented([view.row(row) for row in good], method), strict=True):
+                row["views"].append(self._kept(seen))
+                row["seconds"] += seen.get("seconds", 0.0)
+        return rows
+
+    def _kept(self, seen: dict) -> Segments | list[dict] | None:
+        """Of a segmented view its segments, its masks where a refiner follows in another process; None if it failed."""
+        if seen["error"]:
+            return None
+        return seen["found"] if self._work.refiner else _of_view(seen, self._work)
+
+    def _segmented(self, rows: list[dict], method: Segmenter) -> Iterator[dict]:
         """One row per row. If a batch fails, its images are tried by halves (memory) or one by one (anything else)."""
         done, start = 0, time.perf_counter()
         try:
-            for segments in self._results(rows):
+            for segments in self._results(rows, method):
                 row = rows[done]
                 done += 1
                 seconds = time.perf_counter() - start
@@ -158,15 +195,15 @@ class Segment:
             return
         size = max(1, len(rows) // 2) if is_memory else 1
         for first in range(0, len(rest), size):
-            yield from self._segmented(rest[first : first + size])
+            yield from self._segmented(rest[first : first + size], method)
 
-    def _results(self, rows: list[dict]) -> Iterator[Segments]:
+    def _results(self, rows: list[dict], method: Segmenter) -> Iterator[Segments]:
         if not rows:
             return
         columns = ("image", self._foreground.option) if self._foreground else ("image",)
-        results = self._segmenter.segment(*([row[name] for row in rows] for name in columns))
+        results = method.segment(*([row[name] for row in rows] for name in columns))
         for row, segments in zip(rows, results, strict=True):
-            _check(segments, row["image"], embeds=self._segmenter.embeds)
+            _check(segments, row["image"], embeds=method.embeds)
             yield segments
 
 
@@ -197,8 +234,34 @@ def _encoded(row: dict, work: Work) -> dict:
         own = slice(i, i + 1)
         kept = {"soft": soft, "embeddings": found.embeddings[own] if work.keep_embeddings else None}
         segments += masks.encode_segments(binary[None], labels=found.labels[own], scores=found.scores[own], **kept)
+    segments = present(segments, work)
+    if work.jitter:
+        note = _join(note, _judge(segments, row, work))
     foreground = None if foreground is None else masks.encode_rle(foreground)
-    return {"segments": present(segments, work), "foreground": foreground, "note": note}
+    return {"segments": segments, "foreground": foreground, "note": note}
+
+
+def _judge(segments: list[dict], row: dict, work: Work) -> str:
+    """Give an image's segments their stability; null, with the note that is returned, where a view failed."""
+    seen = [
+        _of_view(view.row(row) | {"found": kept}, work) if isinstance(kept, Segments) else kept
+        for view, kept in zip(work.views, row["views"], strict=True)
+    ]
+    if None in seen:
+        return "jitter_failed"
+    is_ordered, size = bool(work.segmenter.parts or work.segmenter.ends[0]), (row["height"], row["width"])
+    pairs = list(zip(work.views, seen, strict=True))
+    for segment, value in zip(segments, stability(segments, pairs, size, is_ordered=is_ordered), strict=True):
+        segment["stability"] = value
+    return ""
+
+
+def _of_view(seen: dict, work: Work) -> list[dict] | None:
+    """The segments of a segmented view, in its own pixels; None where that fails: the image's own masks are good."""
+    try:
+        return _encoded(seen, work.of_views)["segments"]
+    except Exception:
+        return None
 
 
 def present(segments: list[dict], work: Work) -> list[dict]:
@@ -230,12 +293,12 @@ def count_errors(rows: pa.Table) -> Counter[str]:
     return Counter(": ".join(error.split(": ", 2)[:2]) for error in rows["error"].to_pylist() if error)
 
 
-def _groups(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    """Consecutive rows, at most `size` and at most about GROUP_PIXELS pixels at a time."""
+def _groups(rows: Iterable[dict], size: int, most: int) -> Iterator[list[dict]]:
+    """Consecutive rows, at most `size` and at most about `most` pixels at a time."""
     group, pixels = [], 0
     for row in rows:
         area = row["image"].size // 3 if "image" in row else 0
-        if group and (len(group) == size or pixels + area > GROUP_PIXELS):
+        if group and (len(group) == size or pixels + area > most):
             yield group
             group, pixels = [], 0
         group.append(row)

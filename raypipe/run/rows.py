@@ -28,7 +28,7 @@ SMALL = tuple(field.name for field in schema.SEGMENT if field.name not in schema
 PARTS_AHEAD = 4  # parts read at the same time
 # What a condition can name, besides the columns of a joined table.
 IMAGE_COLUMNS = "image_id uri key sha256 height width note seconds attempt error method segments".split()
-CELLS = "area score label bbox".split()
+CELLS = "area score label bbox stability".split()
 SEGMENT_COLUMNS = ["segment", "share", *CELLS]
 # One row per segment with its image's columns, and one with nulls per image without segment; `row` counts the images.
 FLAT = f"""WITH cells AS (
@@ -54,8 +54,8 @@ def load(run: Run, names: Sequence[str] | None = None, *, embeddings: bool = Fal
     kept = pa.schema(kept, metadata=run.columns.metadata)
     if embeddings and "segments" not in kept.names:
         raise ValueError(f"embeddings=True has no effect: they are in the column segments, not in {kept.names}")
-    kept = kept if embeddings else schema.as_of(1, kept)
-    paths = _paths([*SMALL, "soft", *["embedding"] * embeddings], kept.names)
+    leaves = [*SMALL, "soft", *["embedding"] * embeddings]
+    kept, paths = schema.with_leaves(kept, leaves), _paths(leaves, kept.names)
     # Again where a job that retries errors, or `compact`, has replaced a part since it was listed.
     for attempt in Retrying(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(3), reraise=True):
         with attempt:

@@ -21,6 +21,7 @@ class Grabcut(Segmenter):
 
     source = "Rother, Kolmogorov, Blake, SIGGRAPH 2004, in OpenCV"
     licence = "Apache-2.0 (OpenCV), no weights"
+    random = True
 
     def __post_init__(self):
         if self.long_side < 1:

@@ -36,6 +36,7 @@ class Kmeans(PatternSegmenter):
     source = "MacQueen 1967, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
     licence = "none needed: own code, no weights"
     ends = ("darkest", "lightest")
+    random = True
     parts = tuple(f"cluster {i}" for i in range(MOST))  # dark to light
 
     def __post_init__(self):

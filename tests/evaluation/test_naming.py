@@ -11,7 +11,7 @@ from support.golden import arrays
 from support.layouts import write_classes
 from support.tiny._clip import write_model
 from support.tiny._sentences import write_sentences
-from support.written import as_first_version, masks_row, write_run
+from support.written import as_version, masks_row, write_run
 
 from raypipe import classes
 from raypipe.benchmark.plain import naming_evaluation as twin
@@ -325,7 +325,7 @@ def test_a_run_is_evaluated_with_the_published_tables_beside(models, tmp_path, r
     union = [each for each in table if each["variant"] == "union"]
     assert [each["published"] for each in union][:3] == [0.112, 0.112, 0.116] and len(union) == 11
     assert {each["dataset"] for each in table} == {"voc2012"} and union[5]["is_headline"]
-    as_first_version(Run(str(tmp_path / "run")))
+    as_version(Run(str(tmp_path / "run")), 1)
     assert evaluate(options, Naming(**models)).means == result.means
     (file,) = (tmp_path / "run/metrics/names").rglob("*.parquet")
     names = {

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.faulty import Soft, write_images
 from support.naming import HUGE, MISSING, NOT_FINITE, Naming, NamingMap, embeddings_of
-from support.written import as_first_version, rows_of
+from support.written import as_version, rows_of
 
 import raypipe
 from raypipe import schema
@@ -109,7 +109,7 @@ def test_a_run_of_the_first_version_is_read_by_all_goes_on_and_is_joined(tmp_pat
     label(job_in(tmp_path, limit=3), Naming())
     run = Run(str(tmp_path / "run"))
     before = rows_of(tmp_path / "run")
-    as_first_version(run)
+    as_version(run, 1)
     assert verify(Verify(str(run), deep=True)).exit_code == 0 and rows_of(tmp_path / "run") == before
     assert stored(run)["0000.png"] == [None, None]
     for leaves in (("embedding",), ("label", "embedding"), rows.SMALL):
@@ -134,7 +134,7 @@ def test_a_failed_image_of_a_run_of_the_first_version_is_tried_again_beside_the_
     label(job_in(tmp_path), Naming())
     run = Run(str(tmp_path / "run"))
     before = rows_of(tmp_path / "run")
-    as_first_version(run)
+    as_version(run, 1)
     write_images(tmp_path / "photos", [GOOD] * 3)
     assert label(job_in(tmp_path, retry_errors=True), Naming()).failed == 0
     after = rows_of(tmp_path / "run")
@@ -150,7 +150,7 @@ def test_columns_of_a_newer_version_are_refused_and_nothing_is_removed(tmp_path,
     label(job_in(tmp_path), Naming())
     run = Run(str(tmp_path / "run"))
     if where == "part":
-        as_first_version(run, stamp=schema.VERSION + 1)
+        as_version(run, 1, stamp=schema.VERSION + 1)
     else:
         run.folder.write_json(json.loads(run.folder.read("run.json")) | {"schema": schema.VERSION + 1}, "run.json")
     for read in (
@@ -158,6 +158,6 @@ def test_columns_of_a_newer_version_are_refused_and_nothing_is_removed(tmp_path,
         lambda: verify(Verify(str(run), repair=True)),
         lambda: export(Export(str(run), "csv")),
     ):
-        with pytest.raises(NewerRun, match=r"made by a newer raypipe \(schema 3, known is 2\); update it"):
+        with pytest.raises(NewerRun, match=r"made by a newer raypipe \(schema 4, known is 3\); update it"):
             read()
     assert len(run.folder.files("masks/method=naming")) == 1

@@ -1,5 +1,6 @@
 """One contract for all methods; a new method is found by itself."""
 
+import copy
 import doctest
 import pickle
 import subprocess
@@ -88,6 +89,21 @@ def test_batching_does_not_change_the_result(name, loaded, images):
     for one, other in zip(alone, run(segmenter, images), strict=True):
         np.testing.assert_allclose(one.masks, other.masks, atol=1e-5)
         assert one.note == other.note
+
+
+@pytest.mark.parametrize("name", names())
+def test_another_seed_matters_to_random_methods_alone_and_a_loaded_copy_takes_it(name, loaded, images):
+    options = {"deep_spectral": {"result": "segments"}}.get(name, {})
+    segmenter = replace(loaded(name), **options) if options else loaded(name)
+    assert segmenter.random == (name in ("deep_spectral", "gloper", "grabcut", "kmeans", "spectral_voting"))
+    expected = segmenter
+    if segmenter.random:
+        expected = replace(segmenter, seed=segmenter.seed + 1)
+        for each in (segmenter, expected):
+            each.load("cpu")
+    other = copy.copy(segmenter)
+    other.seed += 1
+    np.testing.assert_array_equal(run(other, images[:1])[0].masks, run(expected, images[:1])[0].masks)
 
 
 @pytest.mark.parametrize("name", names())

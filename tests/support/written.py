@@ -62,12 +62,17 @@ def rows_of(run: Path) -> list[dict]:
     return sorted(table.to_pylist(), key=lambda row: row["key"])
 
 
-def as_first_version(run: Run, *, stamp: int = 1) -> None:
-    """Rewrite a run as raypipe did it before segments had embeddings. stamp: the version that its parts name."""
-    frozen, attempt = run.configuration() | {"schema": 1}, new_attempt()
-    del frozen["settings"]["keep_embeddings"]
-    metadata = {"raypipe.schema": str(stamp), "raypipe.run": json.dumps(frozen)}
-    columns = schema.as_of(1, schema.MASKS).with_metadata(metadata)
+NEW_SETTINGS = {"keep_embeddings": 2, "jitter": 3}  # and the version that they came with
+
+
+def as_version(run: Run, version: int, *, stamp: int | None = None) -> None:
+    """Rewrite a run as raypipe did it when its tables were of a version. stamp: the one that parts name, if another."""
+    frozen, attempt = run.configuration() | {"schema": version}, new_attempt()
+    for name, since in NEW_SETTINGS.items():
+        if since > version:
+            frozen["settings"].pop(name, None)
+    metadata = {"raypipe.schema": str(stamp or version), "raypipe.run": json.dumps(frozen)}
+    columns = schema.as_of(version, schema.MASKS).with_metadata(metadata)
     with hold(run.folder, attempt):
         for name in run.parts():
             with run.part(name) as part:

@@ -48,7 +48,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
 
 
 def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) -> dict:
-    scored = {} if segment["score"] is None else {"score": segment["score"]}
+    known = {name: segment[name] for name in ("score", "stability") if segment.get(name) is not None}
     return {
         "id": annotation_id,
         "image_id": image_id,
@@ -58,7 +58,7 @@ def _annotation(segment: dict, annotation_id: int, image_id: int, about: About) 
         "bbox": segment["bbox"],
         "iscrowd": 0,
         "segment": segment["segment"],
-    } | scored
+    } | known
 
 
 def _id(number: int, about: About) -> int:

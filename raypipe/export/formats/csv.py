@@ -15,7 +15,7 @@ FAILED = True  # failed images have their line, with the error
 MARK = "\ufeff".encode()  # without it Excel takes UTF-8 for the local code page; pandas and R leave it out
 MOST = 100  # segments of an image that have columns; spreadsheets end at 16,384 columns
 COLUMNS = "key width height segments area share_of_image foreground_area share_of_foreground".split()
-LAST_COLUMNS = "labels mean_score note seconds error image_id uri".split()
+LAST_COLUMNS = "labels mean_score mean_stability note seconds error image_id uri".split()
 
 
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
@@ -62,7 +62,6 @@ def cells(row: dict) -> dict:
     for segment in segments:
         found[f"area_{segment['segment']}"] = segment["area"]
         found[f"share_{segment['segment']}"] = _share(segment["area"], whole)
-    scores = [segment["score"] for segment in segments if segment["score"] is not None]
     return found | {
         "segments": len(segments),
         "area": union,
@@ -70,8 +69,14 @@ def cells(row: dict) -> dict:
         "foreground_area": inside,
         "share_of_foreground": None if inside is None else _share(union, inside),
         "labels": "; ".join(dict.fromkeys(segment["label"] for segment in segments if segment["label"] is not None)),
-        "mean_score": round(sum(scores) / len(scores), 6) if scores else None,
+        "mean_score": _mean(segments, "score"),
+        "mean_stability": _mean(segments, "stability"),
     }
+
+
+def _mean(segments: list[dict], name: str) -> float | None:
+    values = [segment[name] for segment in segments if segment.get(name) is not None]
+    return round(sum(values) / len(values), 6) if values else None
 
 
 def _share(area: int, whole: int) -> float | None:

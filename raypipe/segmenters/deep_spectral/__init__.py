@@ -61,6 +61,11 @@ class DeepSpectral(Discovery):
 
     FIT = "crop"
 
+    @property
+    def random(self) -> bool:
+        """Whether clusters are looked for."""
+        return self.result == "segments"
+
     def __post_init__(self):
         super().__post_init__()
         if self.regions != 0 and not 2 <= self.regions <= MOST:

@@ -81,7 +81,7 @@ class Gloper(PatternSegmenter):
 
     source = "GloPER (Chen, Koh, Dobbie, University of Auckland 2025)"
     licence = "none needed: own code, no weights"
-    soft = True
+    soft = random = True
     presets = PRESETS
     gpus = 1.0
     batch_size = 4
@@ -130,8 +130,10 @@ class Gloper(PatternSegmenter):
 
         names = ("widths", "steps", "lr", "weight_decay", "tau", "dtype")
         settings = Settings(**{name: getattr(self, name) for name in names})
-        seeds = range(self.seed, self.seed + self.seeds)
-        self._device, self._fit = device, Fitter(seeds, settings)
+        self._device, self._fit = device, Fitter(self._seeds(), settings)
+
+    def _seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
 
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
@@ -193,7 +195,7 @@ class Gloper(PatternSegmenter):
             return
         x, foreground = (torch.from_numpy(np.stack(planes)) for planes in list(zip(*images, strict=True))[:2])
         x, foreground = x.to(self._device), foreground.to(self._device)
-        fitted = self._fit(x, foreground.float(), images[0].sizes)
+        fitted = self._fit(x, foreground.float(), images[0].sizes, self._seeds())
         for i in range(len(images)):
             margins = torch.stack([best_margin(x[i], of_size, i) for of_size in fitted])  # (K, h, w)
             sound = margins.isfinite().all(-1).all(-1)

@@ -60,8 +60,12 @@ class Fitter:
         problems = len(sizes) * len(self._seeds)
         return max(1, GPU_PIXELS // (shape[1] * shape[2] * problems)) if device == "cuda" else 1
 
-    def __call__(self, x: Tensor, foreground: Tensor, sizes: Sequence[int]) -> list[Fitted]:
-        """One result per local size. x: (B, 3, H, W) in [0, 1]. foreground: (B, H, W) 0 or 1."""
+    def __call__(self, x: Tensor, foreground: Tensor, sizes: Sequence[int], seeds: Sequence[int] = ()) -> list[Fitted]:
+        """One result per local size.
+
+        x: (B, 3, H, W) in [0, 1]. foreground: (B, H, W) 0 or 1. seeds: as many others.
+        """
+        self._seeds = tuple(seeds) or self._seeds
         if x.shape[1:] != self._shape:
             self._forget()
             self._shape = x.shape[1:]

@@ -61,6 +61,7 @@ class SpectralVoting(Discovery):
         "facebook/dino-vits16, 0.1 GB: fetched on the first run, or by `raypipe weights spectral_voting`; "
         "or `--weights color`"
     )
+    random = True
     stages = {"features": ("seed", "ks", "upsampling", "remove_long", "remove_small_large")}
     FACET, POSITIONS = "token_norm", "hf"  # the authors' copy of the network resamples as transformers does
 
