@@ -41,7 +41,7 @@ class Sam(PatternSegmenter):
     weights: str = "facebook/sam-vit-huge"  # Hugging Face id, folder or official .pth
     preset: Literal["gloper", "library"] = "gloper"  # sets the options below that are None
     result: Literal["complementary", "masks"] | None = None  # rest, others, largest and second of a foreground, or all
-    foreground: str | None = None  # rembg[:model or file.onnx], grabcut, whole, given:DIR or run:DIR
+    foreground: str | None = None  # rembg[:model or file.onnx], grabcut, whole, given:DIR, boxes:FILE or run:DIR
     points_per_side: int | None = None  # points a side of every crop: 64, with preset library 32
     crop_n_layers: int | None = None  # layers of ever smaller crops: 2, with preset library 0
     crop_n_points_downscale_factor: int = 1  # layer i has points_per_side / factor**i points a side
