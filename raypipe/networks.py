@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -367,3 +368,19 @@ def _is_cached(name: str, revision: str) -> bool:
 
 def _weight_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for kind in WEIGHTS for file in path.glob(kind))
+
+
+def threads() -> int:
+    """Threads for a method in this process: OMP_NUM_THREADS, which Ray sets for its workers, or one per core."""
+    return int(os.environ.get("OMP_NUM_THREADS") or cores())
+
+
+def cores() -> int:
+    """Whole cores of this process, its container's quota included; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:  # "quota period" in microseconds, or "max period"
+            quota, period = file.read().split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return allowed

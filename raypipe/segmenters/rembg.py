@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -96,6 +97,7 @@ class Rembg(Segmenter):
         Downloads rembg's weights if they are not there yet, unless HF_HUB_OFFLINE or their licence forbids it.
         """
         self._path = Path(self._weights())
+        self._threads = 1 if device == "cuda" else networks.threads()
         providers = _providers(device)
         try:
             self._session = self._kind()(self.model, _session_options(), providers=providers)
@@ -148,14 +150,30 @@ class Rembg(Segmenter):
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:
-        for image in images:
-            try:
-                with np.errstate(invalid="raise"):  # rembg divides the map by its range
-                    (alpha,) = self._session.predict(Image.fromarray(image))
-            except FloatingPointError:
+        if self._threads == 1:
+            found = map(self._alpha, images)
+        else:
+            # Images side by side, a thread each: its layers are too short for threads to share, which wait at each for
+            # the last of them (U2-Net on two cores: 1.5 s of CPU time for an image instead of 1.1).
+            found = self._side_by_side(images)
+        for image, alpha in zip(images, found, strict=True):
+            if alpha is None:
                 yield Segments(np.zeros((1, *image.shape[:2]), np.float32), note="flat_map")
             else:
-                yield Segments(np.asarray(alpha)[None].astype(np.float32) / 255)
+                yield Segments(alpha[None].astype(np.float32) / 255)
+
+    def _side_by_side(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray | None]:
+        with ThreadPoolExecutor(self._threads) as pool:
+            yield from pool.map(self._alpha, images)
+
+    def _alpha(self, image: np.ndarray) -> np.ndarray | None:
+        """What rembg makes of an image, uint8 (H, W); None where the network's map has one value only."""
+        try:
+            with np.errstate(invalid="raise"):  # rembg divides the map by its range
+                (alpha,) = self._session.predict(Image.fromarray(image))
+        except FloatingPointError:
+            return None
+        return np.asarray(alpha)
 
 
 def known_session(model: str) -> type:
@@ -203,12 +221,11 @@ def _found(model: str) -> str | None:
 
 
 def _session_options():
-    """Threads for this actor's CPUs only (Ray sets OMP_NUM_THREADS to them): onnxruntime's default is all cores."""
+    """A thread for each image that the network sees: onnxruntime's default is all cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 1))
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     return options
 
 
