@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,28 @@ def test_a_flat_map_does_not_disturb_the_next_image(network, image):
     one_colour = np.full((20, 30, 3), 90, np.uint8)
     flat, found = loaded(str(network)).segment([one_colour, image])
     assert flat.note == "flat_map" and found.note == ""
+
+
+def test_images_are_seen_side_by_side_and_come_back_in_their_order(network, image, monkeypatch):
+    class Meeting(Rembg):
+        """Goes on only when two of its images are under way."""
+
+        name, gate = "rembg", threading.Barrier(2, timeout=60)
+
+        def _alpha(self, image):
+            self.gate.wait()
+            return super()._alpha(image)
+
+    images = [image[:, :width] for width in (60, 50, 40, 30)]
+    images[1] = np.full((20, 30, 3), 90, np.uint8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = loaded(str(network))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    meeting = Meeting(model=str(network))
+    meeting.load("cpu")
+    assert [found.note for found in meeting.segment(images)] == ["", "flat_map", "", ""]
+    for ours, expected in zip(meeting.segment(images), alone.segment(images), strict=True):
+        np.testing.assert_array_equal(ours.masks, expected.masks)
 
 
 def test_missing_weights_without_network_are_one_clear_error(tmp_path, monkeypatch):
