@@ -117,6 +117,9 @@ class Segmenter(ABC):
     stages: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     # its option `regions` is None or given:DIR, a folder of class maps: it then gets these, in the place of foregrounds
     takes_regions: ClassVar[bool] = False
+    # which segments of an image's tiles are one (`label --tiles`): index, those of the same number; label, those of the
+    # same name; object, binary ones that agree where tiles overlap. May be a property
+    across: ClassVar[str] = "index"
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 
     def __init_subclass__(cls, **options):
@@ -141,6 +144,10 @@ class Segmenter(ABC):
         None where it names none, or where only weights that are not here say which.
         """
         return getattr(self, "classes", None)
+
+    def untiled(self) -> str:
+        """Why tiles of an image make no sense with these options, and what to do; "" where they do."""
+        return ""
 
     def fetch(self) -> None:  # noqa: B027 - only who keeps weights in its own way has something to do
         """Have the weights on this machine that `networks` does not name, downloaded if need be, and look at them.

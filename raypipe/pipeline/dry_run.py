@@ -105,7 +105,7 @@ def _timed(work: Work, device: str, rows: list[dict], *, alone: bool) -> dict:
 
     alone: the process may use all cores, as in a run without Ray.
     """
-    limit, timing = LOADING + work.timeout * len(rows), f"timing {count_of_images(len(rows))}"
+    limit, timing = LOADING + work.patience * len(rows), f"timing {count_of_images(len(rows))}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({} if alone else {"OMP_NUM_THREADS": "1"})
     with Child(environment, _measured, work, device, rows, alone) as child:
         try:

@@ -99,7 +99,7 @@ def label_on_ray(
     from raypipe.runtime import cluster
 
     # A batch may take timeout x batch size before its worker gives it up; Ray must not give the job up before.
-    with cluster.connected(stall=max(1800.0, 3 * work.timeout * work.batch_size)):
+    with cluster.connected(stall=max(1800.0, 3 * work.patience * work.batch_size)):
         cluster.warn_of_local_paths(input=job.input, output=job.output)
         resources = cluster.resources(gpus=work.gpus, device=job.device, actors=job.actors)
         work = replace(work, device=resources.device)

@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from raypipe import networks, refiners
 from raypipe.inputs.manifest import list_inputs
-from raypipe.pipeline import foregrounds, moved
+from raypipe.pipeline import foregrounds, moved, tiles
 from raypipe.pipeline.stages import Work
 from raypipe.pipeline.views import views
 from raypipe.run import Run
 from raypipe.runtime import address, cores
 from raypipe.storage import Location, local_path, normalise
+from raypipe.tiling import Tiling
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
@@ -36,6 +37,9 @@ class Label:
     column: str | None = None  # column of a list or table with URIs or images, or ending in tars (jpg); None finds it
     allow_private: bool = False  # what a list or table names may lie in a private network
     refine: str | None = None  # a refiner, such as guided: sharpen the masks along the image's edges
+    # SIZE:OVERLAP in pixels, such as 1024:256 or 1024:25%: larger images go through the method in tiles, for small
+    # objects; what it finds becomes one result
+    tiles: str | None = None
     keep_soft: bool = False  # also store the probabilities that were thresholded (16-bit PNG)
     keep_embeddings: bool = False  # also store the embedding of each segment (16 bits a value), of a method that has it
     jitter: int = 0  # also label N views of each image (mirrored, smaller, cropped, reseeded): segments get stability
@@ -61,6 +65,8 @@ def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Non
         raise ValueError("refine and the refiner's options must be given together")
     _check_ranges(job, segmenter)
     _check_effects(job, segmenter, refiner)
+    if job.tiles:
+        tiles.check(Tiling.parse(job.tiles), segmenter)
     if job.device == "cuda" and (job.local or not address.is_elsewhere()):
         cores.device_here(job.device, gpus=plan_work(job, segmenter, refiner).gpus)
     if job.actors and not address.is_elsewhere():
@@ -136,22 +142,30 @@ def check_folders(source: str, output: str) -> None:
 def open_run(job: Label, segmenter: Segmenter, refiner: Callable | None) -> tuple[Run, dict]:
     """The run in the job's output and the settings that it freezes. Raises OtherConfiguration if it has others."""
     run = Run(job.output, segmenter.name)
-    kept = {"keep_soft": job.keep_soft, "keep_embeddings": job.keep_embeddings, "jitter": job.jitter}
-    settings = frozen_settings(segmenter, refiner, refine=job.refine, **kept)
+    kept = {name: getattr(job, name) for name in ("keep_soft", "keep_embeddings", "jitter")}
+    kept |= {"refine": job.refine, "tiles": _tiling(job)}
+    settings = frozen_settings(segmenter, refiner, **kept)
     standard = frozen_settings(type(segmenter)(), refiner and type(refiner)(), refine=None, keep_soft=False)
     run.check_configuration(settings, defaults=standard)
     return run, settings
 
 
 def frozen_settings(
-    segmenter, refiner, *, refine: str | None, keep_soft: bool, keep_embeddings: bool = False, jitter: int = 0
+    segmenter,
+    refiner,
+    *,
+    refine: str | None,
+    keep_soft: bool,
+    keep_embeddings: bool = False,
+    jitter: int = 0,
+    tiles: Tiling | None = None,
 ) -> dict:
     """The settings that decide the rows, flat, by the names of their options: what run.json freezes.
 
     Paths in them are absolute and without credentials, so that they mean the same from any folder.
     """
     chosen = asdict(segmenter) | {"refine": refine, "keep_soft": keep_soft, "keep_embeddings": keep_embeddings}
-    chosen["jitter"] = jitter
+    chosen |= {"jitter": jitter, "tiles": tiles and str(tiles)}
     if given := foregrounds.of(segmenter):
         chosen[given.option] = str(given)
     return chosen | (asdict(refiner) if refiner else {})
@@ -170,7 +184,12 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
         max_bytes=job.max_bytes,
         keep_embeddings=job.keep_embeddings,
         jitter=job.jitter,
+        tiling=_tiling(job),
     )
+
+
+def _tiling(job: Label) -> Tiling | None:
+    return Tiling.parse(job.tiles) if job.tiles else None
 
 
 def fetch_weights(job: Label, work: Work) -> None:

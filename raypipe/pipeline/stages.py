@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import ClassVar
 
 import numpy as np
@@ -20,9 +22,10 @@ import pyarrow as pa
 
 from raypipe import images, masks, schema
 from raypipe.inputs.manifest import fetch
-from raypipe.pipeline import foregrounds
+from raypipe.pipeline import foregrounds, tiles
 from raypipe.pipeline.foregrounds import Foreground
 from raypipe.pipeline.views import View, stability, views
+from raypipe.tiling import Tiling
 from raypipe.types import BadImage, LabelMap, Segmenter, Segments
 
 GROUP_PIXELS = 48_000_000  # decoded pixels handed to a method at once (144 MB of RGB), however large the batch
@@ -44,6 +47,7 @@ class Work:
     attempt: str = ""  # its name; set when it begins
     keep_embeddings: bool = False
     jitter: int = 0  # further views of each image
+    tiling: Tiling | None = None  # None: an image goes through the method as a whole
 
     columns: ClassVar[pa.Schema] = schema.MASKS  # of the finished rows
     verb: ClassVar[str] = "label"  # what is done to images
@@ -67,6 +71,11 @@ class Work:
     def is_soft(self) -> bool:
         """Whether masks are probabilities before the threshold: those of a soft method, and all that was refined."""
         return self.segmenter.soft or self.refiner is not None
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the largest image may take: each of its tiles has the time of an image."""
+        return self.timeout * (self.tiling.most(self.max_pixels) if self.tiling else 1)
 
     @property
     def gpus(self) -> float:
@@ -120,6 +129,7 @@ class Segment:
 
     def __init__(self, work: Work):
         self._segmenter, self._foreground, self._work = work.segmenter, work.foreground, work
+        self._granted = 0.0
         self._segmenter.load(work.device)
         self._finder = work.finder
         if self._finder:
@@ -129,11 +139,18 @@ class Segment:
         """sha256 of all weight files that were read, by name."""
         return self._segmenter.checksums() | (self._finder.checksums() if self._finder else {})
 
+    def granted(self) -> float:
+        """Seconds that images got so far beside the time limit of each: for their second and further tiles."""
+        return self._granted
+
     def __call__(self, rows: Iterable[dict]) -> Iterator[dict]:
         for group in _groups(rows, self._work.batch_size, GROUP_PIXELS // (1 + self._work.jitter)):
             if self._foreground:
                 group = [self._with_foreground(row) for row in group]
-            segmented = self._segmented([row for row in group if not row["error"]], self._segmenter)
+            if tiling := self._work.tiling:
+                further = (len(tiles.places(row, tiling)) - 1 for row in group if not row["error"])
+                self._granted += self._work.timeout * sum(max(0, count) for count in further)
+            segmented = self._whole([row for row in group if not row["error"]], self._segmenter)
             if self._work.jitter:
                 segmented = iter(self._with_views(list(segmented)))
             for row in group:
@@ -163,7 +180,7 @@ class Segment:
         for view in self._work.views:
             method = copy.copy(self._segmenter)
             method.seed = (method.seed + view.seed) % 2**31
-            for row, seen in zip(good, self._segmented([view.row(row) for row in good], method), strict=True):
+            for row, seen in zip(good, self._whole([view.row(row) for row in good], method), strict=True):
                 row["views"].append(self._kept(seen))
                 row["seconds"] += seen.get("seconds", 0.0)
         return rows
@@ -173,6 +190,21 @@ class Segment:
         if seen["error"]:
             return None
         return seen["found"] if self._work.refiner else _of_view(seen, self._work)
+
+    def _whole(self, rows: list[dict], method: Segmenter) -> Iterator[dict]:
+        """As `_segmented`, tile by tile where the job wants that; tiles of several images share batches."""
+        if not self._work.tiling:
+            yield from self._segmented(rows, method)
+            return
+        batches = _groups(tiles.cut(rows, self._work.tiling), self._work.batch_size, GROUP_PIXELS)
+        parts = (part for batch in batches for part in self._segmented(batch, method))
+        for number, its in groupby(parts, key=itemgetter("part_of")):
+            try:
+                yield tiles.whole(rows[number], its, method)
+            except Exception as error:
+                if is_device_lost(error):
+                    raise
+                yield rows[number] | {"error": _failure("segment", error)}
 
     def _segmented(self, rows: list[dict], method: Segmenter) -> Iterator[dict]:
         """One row per row. If a batch fails, its images are tried by halves (memory) or one by one (anything else)."""

@@ -88,8 +88,9 @@ class Ledger:
 class Guard:
     """Runs stages over a batch so that no input can stop the job: see the module's text."""
 
-    def __init__(self, steps: dict[str, Callable], ledger, *, timeout: float):
-        self._steps, self._ledger, self._timeout = steps, ledger, timeout
+    def __init__(self, steps: dict[str, Callable], ledger, *, timeout: float, granted: Callable[[], float] = float):
+        """granted: tells the seconds that images got so far beside `timeout`, which shows when they are decoded."""
+        self._steps, self._ledger, self._timeout, self._granted = steps, ledger, timeout, granted
 
     def __call__(self, rows: list[dict]) -> list[dict]:
         key = hashlib.sha256("".join([*self._steps, *(row["image_id"] for row in rows)]).encode()).hexdigest()
@@ -146,7 +147,11 @@ class Guard:
             # Code that hangs and keeps the interpreter's lock also keeps `watch` from waking; this needs no lock.
             faulthandler.dump_traceback_later(seconds + BACKSTOP_SECONDS, exit=True, file=sys.__stderr__)
 
-        done, waited = threading.Event(), partial(waited_for_core, threading.get_native_id())
+        done, thread = threading.Event(), threading.get_native_id()
+
+        def waited() -> float:
+            return waited_for_core(thread) + self._granted()
+
         arm(seconds)
         threading.Thread(target=watch, daemon=True).start()
         try:
@@ -191,8 +196,9 @@ class LabelOnCpu:
     def __init__(self, work: Work, ledger):
         use_threads(1)
         decode, encode = partial(stages.decode, work=work), partial(stages.encode, work=work)
-        steps = {"decode": decode, "segment": stages.Segment(work), "encode": encode}
-        self._work, self._run = work, Guard(steps, ledger, timeout=work.timeout)
+        segment = stages.Segment(work)
+        steps = {"decode": decode, "segment": segment, "encode": encode}
+        self._work, self._run = work, Guard(steps, ledger, timeout=work.timeout, granted=segment.granted)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return stages.table(self._run(batch.to_pylist()), self._work)
@@ -203,7 +209,8 @@ class SegmentOnGpu:
 
     def __init__(self, work: Work, ledger):
         self._keep_image = work.refiner is not None
-        self._run = Guard({"segment": stages.Segment(work)}, ledger, timeout=work.timeout)
+        segment = stages.Segment(work)
+        self._run = Guard({"segment": segment}, ledger, timeout=work.timeout, granted=segment.granted)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for row in self._run(from_columns(batch)):

@@ -55,6 +55,10 @@ class Discovery(Segmenter):
                 raise ValueError(f"{self.name}: {field} 'color' is no network, and nothing was trained on it; name one")
         networks.settle_options(self)
 
+    def untiled(self) -> str:
+        is_box = getattr(self, "result", "mask") == "box"
+        return "whose box is that of the one object of an image; leave out --result box" if is_box else ""
+
     def load(self, device: str) -> None:
         """Read the feature network; a method with a head calls this first, then reads `self._paths["weights"]`."""
         networks.keep_products_exact(device)

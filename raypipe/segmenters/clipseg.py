@@ -19,7 +19,7 @@ FLAT = 1e-5  # range of a map, as a part of its highest value, up to which it is
 
 @dataclass
 class Clipseg(PatternSegmenter):
-    """One soft mask: how well each place fits the prompt, stretched to 0..1 over the image."""
+    """One soft mask: how well each place fits the prompt, stretched to 0..1 over the image (with `stretch`)."""
 
     # Threshold and size are the reference's ("Pattern of <species>" is its prompt), the rest the GloPER supplement's.
     threshold: float | None = 0.3  # of the stretched probability; 0.2 to 0.7 are worth a sweep; None means 0.5
@@ -27,6 +27,8 @@ class Clipseg(PatternSegmenter):
     # The reference's prompt names the species, which is the name of an image's folder: a method does not see that.
     prompt: str = "pattern of animal"  # what to look for, in words
     size: int = 352  # side of the network's square input in px, a multiple of 16
+    # stretch each map to 0..1, which finds something in every image; no: probabilities as they are, for --tiles
+    stretch: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 on a GPU
 
     source = "Lueddecke and Ecker, CVPR 2022, with the settings of the GloPER supplement (Chen, Koh, Dobbie)"
@@ -47,6 +49,10 @@ class Clipseg(PatternSegmenter):
         if not self.prompt.strip():
             raise ValueError("clipseg: prompt must say what to look for, got an empty text")
 
+    def untiled(self) -> str:
+        reason = "whose map of each tile would be stretched to 0..1, also where nothing is; add --no-stretch"
+        return reason if self.stretch else ""
+
     def load(self, device: str) -> None:
         from transformers import CLIPSegForImageSegmentation
 
@@ -66,7 +72,7 @@ class Clipseg(PatternSegmenter):
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:
         for foreground, probability in zip(foregrounds, self._probabilities(images), strict=True):
-            yield masked(stretched(probability), foreground)
+            yield masked(stretched(probability) if self.stretch else probability, foreground)
 
     def _probabilities(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """The network's answer to each image: float32 (size, size) in [0, 1]."""

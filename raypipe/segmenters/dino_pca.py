@@ -52,6 +52,9 @@ class DinoPca(PatternSegmenter):
         if self.layers < 1:
             raise ValueError(f"dino_pca: layers must be at least 1, got {self.layers!r}")
 
+    def untiled(self) -> str:
+        return "whose components in one tile are not those in another"
+
     def load(self, device: str) -> None:
         self._device, self._path = device, networks.locate(self.weights, method=self.name)
         network = dino.read(self._path, method=self.name, device=device)

@@ -33,6 +33,9 @@ class Grabcut(Segmenter):
         if not 0 <= self.min_fraction <= 1:
             raise ValueError(f"grabcut: min_fraction must be in [0, 1], got {self.min_fraction!r}")
 
+    def untiled(self) -> str:
+        return "which looks for the object in the middle of an image"
+
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:

@@ -51,6 +51,9 @@ class Kmeans(PatternSegmenter):
             raise ValueError(f"kmeans: eps must not be negative, got {self.eps!r}")
         _inside.check_size(self.name, self.size, smallest=_inside.MIN_SIDE)
 
+    def untiled(self) -> str:
+        return "whose colours in one tile are not those in another; it looks at every pixel of the whole image anyway"
+
     def segment(
         self, images: Sequence[np.ndarray], foregrounds: Sequence[np.ndarray] | None = None
     ) -> Iterator[Segments]:

@@ -66,6 +66,7 @@ class Maskclip(Segmenter):
     model_types = {"weights": "clip"}
     needs = "openai/clip-vit-base-patch16, 0.6 GB: fetched on the first run, or by `raypipe weights maskclip`"
     soft = exclusive = True
+    across = "label"
     gpus = 0.5
     batch_size = 32
 

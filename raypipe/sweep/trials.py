@@ -34,7 +34,8 @@ from raypipe.types import BadImage, Segmenter
 
 BATCHES = 16  # of a trial at least, where it has the images: its parts then hold about a quarter of them
 LABEL_CHECKSUM = "label_sha256"  # column of images and scores, with the kind; "" for a label that cannot be read
-POSTERIOR = {"threshold", "refine", "keep_soft", "keep_embeddings", "jitter"}  # settings that act on masks
+# settings that are not inside the method
+POSTERIOR = {"threshold", "refine", "keep_soft", "keep_embeddings", "jitter", "tiles"}
 STORED_POST = "later"  # what scores.parquet and trial.json call post-processing settings
 
 

@@ -66,6 +66,10 @@ class DeepSpectral(Discovery):
         """Whether clusters are looked for."""
         return self.result == "segments"
 
+    @property
+    def across(self) -> str:
+        return "object" if self.result == "segments" else "index"
+
     def __post_init__(self):
         super().__post_init__()
         if self.regions != 0 and not 2 <= self.regions <= MOST:

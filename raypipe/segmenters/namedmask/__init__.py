@@ -52,6 +52,7 @@ class NamedMask(Segmenter):
         " output of `raypipe train namedmask` as --weights"
     )
     soft, exclusive = True, True
+    across = "label"
     gpus = 0.5  # two actors: one prepares and enlarges while the network of the other works
     batch_size = 16
     timeout = 600.0  # a photograph of 12 megapixels takes minutes on a CPU

@@ -76,6 +76,7 @@ class ReCo(Discovery):
         "openai/clip-vit-base-patch16, 0.6 GB, are fetched on the first run"
     )
     soft, exclusive = True, True
+    across = "label"
     FACET = "token_norm"
     stages = {"features": ("background_score", "crf_size")}
 

@@ -65,6 +65,7 @@ class Sam(PatternSegmenter):
         "without a GPU hours per image, and minutes with `--preset library`"
     )
     presets = PRESETS
+    across = "object"
     gpus = 1.0
     batch_size = 1  # one image is 86 016 prompts
     timeout = 6 * 3600.0  # 0.4 PFLOP per image: hours on a CPU core; 0.01 with preset library
@@ -98,6 +99,10 @@ class Sam(PatternSegmenter):
 
     def _points_a_side(self, layer: int) -> int:
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
+
+    def untiled(self) -> str:
+        reason = "whose largest mask of a tile is not that of the image; add --result masks, or --preset library"
+        return reason if self.result == "complementary" else ""
 
     def load(self, device: str) -> None:
         self._path = networks.locate(self.weights, method=self.name)

@@ -118,6 +118,7 @@ class ZeroGuidance(Segmenter):
     )
     caution = names.CAUTION
     exclusive = embeds = takes_regions = True
+    across = "object"
     gpus = 1.0
     batch_size = 8
     # what is computed in turn, and which options matter only after it
@@ -183,6 +184,9 @@ class ZeroGuidance(Segmenter):
         )
         named = 2 * (self.num_parts or self.max_segments)  # parts and parents
         return 600 + (keys**2 * PAIR + named * (self.mask_last_layers * BLOCK + texts * TEXT)) / SLOW
+
+    def untiled(self) -> str:
+        return "which names given regions as they are, and tiles would cut them" if self.regions else ""
 
     def load(self, device: str) -> None:
         from raypipe.features.clip import Clip
