@@ -25,6 +25,13 @@ log = logging.getLogger("raypipe")
 STARTUP = 10.0  # seconds: Ray and its first worker processes, measured on two cores
 LOADING = 120.0  # seconds that the child may take besides its images
 TIMED_IMAGES = 3
+# USD for an hour of machines like this one, on demand, Linux, AWS us-east-1, as of 17 June 2026
+# (www.factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026): 0.0816 for an m7g.large of two cores,
+# beside which an earlier c5.2xlarge of eight x86 cores was 0.34 in AWS' own guide to Auto Scaling; and for a g5.xlarge
+CORE_HOUR, CORE = 0.0408, "an AWS m7g"
+GPU_HOUR, GPU = 1.006, "an AWS g5.xlarge (NVIDIA A10G, 24 GB)"
+PRICED = "on demand, us-east-1, June 2026; --price PRICE for yours"
+WARM = 3.0  # seconds below which the first image is timed again: imports may be most of it
 PATIENCE = 30.0  # seconds after which no further image is timed: some methods take minutes for one
 
 
@@ -69,14 +76,39 @@ def _expected(job: Label, work: Work, pending: pa.Table, *, device: str, actors:
     if "missing" in timed:
         reason = "left out, since weights are not on this machine yet and a dry run downloads nothing"
         return {"timing": f"{reason}: {_needs(work)}"}
+    price, source = _price(job, device)
+    rate = actors / timed["seconds_per_image"]
+    hours = 1e6 / rate / 3600
     seconds = timed["load_seconds"] + STARTUP * (not job.local) + timed["seconds_per_image"] * len(pending) / actors
     return {
         "seconds_per_image": round(timed["seconds_per_image"], 4),
+        "images_per_second": _rounded(rate),
+        "hours_per_million": _rounded(hours),
+        "cost_per_million": _rounded(hours * price),
+        "price_per_hour": _rounded(price),
+        "price_source": source,
         "expected_time": duration(seconds),
         "expected_size": f"{timed['bytes_per_image'] * len(pending) / 1e6:.1f} MB",
         "expected_memory": f"{timed['memory'] * actors / 1e9:.1f} GB in {actors} actor{'s' * (actors != 1)}",
         "timed": f"{count_of_images(timed['images'])}, {timed['failed']} of them failed",
     }
+
+
+def _price(job: Label, device: str) -> tuple[float, str]:
+    """What an hour of this machine costs, and who says so. Of several such machines a million images costs the same."""
+    if job.price is not None:
+        return job.price, "--price"
+    if device == "cpu":
+        return cores.count() * CORE_HOUR, f"USD, {cores.count()} cores at {CORE_HOUR} as of {CORE}, {PRICED}"
+    import torch
+
+    count = torch.cuda.device_count()
+    return count * GPU_HOUR, f"USD, {count} GPU{'s' * (count != 1)} at {GPU_HOUR} as of {GPU}, {PRICED}"
+
+
+def _rounded(value: float) -> float:
+    """To three digits."""
+    return float(f"{value:.3g}")
 
 
 def _needs(work: Work) -> str:
@@ -129,18 +161,22 @@ def _measured(work: Work, device: str, rows: list[dict], alone: bool) -> dict:
         segment = stages.Segment(work)
     except FileNotFoundError as error:
         return {"missing": str(error)}
-    loaded = time.perf_counter()
-    groups = [rows] if alone else [[row] for row in rows]  # some methods see several at once, one on each core
+    begun = loaded = time.perf_counter()
+    done += stages.encode(segment(stages.decode(rows[:1], work)), work)
+    if time.perf_counter() - loaded < WARM:
+        done, begun = [], time.perf_counter()
+    rest = rows[len(done) :]
+    groups = [rest] if alone else [[row] for row in rest]  # some methods see several at once, one on each core
     for row in (row for group in groups for row in stages.encode(segment(stages.decode(group, work)), work)):
         done.append(row)
-        if time.perf_counter() - loaded > PATIENCE:
+        if time.perf_counter() - begun > PATIENCE:
             break
     table = stages.table(done, work)
     return {
         "images": len(done),
         "failed": stages.count_errors(table).total(),
         "load_seconds": loaded - start,
-        "seconds_per_image": (time.perf_counter() - loaded) / len(done),
+        "seconds_per_image": (time.perf_counter() - begun) / len(done),
         "bytes_per_image": len(parquet_bytes(table)) / len(done),
         # bytes on macOS, KiB elsewhere
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),

@@ -55,8 +55,9 @@ class Label:
     moved_from: str | None = None  # where the input was when the run labelled it; its images keep their rows
     local: bool = False  # a plain loop in this process, without Ray: for a handful of images and for debugging
     sheet: bool = False  # write sheet.png into the output: a sample of originals with their masks
-    dry_run: bool = False  # only tell what would be done: images, workers, memory, time, size
+    dry_run: bool = False  # only tell what would be done: images, workers, memory, time, size, money
     timing: bool = True  # dry run: time up to three images in a child process
+    price: float | None = None  # dry run: money for an hour of one such machine; more machines cost the same per image
 
 
 def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> None:
@@ -85,7 +86,7 @@ def _say_twice(method: str, own: str, refine: str) -> None:
 
 
 def _check_ranges(job: Label, segmenter: Segmenter) -> None:
-    for option in ("actors", "batch_size", "timeout", "max_pixels", "max_bytes", "limit"):
+    for option in ("actors", "batch_size", "timeout", "max_pixels", "max_bytes", "limit", "price"):
         value = getattr(job, option)
         if value is not None and value <= 0:
             raise ValueError(f"--{option.replace('_', '-')} must be positive, got {value}")
@@ -115,6 +116,8 @@ def _check_effects(job: Label, segmenter: Segmenter, refiner: Callable | None) -
             raise ValueError(f"--{option} has no effect with --local")
     if not job.timing and not job.dry_run:
         raise ValueError("--no-timing has no effect without --dry-run")
+    if job.price is not None and not (job.dry_run and job.timing):
+        raise ValueError(f"--price has no effect {'with --no-timing' if job.dry_run else 'without --dry-run'}")
 
 
 def check_folders(source: str, output: str) -> None:

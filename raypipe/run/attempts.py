@@ -12,7 +12,7 @@ from raypipe.run.run import Run
 from raypipe.storage import Folder, locate
 
 # Options of one start, not of the rows: a redo does all that is pending and only that.
-START_OPTIONS = {"limit", "retry_errors", "sheet", "dry_run", "timing"}
+START_OPTIONS = {"limit", "retry_errors", "sheet", "dry_run", "timing", "price"}
 
 
 class Attempt(NamedTuple):

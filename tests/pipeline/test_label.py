@@ -1,5 +1,6 @@
 """The job on a real Ray: rows, not calls. One local cluster for the module."""
 
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from raypipe.pipeline.job import Label, plan_work
 from raypipe.pipeline.label import label
 from raypipe.pipeline.options import build
 from raypipe.refiners.guided import Guided
+from raypipe.runtime import cores
 from raypipe.storage import Folder, Locked, hold
 
 
@@ -332,8 +334,36 @@ def test_a_dry_run_times_three_images_and_writes_nothing(tmp_path):
     job = {"input": str(tmp_path / "photos"), "output": str(tmp_path / "run")}
     estimate = raypipe.label("kmeans", **job, foreground="whole", dry_run=True)
     assert estimate["pending"] == 5 and estimate["timed"] == "3 images, 0 of them failed"
+    assert estimate["price_per_hour"] == pytest.approx(cores.count() * 0.0408, rel=0.01)
+    assert f"{cores.count()} cores" in estimate["price_source"] and "us-east-1" in estimate.text()
     assert "seconds_per_image" not in raypipe.label("kmeans", **job, foreground="whole", dry_run=True, timing=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_what_a_million_images_cost(tmp_path, capsys):
+    write_images(tmp_path / "photos", [GOOD] * 3)
+    words = ["label", "watershed", "--input", str(tmp_path / "photos"), "--output", str(tmp_path / "run")]
+    words += ["--foreground", "whole", "--local", "--dry-run", "--price", "4.5"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rate, hours, cost = (told[name] for name in ("images_per_second", "hours_per_million", "cost_per_million"))
+    assert rate == pytest.approx(1 / told["seconds_per_image"], rel=0.05)  # of one process; rounded to 0.1 ms
+    assert hours == pytest.approx(1e6 / rate / 3600, rel=0.01) and cost == pytest.approx(hours * 4.5, rel=0.01)
+    assert told["price_per_hour"] == 4.5 and told["price_source"] == "--price"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"price": 2.0}, "--price has no effect without --dry-run"),
+        ({"price": 2.0, "dry_run": True, "timing": False}, "--price has no effect with --no-timing"),
+        ({"price": 0.0, "dry_run": True}, "--price must be positive, got 0"),
+    ],
+)
+def test_a_price_that_changes_nothing_is_refused(tmp_path, options, message):
+    write_images(tmp_path / "photos", [GOOD])
+    with pytest.raises(ValueError, match=message):
+        run_job(tmp_path, **options)
 
 
 def test_a_dry_run_names_the_foregrounds_weights_and_downloads_none(tmp_path, monkeypatch):
