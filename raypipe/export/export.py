@@ -17,7 +17,7 @@ import tyro
 from raypipe import classes, lookup, segmenters
 from raypipe.classes import Classes
 from raypipe.evaluation import trust
-from raypipe.export import doubtful, formats
+from raypipe.export import corrected, doubtful, formats
 from raypipe.export.about import About, csv_line
 from raypipe.export.target import RECORD, Target
 from raypipe.inputs.originals import Originals
@@ -48,6 +48,9 @@ class Export:
     # only the images whose masks are trusted least, the worst first: a share of those that match such as 2%, or their
     # number; needs `raypipe trust`. labelstudio and cvat get files of at most 5,000 tasks
     doubtful: str | None = None
+    # what came back of Label Studio (JSON) or CVAT (COCO 1.0, the zip or a folder of several): takes the place of the
+    # masks of its images; conditions still speak of those
+    corrections: str | None = None
     category: str | None = None  # name of segments without a label; None = cluster 0, ..., pattern or the method's name
     # a data set's list such as voc2012, a file of names, or names separated by commas: categories have its numbers and
     # its order; None = those that occur, by name
@@ -97,6 +100,8 @@ def export(options: Export) -> Result:
     about = describe(run, options)
     leaves = (*rows.SMALL, *["embedding"] * (about.embeddings and getattr(form, "EMBEDDINGS", False)))
     images = _selected(run, options, leaves)
+    if options.corrections:
+        images = corrected.replaced(images, corrected.find(run, options.corrections, about), about)
     if segmenters.is_exclusive(run.method):
         images = (row | {"segments": [each for each in row["segments"] if each["area"]]} for row in images)
     where_from = {"column": options.column, "allow_private": options.allow_private}
@@ -108,7 +113,7 @@ def export(options: Export) -> Result:
     target = Target(output)
     target.clear(overwrite=options.overwrite)
     record = {"run": str(run), "format": options.format, "where": options.where, "most_segments": about.most}
-    record["doubtful"] = options.doubtful
+    record |= {"doubtful": options.doubtful, "corrections": options.corrections and str(Location(options.corrections))}
     record["started"] = provenance.now()
     target.folder.write_json(record | {"finished": None}, RECORD)
     counts, left_out = Counter(), Counter()
@@ -234,7 +239,9 @@ def _exportable(
     def labelled() -> Iterator[dict]:
         for row in images:
             if row["error"] and not getattr(form, "FAILED", False):
-                leave_out(row, f"labelling failed: {': '.join(row['error'].split(': ', 2)[:2])}", row["error"])
+                reason = ": ".join(row["error"].split(": ", 2)[:2])
+                reason = reason if reason.startswith(corrected.STAGE) else f"labelling failed: {reason}"
+                leave_out(row, reason, row["error"])
             else:
                 yield row
 

@@ -81,7 +81,7 @@ def _task(row: dict, where: str, about: About) -> dict:
     regions = [_region(row, segment, about) for segment in row["segments"] if segment["area"]]
     prediction = {"model_version": about.method, "result": regions} | scored
     category = about.name_of_first(row)
-    data = {"image": where, "category": category and _name(category)}
+    data = {"image": where, "category": category and name_of(category)}
     data |= {name: row[name] for name in ("image_id", "key", "width", "height")}
     data |= {"trust": round(row["trust"], 4)} if about.doubtful else {}
     return {"data": data, "predictions": [prediction]}
@@ -99,19 +99,19 @@ def _region(row: dict, segment: dict, about: About) -> dict:
         "value": {
             "format": "rle",
             "rle": brush(masks.decode_rle(segment)),
-            "brushlabels": [_name(about.name(segment))],
+            "brushlabels": [name_of(about.name(segment))],
         },
     }
 
 
-def _name(category: str) -> str:
+def name_of(category: str) -> str:
     """A category's name as the interface can hold it, which the masks have to name in the same letters."""
     return NO_XML.sub("\ufffd", category)
 
 
 def _config(about: About) -> str:
     labels = ""
-    for i, name in enumerate(dict.fromkeys(map(_name, about.categories))):
+    for i, name in enumerate(dict.fromkeys(map(name_of, about.categories))):
         red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(i / len(about.categories), 0.9, 0.9))
         labels += f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>\n'
     return (

@@ -1,0 +1,115 @@
+"""The final data set has the masks that people corrected in the place of the run's, and all others as they are."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from support.corrected import annotation, data, stroke, task, write_coco
+from support.written import masks_row, random_masks, write_run
+
+from raypipe.cli.verbs import main
+from raypipe.export.export import Export, export
+from raypipe.export.formats.cvat import label_names
+
+SIZE = (9, 14)
+KEYS = ("a/1.jpg", "a/2.jpg", "3.jpg", "4.jpg")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def run_of(folder, rng, count: int, method: str = "kmeans", labels=()) -> tuple[str, dict[str, np.ndarray]]:
+    """A run of KEYS with so many masks each, and its masks by key."""
+    found = {key: random_masks(rng, SIZE, count) for key in KEYS}
+    rows = [masks_row(key, masks, labels=labels) for key, masks in found.items()]
+    write_run(str(folder / "run"), rows, method=method)
+    return str(folder / "run"), found
+
+
+def exported(run: str, out, corrections) -> dict[str, list[tuple[str, bytes]]]:
+    """The name and the pixels of each mask of a COCO export, as pycocotools reads it."""
+    export(Export(run, "coco", output=str(out), corrections=str(corrections)))
+    coco = COCO(str(out / "annotations.json"))
+    return {
+        image["file_name"]: [
+            (coco.cats[each["category_id"]]["name"], coco.annToMask(each).astype(bool).tobytes())
+            for each in coco.loadAnns(coco.getAnnIds(image_id))
+        ]
+        for image_id, image in coco.imgs.items()
+    }
+
+
+def back(path, drawn: dict[str, list]) -> str:
+    """What Label Studio gives back. drawn: name and mask of each stroke by key; None for a task that was skipped."""
+    tasks = []
+    for key, strokes in drawn.items():
+        result = [stroke(mask, name) for name, mask in strokes or ()]
+        tasks.append(task(data(key, SIZE), annotation(result, cancelled=strokes is None)))
+    path.write_text(json.dumps(tasks))
+    return str(path)
+
+
+def test_strokes_are_one_mask_where_a_run_has_one_for_each_image(tmp_path, rng):
+    run, found = run_of(tmp_path, rng, 1, "grabcut")
+    one, other = random_masks(rng, SIZE, 2)
+    drawn = {"a/1.jpg": [("anything", one), ("anything", other)], "3.jpg": [], "4.jpg": None}
+    masks = exported(run, tmp_path / "out", back(tmp_path / "back.json", drawn))
+    assert masks.pop("a/1.jpg") == [("grabcut", (one | other).tobytes())] and masks.pop("3.jpg") == []
+    assert masks == {key: [("grabcut", found[key][0].tobytes())] for key in ("a/2.jpg", "4.jpg")}
+    assert json.loads((tmp_path / "out/_export.json").read_text())["corrections"] == str(tmp_path / "back.json")
+
+
+def test_parts_keep_their_places(tmp_path, rng):
+    run, found = run_of(tmp_path, rng, 2)
+    one, other = random_masks(rng, SIZE, 2)
+    drawn = {
+        "a/1.jpg": [("cluster 1", one), ("cluster 0", other)],
+        "a/2.jpg": [("cluster 1", one), ("cluster 1", other)],
+    }
+    masks = exported(run, tmp_path / "out", back(tmp_path / "back.json", drawn))
+    assert sorted(masks.pop("a/1.jpg")) == [("cluster 0", other.tobytes()), ("cluster 1", one.tobytes())]
+    assert masks.pop("a/2.jpg") == [("cluster 1", (one | other).tobytes())]
+    export(Export(run, "png", output=str(tmp_path / "png"), corrections=str(tmp_path / "back.json")))
+    values = np.array(Image.open(tmp_path / "png/a/2.png"))
+    np.testing.assert_array_equal(values > 0, one | other)
+    assert set(np.unique(values)) == {0, 2}
+    assert masks == {key: [(f"cluster {i}", found[key][i].tobytes()) for i in (0, 1)] for key in ("3.jpg", "4.jpg")}
+
+
+def test_objects_stay_apart_and_bear_the_names_of_the_run(tmp_path, rng):
+    long = "a very long name of a cat, " * 3
+    run, _ = run_of(tmp_path, rng, 2, "zero_guidance", labels=(long, "dog"))
+    one, other = random_masks(rng, SIZE, 2)
+    names = label_names([long, "dog"])
+    drawn = {"a__1.jpg": [(names[0], one), (names[0], other), (names[1], one)]}
+    path = write_coco(tmp_path / "back/annotations/instances_default.json", drawn, names)
+    masks = exported(run, tmp_path / "out", path)
+    assert masks["a/1.jpg"] == [(long, one.tobytes()), (long, other.tobytes()), ("dog", one.tobytes())]
+
+
+def test_a_correction_that_cannot_be_used_is_listed_and_its_image_left_out(tmp_path, rng):
+    run, _ = run_of(tmp_path, rng, 1, "grabcut")
+    small = np.ones((3, 3), bool)
+    tasks = [task(data("a/1.jpg", (3, 3)), annotation([stroke(small)])), task(data("3.jpg", SIZE), annotation([{}]))]
+    tasks.append(task(data("3.jpg", SIZE), annotation([stroke(small)], at="2027-01-01T00:00:00Z")))
+    (tmp_path / "back.json").write_text(json.dumps(tasks))
+    result = export(Export(run, "coco", output=str(tmp_path / "out"), corrections=str(tmp_path / "back.json")))
+    assert result.images == 2 and result.exit_code == 3
+    assert result.left_out == {"correction: other_size": 1, "correction: corrupt": 1}
+    listed = (tmp_path / "out/_left_out.csv").read_text()
+    assert "drawn on 3 x 3 pixels, the image has 14 x 9" in listed and "pictures of several sizes in one task" in listed
+
+
+def test_corrections_of_other_images_or_other_names_are_refused(tmp_path, rng, capsys):
+    run, found = run_of(tmp_path, rng, 2)
+    for drawn, why in (
+        ({"b.jpg": [("cluster 0", found["3.jpg"][0])]}, "has none of an image of"),
+        ({"3.jpg": [("claster 0", found["3.jpg"][0])]}, "the label 'claster 0'; did you mean 'cluster 0'?"),
+    ):
+        place = back(tmp_path / "back.json", drawn)
+        assert main(["export", run, "--format", "csv", "--corrections", place]) == 2
+        assert why in capsys.readouterr().err
