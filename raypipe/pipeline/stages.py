@@ -187,7 +187,7 @@ class Segment:
 
     def _kept(self, seen: dict) -> Segments | list[dict] | None:
         """Of a segmented view its segments, its masks where a refiner follows in another process; None if it failed."""
-        if seen["error"]:
+        if seen["error"] or "tile_failed" in seen["note"]:
             return None
         return seen["found"] if self._work.refiner else _of_view(seen, self._work)
 

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -299,7 +300,7 @@ def test_conditions_and_exports_know_it(tmp_path):
     middle = sorted(value for *_, its in found.values() for value in its)[2]
     chosen = [s for row in rows.select(run, where=f"stability <= {middle}") for s in row["segments"]]
     assert len(chosen) == 3 and not list(rows.select(Run(str(tmp_path / "without")), where="stability >= 0"))
-    for form, name in itertools.product(("csv", "coco"), ("run", "without")):
+    for form, name in itertools.product(("csv", "coco", "hf", "webdataset"), ("run", "without")):
         export(Export(str(tmp_path / name), form))
     with open(tmp_path / "run/export/csv/images.csv", encoding="utf-8-sig", newline="") as file:
         told = {line["key"]: float(line["mean_stability"]) for line in csv.DictReader(file)}
@@ -307,6 +308,16 @@ def test_conditions_and_exports_know_it(tmp_path):
     annotations = json.loads((tmp_path / "run/export/coco/annotations.json").read_text())["annotations"]
     assert [each["stability"] for each in annotations] == [value for *_, its in found.values() for value in its]
     assert "stability" not in (tmp_path / "without/export/coco/annotations.json").read_text()
+    (table,) = (tmp_path / "run/export/hf/data").glob("*.parquet")
+    pictures = pq.read_table(table).to_pylist()
+    assert {each["key"]: [s["stability"] for s in each["segments"]] for each in pictures} == {
+        key: its for key, (*_, its) in found.items()
+    }
+    with tarfile.open(tmp_path / "run/export/webdataset/shard-000000.tar") as archive:
+        samples = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith(".json")]
+    assert {each["key"]: [s["stability"] for s in each["segments"]] for each in samples} == {
+        key: its for key, (*_, its) in found.items()
+    }
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -72,12 +72,14 @@ def test_workers_batches_and_ray_itself_do_not_change_a_row(tmp_path):
 def test_the_three_stages_of_a_gpu_method_give_the_rows_of_the_loop(tmp_path):
     write_images(tmp_path / "photos", [GOOD] * 9 + [RAISES, DIES])
     (tmp_path / "photos/zz.png").write_bytes(b"")
-    run_job(tmp_path, "gpu", FaultyOnGpu(), Guided(), device="cuda", refine="guided", batch_size=4)
+    options = {"refine": "guided", "jitter": 2}
+    run_job(tmp_path, "gpu", FaultyOnGpu(), Guided(), device="cuda", batch_size=4, **options)
     (tmp_path / "photos/0010.png").unlink()  # the loop has no second process that could die
-    run_job(tmp_path, "loop", Faulty(), Guided(), refine="guided", local=True)
+    run_job(tmp_path, "loop", Faulty(), Guided(), local=True, **options)
     rows = rows_of(tmp_path / "gpu")
     assert rows.pop(10)["error"].startswith("segment: crash: ")
     assert rows == rows_of(tmp_path / "loop")
+    assert all(0 < segment["stability"] < 1 for row in rows for segment in row["segments"])
 
 
 def test_an_image_that_kills_its_process_becomes_one_error_row(tmp_path):

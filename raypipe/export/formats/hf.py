@@ -36,7 +36,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write data/train-00000.parquet, ..., README.md and croissant.json.
 
     `mask` is `png.label_map`, `segments` the exact masks. Of a run that keeps embeddings each segment has its
-    `embedding`, as it is stored.
+    `embedding`, of one with views its `stability`, as they are stored.
     """
     remarks, count, size, schema = Counter(), 0, 0, _columns(about)
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": _features(schema)}})})
@@ -79,7 +79,8 @@ def _cells(row: dict, about: About, remarks: Counter) -> dict:
 
 
 def _columns(about: About) -> pa.Schema:
-    segment = pa.struct([*SEGMENT, *[STORED_SEGMENT.field("embedding")] * about.embeddings])
+    kept = {"stability": bool(about.settings.get("jitter")), "embedding": about.embeddings}
+    segment = pa.struct([*SEGMENT, *(STORED_SEGMENT.field(name) for name, is_kept in kept.items() if is_kept)])
     return pa.schema([("image", IMAGE), ("mask", IMAGE), ("segments", pa.list_(segment)), *STORED])
 
 

@@ -57,7 +57,7 @@ def _npy(embeddings: list[list[float]]) -> bytes:
 
 
 def _json(row: dict, about: About) -> bytes:
-    names = ("size", "counts", "bbox", "area", "score", "segment")
+    names = ("size", "counts", "bbox", "area", "score", "segment", *["stability"] * bool(about.settings.get("jitter")))
     found = [{name: each[name] for name in names} | {"category": about.name(each)} for each in row["segments"]]
     image = {name: row[name] for name in "key image_id sha256 height width note method foreground".split()}
     return json.dumps(image | {"segments": found}).encode()
