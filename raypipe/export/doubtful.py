@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, takewhile
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,13 +68,16 @@ def ordered(images: Iterable[dict], order: list[str], trusts: Mapping[str, dict]
             yield row | {"trust": known["trust"], "segments": segments}
 
 
-def files(images: Iterator[dict], about: About) -> Iterator[tuple[str, Iterator[dict]]]:
+def files(
+    images: Iterator[dict], about: About, *, is_full: Callable[[], bool] = bool
+) -> Iterator[tuple[str, Iterator[dict]]]:
     """How a file's name ends and what it holds: all images, or of the doubtful ones MOST_TASKS at most.
 
-    Each file's rows have to be taken before the next file is asked for.
+    Each file's rows have to be taken before the next file is asked for. is_full: whether the present one has enough.
     """
     if about.doubtful is None:
         yield "", images
         return
     for number, first in enumerate(images, 1):
-        yield f"-{number:05}", chain([first], islice(images, MOST_TASKS - 1))
+        room = takewhile(lambda _: not is_full(), range(MOST_TASKS - 1))
+        yield f"-{number:05}", chain([first], (row for _, row in zip(room, images, strict=False)))

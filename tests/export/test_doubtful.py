@@ -18,7 +18,7 @@ from raypipe.evaluation.tasks.semantic import Semantic
 from raypipe.evaluation.trust import PLACE, TRUST
 from raypipe.export import doubtful
 from raypipe.export.export import Export, export
-from raypipe.export.formats import names
+from raypipe.export.formats import labelstudio, names
 from raypipe.run import Run
 from raypipe.storage import open_table
 
@@ -136,6 +136,15 @@ def test_12001_of_them_are_three_files():
     about = type("About", (), {"doubtful": "2%"})
     sizes = {ending: sum(1 for _ in rows) for ending, rows in doubtful.files(({} for _ in range(12_001)), about)}
     assert sizes == {"-00001": 5000, "-00002": 5000, "-00003": 2001}
+
+
+def test_a_file_of_large_masks_holds_fewer_tasks(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(labelstudio, "MOST_BYTES", 2000)
+    export(Export(run, "labelstudio", output=str(tmp_path / "out"), doubtful="7"))
+    files = [tasks_of(tmp_path / "out", number) for number in range(1, 1 + len(list(tmp_path.glob("out/tasks-*"))))]
+    assert [task["data"]["key"] for tasks in files for task in tasks] == WORST and 1 < len(files) < len(WORST)
+    sizes = [[len(json.dumps(task)) for task in tasks] for tasks in files]
+    assert all(sum(its[:-1]) <= 2000 for its in sizes) and all(sum(its) > 1900 for its in sizes[:-1])
 
 
 @pytest.mark.parametrize("amount", ["2 %", "0", "0%", "101%", "-1", "few", "1.5", "", "1e3"])

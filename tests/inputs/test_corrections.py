@@ -212,6 +212,8 @@ def test_a_download_is_read_packed_unpacked_and_in_a_folder_of_several(tmp_path,
     [
         ("[", "JSONDecodeError"),
         ("[" * 100_000, "RecursionError"),
+        ('[{"data": {"image": "a.jpg"}}', "JSONDecodeError"),
+        ('[{"data": {"image": "a.jpg"}} {}', "JSONDecodeError|KeyError: 'data'"),
         ("7", "a int without images and annotations"),
         ('{"images": [], "detections": []}', "a dict without images and annotations"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError: 'height'"),
