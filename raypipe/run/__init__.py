@@ -4,17 +4,6 @@ Knows the commit protocol, and nothing of what a method, an input or a job is. N
 method or Ray.
 """
 
-from raypipe.run.run import (
-    OURS,
-    DamagedRun,
-    NewerRun,
-    OtherConfiguration,
-    Run,
-    new_attempt,
-    parsed,
-    refuse_newer,
-    refuse_other,
-    superseded,
-    version_of,
-)
+from raypipe.run.frozen import NewerRun, OtherConfiguration, parsed, refuse_newer, refuse_other, version_of
+from raypipe.run.run import OURS, DamagedRun, Run, new_attempt, superseded
 from raypipe.run.seal import is_sealed, seal

@@ -26,6 +26,7 @@ from pyarrow import fs as pafs
 
 from raypipe import schema
 from raypipe.lookup import one_line
+from raypipe.run.frozen import NewerRun, parsed, refuse_newer, refuse_other, version_of
 from raypipe.run.seal import is_sealed, seal
 from raypipe.storage import Folder, fence, map_ahead, open_table, parquet_bytes
 from raypipe.types import RETRYABLE
@@ -35,20 +36,12 @@ OURS = re.compile(r"part-\d{8}T\d+Z-[0-9a-f]{4}-\w+(-[0-9a-f]{12})?\.parquet")  
 COMPLETE_NOTE = ("_runs", "manifest.json")  # is there while nothing is pending and `finish` has run
 
 
-class OtherConfiguration(RuntimeError):
-    """The output holds masks of another method or of other parameters."""
-
-
 class DamagedRun(RuntimeError):
     """Something that was committed is missing or not readable. Every reader raises it rather than read less."""
 
     def __init__(self, run: Run, what: str, *, surely: bool = True):
         verb = "is" if surely else "may be"
         super().__init__(f"{run} {verb} damaged: {what}; raypipe verify {run} lists what is wrong, --repair mends it")
-
-
-class NewerRun(ValueError):
-    """The folder holds columns of a version of raypipe that this one does not know."""
 
 
 def new_attempt() -> str:
@@ -372,29 +365,3 @@ def superseded(commits: pa.Table) -> set[tuple[str, str]]:
     rows.sort(key=lambda row: (row["error"] == "", row["part"]))
     winners = {row["image_id"]: row["part"] for row in rows}
     return {(row["image_id"], row["part"]) for row in rows if winners[row["image_id"]] != row["part"]}
-
-
-def refuse_other(what: str, old: dict, new: dict) -> None:
-    """Raise OtherConfiguration where two sets of settings differ, with what each has. what: begins the message."""
-    old, new = json.loads(json.dumps([old, new], default=str))  # a tuple comes back from a file as a list
-    changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    if changed:
-        lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed]
-        raise OtherConfiguration("\n".join([f"{what}; use the same or another --output", *lines]))
-
-
-def refuse_newer(where: object, version: int) -> None:
-    """Raise NewerRun for columns of a version that this raypipe does not know. where: begins the message."""
-    if version > schema.VERSION:
-        raise NewerRun(f"{where}: made by a newer raypipe (schema {version}, known is {schema.VERSION}); update it")
-
-
-def version_of(stored: pa.Schema) -> int:
-    """The version of a part's columns. Raises ValueError for one that is no number."""
-    return int((stored.metadata or {}).get(b"raypipe.schema", schema.VERSION))
-
-
-def parsed(content: bytes) -> dict:
-    """What run.json holds, or a part repeats of it. Raises ValueError, KeyError or TypeError."""
-    found = {"table": "masks"} | json.loads(content)  # the first versions do not say
-    return {name: found[name] for name in ("schema", "method", "table", "settings", "provenance")}
