@@ -89,7 +89,7 @@ def read_record(content: bytes) -> tuple[pa.Table, dict]:
     if is_sealed(content) is False:
         raise Damage("record", "the commit record's own checksum is wrong")
     try:
-        record = open_table(content).read()
+        record = open_table(content).read(use_threads=False)  # parts are read in parallel
         expected = json.loads(record.schema.metadata[b"raypipe.part"])
         if not record.schema.equals(schema.COMMIT) or len(record) != expected["rows"]:
             raise ValueError("it has other columns or another number of rows than it should")
@@ -116,7 +116,7 @@ def _check_file(run: Run, name: str, record: pa.Table, expected: dict, deep: boo
         except pa.ArrowInvalid as error:
             raise Damage("schema", f"not a Parquet file: {one_line(error)}") from error
         _check_columns(run, parquet.schema_arrow)
-        _check_rows(parquet.read(columns=schema.COMMIT.names, use_threads=False), record)  # parts are read in parallel
+        _check_rows(parquet.read(columns=schema.COMMIT.names, use_threads=False), record)
         if deep:
             (_check_masks if run.table == "masks" else _check_embeddings)(parquet)
         return (parquet.schema_arrow.metadata or {}).get(b"raypipe.run")

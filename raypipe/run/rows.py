@@ -76,7 +76,7 @@ def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
 
     def read(name: str) -> pa.Table:
         with run.part(name) as part:
-            table = _without(part.read(columns=["image_id", *names]), lost[name])
+            table = _without(part.read(columns=["image_id", *names], use_threads=False), lost[name])
         return table if "image_id" in names else table.drop_columns("image_id")
 
     return map_ahead(read, run.parts(), depth=PARTS_AHEAD)

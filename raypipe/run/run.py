@@ -344,7 +344,7 @@ class Run:
         try:
             if is_sealed(content) is False:
                 raise ValueError("its checksum is wrong")
-            rows = open_table(content).read()
+            rows = open_table(content).read(use_threads=False)  # records are read in parallel
             recorded = json.loads(rows.schema.metadata[b"raypipe.part"])["bytes"]
             rows = rows.select(schema.COMMIT.names).replace_schema_metadata()
         except (ValueError, KeyError, TypeError, OSError) as error:
