@@ -88,8 +88,8 @@ class Run:
             old = {"method": frozen["method"], "table": frozen["table"], **defaults, **frozen["settings"]}
             new = {"method": self._method, "table": self._table, **settings}
             refuse_other(f"{self} holds a run of another configuration", old, new)
-        elif self.there():
-            raise DamagedRun(self, f"it has {self.there()[0][0]} but no run.json")
+        elif there := self.there():
+            raise DamagedRun(self, f"it has {there[0][0]} but no run.json")
 
     def freeze(self, settings: dict, provenance: dict) -> None:
         """Write run.json once. A run that has one keeps it; other weights (`provenance["weights"]`) are refused."""
@@ -108,15 +108,19 @@ class Run:
     def clean(self) -> None:
         """Delete what a killed attempt left: parts without record, records without part, old temporary files.
 
-        Raises RuntimeError when a finished run has parts but no records: it was copied without them.
+        What seems to be left is asked for by its name before it goes: listings may lag behind, and a writer that was
+        fenced off may have gone on between two of them. Raises RuntimeError when a finished run has parts but no
+        records: it was copied without them.
         """
         parts, commits = self.folder.files(self.data), self.folder.files("_commits")
         if parts and not commits and self.is_complete():
             raise RuntimeError(f"{self} is a finished run without its folder _commits; copy that too, or verify it")
         for name in filter(OURS.fullmatch, parts.keys() - commits.keys()):
-            self.folder.delete(self.data, name)
+            if self.folder.size("_commits", name) is None:
+                self.folder.delete(self.data, name)
         for name in filter(OURS.fullmatch, commits.keys() - parts.keys()):
-            self.folder.delete("_commits", name)
+            if self.folder.size(self.data, name) is None:
+                self.folder.delete("_commits", name)
         for names in self.folders():
             for name in self.folder.dead_files(*names):
                 self.folder.delete(*names, name)

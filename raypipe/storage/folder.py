@@ -85,6 +85,11 @@ class Folder:
         """A file to read at any place. Raises FileNotFoundError."""
         return self.fs.open_input_file(self.path(*names))
 
+    def size(self, *names: str) -> int | None:
+        """A file's bytes, or None when it does not exist. Asks for the file itself: listings may lag behind."""
+        info = self.fs.get_file_info(self.path(*names))
+        return info.size if info.type == pafs.FileType.File else None
+
     def read(self, *names: str) -> bytes | None:
         """A file's bytes, or None when it does not exist."""
         try:
@@ -123,8 +128,9 @@ class Folder:
             self.fs.delete_file(self.path(*names))
 
     def delete_folder(self, *names: str) -> None:
-        """Remove a folder with its files."""
-        self.fs.delete_dir(self.path(*names))
+        """Remove a folder with its files; one that is already gone is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(self.path(*names))
 
     def _list(self, *names: str) -> list[pafs.FileInfo]:
         return self.fs.get_file_info(pafs.FileSelector(self.path(*names), allow_not_found=True))

@@ -1,0 +1,57 @@
+"""What comes late, twice or not at all on a store: each was found by a schedule of `test_schedules`."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from support.attempts import attempt_all, finished, manifest
+from support.simulated import LAG, Rates, World
+
+from raypipe.maintenance.compact import Compact, compact
+from raypipe.maintenance.verify import Verify, verify
+from raypipe.run import DamagedRun, Run, new_attempt
+from raypipe.run.rows import batches, load
+from raypipe.storage import Locked, hold
+
+PLACE = "simulated://bucket/run"
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    run = Run(str(tmp_path / "run"), "kmeans")
+    run.freeze({"k": 2}, {"weights": {}})
+    return run
+
+
+def begin(images: pa.Table, *, per_part: int = 2) -> Run:
+    run = Run(PLACE, "kmeans")
+    run.freeze({"k": 2}, {"weights": {}})
+    attempt_all(run, images, per_part=per_part)
+    return run
+
+
+def seen_ids() -> list[str]:
+    return [image for rows in batches(Run(PLACE)) for image in rows["image_id"].to_pylist()]
+
+
+def plain_rows(run: Run) -> list[str]:
+    names = run.folder.files(run.data)
+    return sorted(image for name in names for image in table(run, name)["image_id"].to_pylist())
+
+
+def table(run: Run, name: str) -> pa.Table:
+    with run.part(name) as part:
+        return part.read()
+
+
+def test_listings_that_lag_behind_delete_nothing_that_was_committed():
+    images = manifest(8)
+    for seed in range(10):
+        world = World(seed)
+        with world.inside():
+            run = world.run(lambda: begin(images))
+            world.rates = Rates(stale=1.0)
+            world.run(run.clean)
+            world.rates = Rates()
+            world.sleep(LAG)
+            assert len(world.run(lambda run=run: run.plan(images))) == 0, seed
+            assert world.happened["stale"]
