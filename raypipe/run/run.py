@@ -324,23 +324,36 @@ class Run:
     def sizes(self) -> dict[str, int]:
         """Bytes of each part's data file by name, oldest first.
 
-        Raises DamagedRun when data files are gone whose commit records are there, or all records of a finished run.
+        Raises DamagedRun when data files are gone whose commit records are there, or all records of a finished run; not
+        when its images have other rows: a record may land after its worker's death, when its part was cleaned away.
         """
         while True:  # again when another process has dropped parts since the records were listed
             records, files = self.folder.files("_commits").keys(), self.folder.files(self.data)
-            lost = sorted(filter(OURS.fullmatch, records - files.keys()))
-            if not lost:
-                break
-            lost = [name for name in lost if self.folder.read("_commits", name) is not None]
-            if lost:
+            sizes = {name: files[name].size for name in records & files.keys()}
+            for name in filter(OURS.fullmatch, records - files.keys()):
+                sizes[name] = self.folder.size(self.data, name)  # a listing may lack what is new
+            gone = [name for name, size in sizes.items() if size is None]
+            lost = sorted(name for name in gone if self.folder.size("_commits", name) is not None)
+            if lost and not self._are_elsewhere(lost, {name: size for name, size in sizes.items() if size is not None}):
                 text = f"{len(lost):,} of {len(records):,} parts are gone, such as {self.data}/{lost[0]}"
                 raise DamagedRun(self, text)
+            if len(lost) == len(gone):
+                break
         if files and not records and self.is_complete():
             raise DamagedRun(self, "the records of its parts are gone (folder _commits)")
-        return {name: files[name].size for name in sorted(records & files.keys())}
+        return {name: size for name, size in sorted(sizes.items()) if size is not None}
 
-    def _read_commit(self, part: tuple[str, int]) -> pa.Table:
-        """The record of a part. part: its name and the bytes of its data file."""
+    def _are_elsewhere(self, lost: list[str], sizes: dict[str, int]) -> bool:
+        """Whether each image of the records `lost` has a row that is as good in another part."""
+        good, there = set(), set()
+        for record in map_ahead(self._read_commit, sizes.items()):
+            there.update(record["image_id"].to_pylist())
+            good.update(record.filter(pc.equal(record["error"], ""))["image_id"].to_pylist())
+        rows = [row for name in lost for row in self._read_commit((name, None)).to_pylist()]
+        return all(row["image_id"] in (there if row["error"] else good) for row in rows)
+
+    def _read_commit(self, part: tuple[str, int | None]) -> pa.Table:
+        """The record of a part. part: its name and the bytes of its data file; None = they are gone."""
         name, size = part
         content = self.folder.read("_commits", name)
         if content is None:
@@ -353,7 +366,7 @@ class Run:
             rows = rows.select(schema.COMMIT.names).replace_schema_metadata()
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DamagedRun(self, f"its commit record {name} cannot be read ({one_line(error)})") from error
-        if size != recorded:
+        if size not in (recorded, None):
             raise DamagedRun(self, f"its part {self.data}/{name} has {size:,} of {recorded:,} bytes")
         return rows.append_column("part", pa.repeat(name, len(rows)))
 

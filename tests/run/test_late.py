@@ -55,3 +55,31 @@ def test_listings_that_lag_behind_delete_nothing_that_was_committed():
             world.sleep(LAG)
             assert len(world.run(lambda run=run: run.plan(images))) == 0, seed
             assert world.happened["stale"]
+
+
+def test_a_listing_that_lacks_a_new_part_is_no_damage():
+    images = manifest(8)
+    for seed in range(10):
+        world = World(seed)
+        with world.inside():
+            run = world.run(lambda: begin(images))
+            world.rates = Rates(stale=1.0)
+            assert len(set(world.run(run.parts))) <= 4, seed
+
+
+@pytest.mark.parametrize("error", ["", "fetch: network: gone"])
+def test_a_late_record_without_part_is_damage_only_where_its_images_have_no_row_as_good(run, error):
+    images = manifest(4)
+    attempt_all(run, images.slice(0, 2), error=error)
+    attempt = new_attempt()
+    with hold(run.folder, attempt):
+        run.commit(attempt, 0, finished(images.slice(0, 2), attempt))
+        name = run.parts()[-1]
+        run.folder.delete(run.data, name)
+        if error:
+            with pytest.raises(DamagedRun, match="1 of 2 parts are gone"):
+                load(run)
+        else:
+            assert len(load(run)) == 2
+        run.clean()
+    assert len(load(run)) == 2 and len(run.plan(images)) == 2
