@@ -157,10 +157,12 @@ class Run:
     def commit(self, attempt: str, task: int | str, rows: pa.Table) -> None:
         """Make rows (of `columns`) durable: the part, then, if this attempt still holds the lock, its record.
 
-        The same task may be run again after a lost worker: same names, same rows, overwritten.
+        The same task may be run again after a worker that seemed to be lost. Names tell what is in them, so that both
+        never write over each other; rows that differ, if only in their seconds, count as `superseded` has it.
         """
-        name = f"part-{attempt}-{task:06d}.parquet" if isinstance(task, int) else f"part-{attempt}-{task}.parquet"
         content = parquet_bytes(rows.cast(self.columns).replace_schema_metadata(self.part_metadata()))
+        task = f"{task:06d}" if isinstance(task, int) else task
+        name = f"part-{attempt}-{task}-{hashlib.sha256(content).hexdigest()[:12]}.parquet"
         self.write_record(attempt, name, self.write_part(name, content, rows))
 
     def write_part(self, name: str, content: bytes | memoryview, rows: pa.Table) -> pa.Table:
@@ -237,7 +239,7 @@ class Run:
             ids = pa.array([image_id for image_id, name in lost if name == part], pa.string())
             kept = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=ids)))
             if len(kept):
-                self.commit(attempt, f"kept-{hashlib.sha256(part.encode()).hexdigest()[:12]}", kept)
+                self.commit(attempt, "kept", kept)
             self.drop(part)
 
     def _errors(self, commits: pa.Table) -> pa.Table:

@@ -67,6 +67,20 @@ def test_a_listing_that_lacks_a_new_part_is_no_damage():
             assert len(set(world.run(run.parts))) <= 4, seed
 
 
+def test_a_task_that_runs_twice_never_writes_over_its_own_rows(run):
+    images, attempt = manifest(3), new_attempt()
+    first = finished(images, attempt)
+    again = first.set_column(first.schema.get_field_index("seconds"), "seconds", pa.array([1.0] * 3))
+    with hold(run.folder, attempt):
+        run.commit(attempt, 0, first)
+        run.commit(attempt, 0, again)
+        run.commit(attempt, 0, first)  # as it was: the same file
+        assert len(run.parts()) == 2 and len(load(run)) == 3
+        run.finish(attempt)
+    assert plain_rows(run) == images["image_id"].to_pylist()
+    assert verify(Verify(str(run))).exit_code == 0
+
+
 @pytest.mark.parametrize("error", ["", "fetch: network: gone"])
 def test_a_late_record_without_part_is_damage_only_where_its_images_have_no_row_as_good(run, error):
     images = manifest(4)
