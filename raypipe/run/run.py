@@ -28,7 +28,7 @@ from raypipe import schema
 from raypipe.lookup import one_line
 from raypipe.run.frozen import NewerRun, parsed, refuse_newer, refuse_other, version_of
 from raypipe.run.seal import is_sealed, seal
-from raypipe.storage import Folder, fence, map_ahead, open_table, parquet_bytes
+from raypipe.storage import Folder, Locked, fence, map_ahead, open_table, parquet_bytes
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
@@ -176,9 +176,17 @@ class Run:
         return record.replace_schema_metadata({"raypipe.part": json.dumps(part)})
 
     def write_record(self, attempt: str, name: str, record: pa.Table) -> None:
-        """Put a part's commit record, if the attempt still holds the lock; raises storage.Locked else."""
+        """Put a part's commit record, if the attempt still holds the lock; raises storage.Locked else.
+
+        Then looks again: had another attempt, or this one's end, taken the part for left over meanwhile, the record
+        would be of nothing.
+        """
         fence(self.folder, attempt)
         self.folder.write(seal(parquet_bytes(record)), "_commits", name)
+        if self.folder.size(self.data, name) is None:
+            self.folder.delete("_commits", name)
+            raise Locked(f"{self}: {name} was cleaned away before it was committed; its images will be done again")
+        fence(self.folder, attempt)
 
     def drop(self, name: str) -> None:
         """Delete a part: its record first, so that a kill in between leaves a file that does not count."""

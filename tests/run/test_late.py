@@ -81,6 +81,16 @@ def test_a_task_that_runs_twice_never_writes_over_its_own_rows(run):
     assert verify(Verify(str(run))).exit_code == 0
 
 
+def test_a_record_is_taken_back_when_its_part_was_cleaned_away_before(run):
+    images, attempt = manifest(2), new_attempt()
+    with hold(run.folder, attempt):
+        record = run.write_part(name := f"part-{attempt}-000000.parquet", b"rows", finished(images, attempt))
+        run.clean()
+        with pytest.raises(Locked, match="was cleaned away before it was committed"):
+            run.write_record(attempt, name, record)
+        assert not run.folder.files("_commits")
+
+
 @pytest.mark.parametrize("error", ["", "fetch: network: gone"])
 def test_a_late_record_without_part_is_damage_only_where_its_images_have_no_row_as_good(run, error):
     images = manifest(4)
