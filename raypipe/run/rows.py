@@ -79,7 +79,7 @@ def columns(run: Run, names: Sequence[str]) -> Iterator[pa.Table]:
             table = _without(part.read(columns=["image_id", *names], use_threads=False), lost[name])
         return table if "image_id" in names else table.drop_columns("image_id")
 
-    return map_ahead(read, run.parts(), depth=PARTS_AHEAD)
+    return map_ahead(read, lost, depth=PARTS_AHEAD)
 
 
 def batches(run: Run, *, leaves: tuple[str, ...] = SMALL) -> Iterator[pa.Table]:
@@ -90,7 +90,7 @@ def batches(run: Run, *, leaves: tuple[str, ...] = SMALL) -> Iterator[pa.Table]:
     """
     refuse_other_than_masks(run)
     lost, count = _lost(run), LARGE_ROWS if {*leaves} & {*schema.LARGE} else BATCH_ROWS
-    for name in run.parts():
+    for name in lost:
         with run.part(name) as part:
             for batch in part.iter_batches(count, columns=_paths(leaves)):
                 table = _without(_with(pa.table(batch), leaves), lost[name])
@@ -143,7 +143,7 @@ def good_rows(run: Run) -> dict[str, tuple[Location, int]]:
     """By key, where each image's row without error lies: the part's location, and the index of the row in it."""
     refuse_other_than_masks(run)
     good, lost = {}, _lost(run)
-    for name in run.parts():
+    for name in lost:
         with run.part(name) as part:
             table = part.read(columns=["image_id", "key", "error"])
         for i, row in enumerate(table.to_pylist()):
@@ -272,9 +272,13 @@ def _with(table: pa.Table, leaves: Sequence[str]) -> pa.Table:
 
 
 def _lost(run: Run) -> dict[str, list[str]]:
-    """By part, the ids whose row in it does not count."""
-    lost = defaultdict(list)
-    for image_id, part in superseded(complete_commits(run)):
+    """By part, oldest first, the ids whose row in it does not count.
+
+    Both from one listing: were the parts listed again, one that came in between would show images a second time.
+    """
+    commits = complete_commits(run)
+    lost = {name: [] for name in sorted({name for each in commits.to_batches() for name in each["part"].to_pylist()})}
+    for image_id, part in superseded(commits):
         lost[part].append(image_id)
     return lost
 

@@ -67,6 +67,23 @@ def test_a_listing_that_lacks_a_new_part_is_no_damage():
             assert len(set(world.run(run.parts))) <= 4, seed
 
 
+def test_a_reader_sees_each_image_once_while_the_parts_are_compacted():
+    images, seen = manifest(6), 0
+    for seed in range(20):
+        world = World(seed)
+        with world.inside():
+            world.run(lambda: begin(images))
+            compaction = world.start(lambda: compact(Compact(PLACE)), host="one")
+            while not compaction.done:
+                try:
+                    ids = world.run(seen_ids)
+                except FileNotFoundError:  # a part was replaced while it was read
+                    continue
+                assert sorted(ids) == images["image_id"].to_pylist(), seed
+                seen += 1
+    assert seen > 20
+
+
 def test_a_task_that_runs_twice_never_writes_over_its_own_rows(run):
     images, attempt = manifest(3), new_attempt()
     first = finished(images, attempt)
