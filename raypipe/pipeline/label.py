@@ -113,7 +113,7 @@ def begun(
         it = Attempt(work, pending, before)
         if not len(pending) and run.is_complete():
             yield it
-            it.summary = _ended(job, it, run, images, run.commits(), start)
+            it.summary = _ended(job, it, run, images, run.settled(work.attempt), start)
             return
         if len(pending):
             fetch_weights(job, work)

@@ -207,6 +207,13 @@ class Run:
         self.folder.write_table(self._errors(commits), "errors.parquet")
         return commits
 
+    def settled(self, attempt: str) -> pa.Table:
+        """The commits of a run that has ended, ended once more if a late worker has added to it since."""
+        commits = self.commits()
+        failed = (batch.filter(pc.not_equal(batch["error"], ""))["image_id"] for batch in commits.to_batches())
+        is_listed = {each for ids in failed for each in ids.to_pylist()} == {*self.errors()["image_id"].to_pylist()}
+        return commits if is_listed and not superseded(commits) else self.finish(attempt)
+
     def errors(self) -> pa.Table:
         """The failed images as `finish` listed them last (schema ERRORS); empty where that list cannot be read."""
         try:

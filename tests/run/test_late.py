@@ -124,3 +124,17 @@ def test_a_late_record_without_part_is_damage_only_where_its_images_have_no_row_
             assert len(load(run)) == 2
         run.clean()
     assert len(load(run)) == 2 and len(run.plan(images)) == 2
+
+
+def test_what_a_late_worker_adds_to_an_ended_run_is_settled_at_its_next_start(run):
+    images, late = manifest(4), new_attempt()
+    attempt_all(run, images, error="fetch: network: gone")
+    attempt = new_attempt()
+    with hold(run.folder, late):  # it had passed the fence when its driver died
+        run.commit(late, 0, finished(images.slice(0, 2), late))
+    with hold(run.folder, attempt):
+        commits = run.settled(attempt)
+    assert plain_rows(run) == images["image_id"].to_pylist()
+    assert len(commits) == 4 == pc.count_distinct(commits["image_id"]).as_py()
+    assert sorted(run.errors()["image_id"].to_pylist()) == images["image_id"].to_pylist()[2:]
+    assert verify(Verify(str(run))).exit_code == 0
