@@ -1,8 +1,8 @@
 """A run's folder: which images are pending, who may write, what is committed. Plain functions over files, no Ray.
 
     <output>/run.json                                 the frozen configuration, with provenance
-    <output>/<table>/method=<m>/part-<attempt>-<task>.parquet     the table is masks, or another of schema.TABLES
-    <output>/_commits/part-<attempt>-<task>.parquet   ids and errors of those rows, sealed; written last
+    <output>/<table>/method=<m>/part-<attempt>-<task>-<hash>.parquet    the table is masks, or another of schema.TABLES
+    <output>/_commits/part-<attempt>-<task>-<hash>.parquet   ids and errors of those rows, sealed; written last
     <output>/_runs/<attempt>.json                     one record per attempt; LOCK; the attempt's pending images
 
 A part counts once its commit record exists, so a run may be killed at any moment: what has no record is deleted at the
@@ -157,8 +157,8 @@ class Run:
     def commit(self, attempt: str, task: int | str, rows: pa.Table) -> None:
         """Make rows (of `columns`) durable: the part, then, if this attempt still holds the lock, its record.
 
-        The same task may be run again after a worker that seemed to be lost. Names tell what is in them, so that both
-        never write over each other; rows that differ, if only in their seconds, count as `superseded` has it.
+        The same task may run again after a worker that seemed lost: a name tells what is in its part, so they do not
+        write over each other, and of rows that differ, if only in their seconds, those count that `superseded` keeps.
         """
         content = parquet_bytes(rows.cast(self.columns).replace_schema_metadata(self.part_metadata()))
         task = f"{task:06d}" if isinstance(task, int) else task
@@ -178,8 +178,7 @@ class Run:
     def write_record(self, attempt: str, name: str, record: pa.Table) -> None:
         """Put a part's commit record, if the attempt still holds the lock; raises storage.Locked else.
 
-        Then looks again: had another attempt, or this one's end, taken the part for left over meanwhile, the record
-        would be of nothing.
+        Then looks again: another attempt, or this one's end, may have taken the part for left over meanwhile.
         """
         fence(self.folder, attempt)
         self.folder.write(seal(parquet_bytes(record)), "_commits", name)
@@ -349,16 +348,16 @@ class Run:
             sizes = {name: files[name].size for name in records & files.keys()}
             for name in filter(OURS.fullmatch, records - files.keys()):
                 sizes[name] = self.folder.size(self.data, name)  # a listing may lack what is new
-            gone = [name for name, size in sizes.items() if size is None]
-            lost = sorted(name for name in gone if self.folder.size("_commits", name) is not None)
-            if lost and not self._are_elsewhere(lost, {name: size for name, size in sizes.items() if size is not None}):
+            there = {name: size for name, size in sorted(sizes.items()) if size is not None}
+            lost = sorted(name for name in sizes.keys() - there if self.folder.size("_commits", name) is not None)
+            if lost and not self._are_elsewhere(lost, there):
                 text = f"{len(lost):,} of {len(records):,} parts are gone, such as {self.data}/{lost[0]}"
                 raise DamagedRun(self, text)
-            if len(lost) == len(gone):
+            if len(sizes) == len(there) + len(lost):
                 break
         if files and not records and self.is_complete():
             raise DamagedRun(self, "the records of its parts are gone (folder _commits)")
-        return {name: size for name, size in sorted(sizes.items()) if size is not None}
+        return there
 
     def _are_elsewhere(self, lost: list[str], sizes: dict[str, int]) -> bool:
         """Whether each image of the records `lost` has a row that is as good in another part."""
