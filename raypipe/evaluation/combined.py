@@ -1,12 +1,8 @@
-"""Signals of masks to one number, without labels: ranks, weighted by how far the signals agree with each other."""
+"""Signals of masks to one number, without labels: ranks, by how far the signals agree with each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-
-LEAST_WEIGHT = 1e-3  # of a run that agrees with none, so that it still counts where there is no other
 
 
 class Ranks:
@@ -32,58 +28,45 @@ class Ranks:
         return found
 
 
-def run_weights(ious: np.ndarray, runs: np.ndarray, methods: Sequence[str]) -> np.ndarray:
-    """How much each of R runs counts when masks are compared with it: float64 (R,), above 0.
-
-    That is how far it agrees with the runs of other methods, its mean IoU with theirs, shared among the runs of its
-    method: several settings of one method make its errors no truer. ious: (N, R) of images' first masks with each run's
-    best, NaN where there is none. runs: (N,), whose mask it is. methods: of each run.
-    """
-    count = len(methods)
-    mean = np.full((count, count), np.nan)
-    for run in range(count):
-        its = ious[runs == run]
-        known = np.isfinite(its)
-        mean[run] = np.where(known.any(0), np.where(known, its, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
-    same = np.array([[one == other for other in methods] for one in methods])
-    others = np.where(same & ~same.all(), np.nan, mean)  # runs of one method alone are compared with each other
-    np.fill_diagonal(others, np.nan)
-    known = np.isfinite(others)
-    agreement = np.where(known, others, 0).sum(0) / np.maximum(known.sum(0), 1)
-    return np.maximum(agreement, LEAST_WEIGHT) / same.sum(0)
-
-
-def weighted(ious: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The mean of IoUs (N, R) over runs by their weights (R,): float64 (N,); NaN for a mask compared with none."""
-    known = np.isfinite(ious)
-    total = (known * weights).sum(1)
-    return np.where(total > 0, np.where(known, ious, 0) @ weights / np.where(total > 0, total, 1), np.nan)
-
-
 def loadings(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """What each of K signals counts: float64 (K,), their sum 1, 0 for one that is not there or agrees with no other.
+    """What each of K signals counts: float64 (K,), their sum 1 or, where none tells masks apart, 0.
 
-    The first principal component of their rank correlations, of which only positive ones count: each signal is made so
-    that higher means better, hence one that contradicts the others tells nothing. ranks: (N, K), NaN where a signal is
-    missing. weights: (N,), of the masks.
+    The first signal is the one to trust, the agreement: nothing but other methods' masks says what a good mask is. Each
+    other one counts by how far it goes along with that, directly or through further signals that do: the first column
+    of the square of their matrix of rank correlations, which is a step of the power iteration to its first principal
+    component that begins at the agreement. The component itself can be what two signals of colour have in common, and
+    no quality at all. Only positive correlations count, for each signal is made so that higher is better. Without the
+    first one the others begin alike. ranks: (N, K), NaN where a signal is missing. weights: (N,), of the masks.
     """
     count = ranks.shape[1]
-    correlations = np.eye(count)
-    for i in range(count):
-        for j in range(i):
-            both = np.isfinite(ranks[:, i]) & np.isfinite(ranks[:, j])
-            correlations[i, j] = correlations[j, i] = max(0.0, correlation(ranks[both][:, [i, j]], weights[both]))
+    matrix = np.zeros((count, count))
     there = np.array([spread(ranks[:, i]) for i in range(count)])
-    correlations *= np.outer(there, there)
-    vector = there / max(there.sum(), 1)
-    for _ in range(1000):  # power iteration: non-negative, and from equal weights the same each time
-        vector = correlations @ vector
-        vector /= max(vector.sum(), 1e-300)
-    return vector
+    for i in range(count):
+        for j in range(i + 1):
+            both = np.isfinite(ranks[:, i]) & np.isfinite(ranks[:, j])
+            alike = 1.0 if i == j else max(0.0, correlation(ranks[both][:, [i, j]], weights[both]))
+            matrix[i, j] = matrix[j, i] = alike * there[i] * there[j]
+    start = np.eye(count)[0] if there[0] else there.astype(float)
+    found = matrix @ matrix @ start
+    return found / found.sum() if found.any() else found
+
+
+def slopes(ranks: np.ndarray, first: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> dict[int, float]:
+    """By group, how far a signal's ranks go along with the first one's: their correlation, at least 0.
+
+    What a method's own score is worth differs between methods. 1 where the first signal says nothing. ranks, first:
+    (N,), NaN where missing. weights: (N,). groups: int (N,), runs.
+    """
+    found = {}
+    for group in np.unique(groups):
+        both = (groups == group) & np.isfinite(ranks) & np.isfinite(first)
+        pairs = np.column_stack([ranks, first])[both]
+        found[group] = max(0.0, correlation(pairs, weights[both])) if spread(pairs[:, 1]) else 1.0
+    return found
 
 
 def spread(values: np.ndarray) -> bool:
-    """Whether a signal tells masks apart."""
+    """Whether values differ."""
     known = values[np.isfinite(values)]
     return bool(len(known)) and known.min() < known.max()
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,57 +15,31 @@ import pyarrow.compute as pc
 import tyro
 
 from raypipe import schema
-from raypipe.evaluation import signals
-from raypipe.evaluation.agree import by_key
-from raypipe.evaluation.combined import Ranks, loadings, run_weights, weighted
-from raypipe.evaluation.task import WRITTEN_ROWS, written
+from raypipe.evaluation import datasets, tasks
+from raypipe.evaluation.calibration import FEWEST, Correlation, Curves, calibrated, rank_correlation
+from raypipe.evaluation.combined import Ranks, loadings, slopes
+from raypipe.evaluation.labels import WHY, Labels, match
+from raypipe.evaluation.measured import SIGNALS, WITHIN_RUN, Measured, measure
+from raypipe.evaluation.task import written
+from raypipe.inputs.maskkinds import chosen
+from raypipe.inputs.originals import Originals
 from raypipe.run import Run, rows
 from raypipe.storage import open_table
 
 PLACE = ("metrics", "trust", "trust.parquet")  # in each run's folder
 TERMINAL_IMAGES = 10  # the least trusted, by name
-SAMPLE_MASKS = 200_000  # that ranks and weights are learned from; all of a smaller corpus
-SIGNALS = {  # by column: what is said of it
-    "agreement": "IoU with the other runs' masks, by how far each run agrees with the rest",
-    "stability": "IoU with itself in other views of the image (label --jitter)",
-    "score": "the method's own score, as a rank within the run",
-}
-WITHIN_RUN = ("score",)  # signals that say nothing between runs
-EVERY_MASK = pa.schema(  # one row per image and run
-    [
-        ("key", pa.string()),
-        ("run", pa.int32()),  # index
-        ("image_id", pa.string()),
-        ("uri", pa.string()),
-        ("sha256", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("foreground", pa.string()),  # counts of a COCO RLE of the image's size; null = the whole image
-        ("failed", pa.bool_()),
-        ("masks", pa.list_(pa.string())),  # the same of each segment
-        ("stability", pa.list_(pa.float32())),
-        ("score", pa.list_(pa.float32())),
-    ]
-)
-MEASURED = pa.schema(  # one row per image and run: its signals before they are combined, of each mask
-    [
-        ("run", pa.int32()),
-        ("image_id", pa.string()),
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("masks", pa.int32()),  # 0 when nothing was found, which is measured as one empty mask
-        ("ious", pa.list_(pa.list_(pa.float64()))),  # with the best mask of each run, NaN where there is none
-        *((name, pa.list_(pa.float64())) for name in SIGNALS if name != "agreement"),  # NaN where not measured
-    ]
-)
+TASKS = ("pattern", "saliency")  # whose labels are one mask an image
 # `raypipe trust`: one row per image of the run, in no order.
 TRUST = pa.schema(
     [
         ("image_id", pa.string()),
         ("key", pa.string()),
-        ("trust", pa.float64()),  # of the first mask: the share of all masks that are trusted less; null if failed
+        (
+            "trust",
+            pa.float64(),
+        ),  # of the first mask: the share of all runs' masks that are trusted less; null if failed
         ("dice", pa.float64()),  # expected of it; null without labels
-        ("low", pa.float64()),  # interval of the Dice; null without labels
+        ("low", pa.float64()),  # where it lies for about 90 % of images; null without labels
         ("high", pa.float64()),
         ("masks", pa.list_(pa.float64())),  # trust of each segment, in their order
         *((name, pa.float64()) for name in SIGNALS),  # of the first mask; null where not measured
@@ -79,35 +51,91 @@ TRUST = pa.schema(
 
 @dataclass(frozen=True)
 class Trust:
-    """Say which masks can be trusted: by agreement of runs, stability and other signals, combined without labels."""
+    """Say which masks can be trusted, without labels: by agreement of runs, stability, edges and more; several runs of
+    different methods tell most."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]  # folders of runs over images with the same keys; one works too
     polarity: Literal["fixed", "best"] = "fixed"  # best: a mask may stand for the rest of the foreground instead
+    originals: bool = True  # read the photographs, for edges and contrast
+    input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
+    column: str | None = None  # as for `label`: the column of --input that holds URIs or images
+    allow_private: bool = False  # as for `label`: originals may lie in a private network
+    # what `evaluate` takes: a folder of masks, or corrections of Label Studio or CVAT, of some of the images; trust is
+    # then also told as expected Dice with an interval
+    labels: str | None = None
+    dataset: str | None = None  # instead of labels: a data set of masks, such as ecssd
+    root: str | None = None  # folder in which data sets lie
+    split: str | None = None  # of a data set that has several
+    task: str | None = None  # what the labels show: pattern or saliency; None = what the data set is for, or pattern
+    label_kind: Literal["light", "ink", "alpha", "nonzero"] | None = None  # as for `evaluate`
+    label_value: int | str | None = None  # as for `evaluate`
+    max_pixels: int = 100_000_000  # labels with more pixels are listed as unreadable
+    max_bytes: int = 500_000_000  # label files with more bytes are listed as unreadable
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """What became of one run."""
+
+    table: str  # where its rows are
+    images: int  # that have a trust
+    trust: float | None  # mean over them
+    least: list[tuple[str, float]]  # the least trusted: key, trust
+    dice: float | None = None  # expected, mean over the images; None without enough labels
+    error: float | None = None  # mean absolute difference from a labelled image's Dice, that image left out
+    correlation: Correlation | None = None  # of trust with Dice, over its labelled images
 
 
 @dataclass(frozen=True)
 class Trusted:
     """What the masks of some runs are trusted by, and which are trusted least."""
 
-    tables: list[str]  # per run, where its rows are
-    images: dict[str, int]  # by run, those that have a trust
-    mean: dict[str, float | None]  # by run, of its images' trust
-    run_weights: dict[str, float]  # how much each run counts in the agreement; {} for one run
-    weights: dict[str, float]  # by signal, what it counts; 0 where it was not measured or contradicts the others
-    least: dict[str, list[tuple[str, float]]]  # by run, its least trusted images: key, trust
-    left_out: dict[str, int] = field(default_factory=dict)  # images without a trust, or compared with none, by reason
+    runs: dict[str, OfRun]  # by a short name
+    weights: dict[str, float]  # by signal, what it counts: 0 where not measured, or against the agreement
+    labels: dict[str, int]  # images by the status of their label; {} without labels
+    correlation: Correlation | None = None  # of trust with Dice, over the first masks of all runs
+    of_images: Correlation | None = None  # of the images' means over the runs
+    left_out: dict[str, int] = field(default_factory=dict)  # by reason: failed, compared with none, without an original
 
     def text(self) -> str:
-        """The runs, what the signals count, and the images to look at first."""
-        lines = [f"{'images':>9} {'trust':>7}"]
-        lines += [f"{self.images[name]:>9,} {_shown(mean):>7}  {name}" for name, mean in self.mean.items()]
-        lines.append("weights of the signals, from how far they agree with each other")
+        """The runs, what the signals count, how far labels confirm it, and the images to look at first."""
+        lines = [f"{'images':>9} {'trust':>7} {'Dice':>7}" if self.labels else f"{'images':>9} {'trust':>7}"]
+        for name, run in self.runs.items():
+            dice = f" {_shown(run.dice):>7}" * bool(self.labels)
+            lines.append(f"{run.images:>9,} {_shown(run.trust):>7}{dice}  {name}")
+        lines.append("what trust is made of, by how far each goes along with the agreement")
         lines += [f"{share:>9.2f}  {name}: {SIGNALS[name]}" for name, share in self.weights.items() if share]
         lines += [f"{count:>9,}  {reason}" for reason, count in self.left_out.items()]
-        for name, least in self.least.items():
-            lines.append(f"least trusted of {name}")
-            lines += [f"{trust:>9.3f}  {key}" for key, trust in least]
-        return "\n".join([*lines, *(f"per image: {table}" for table in self.tables)])
+        lines += self._confirmed() if self.labels else []
+        for name, run in self.runs.items():
+            lines.append(f"least trusted of {name}" if len(self.runs) > 1 else "least trusted")
+            lines += [f"{trust:>9.3f}  {key}" for key, trust in run.least]
+        return "\n".join([*lines, *(f"per image: {run.table}" for run in self.runs.values())])
+
+    def _confirmed(self) -> list[str]:
+        """What the labels say."""
+        count = self.labels.get("ok", 0)
+        lines = [
+            f"{count:,} labels; rank correlation of trust, which knows none of them, with Dice (90 % of bootstraps)"
+        ]
+        named = {**{name: run.correlation for name, run in self.runs.items()}, "masks of all runs": self.correlation}
+        named["images, means over the runs"] = self.of_images
+        for name, each in named.items() if len(self.runs) > 1 else [("", self.correlation)]:
+            lines.append(
+                f"{'-':>9}  {name}"
+                if each is None
+                else f"{each.value:>9.2f}  {each.low:.2f} to {each.high:.2f}  {name}"
+            )
+        lines += [f"{self.labels[status]:>9,}  {why}" for status, why in WHY.items() if self.labels.get(status)]
+        errors = [run.error for run in self.runs.values() if run.error is not None]
+        if errors:
+            text = (
+                "expected Dice is off by {:.2f}, of labelled images that were left out; low and high: jackknife+, 90 %"
+            )
+            lines.append(text.format(np.mean(errors)))
+        else:
+            lines.append(f"fewer than {FEWEST} labels: no Dice is expected of other images")
+        return lines
 
 
 def _shown(value: float | None) -> str:
@@ -117,8 +145,10 @@ def _shown(value: float | None) -> str:
 def trust(options: Trust) -> Trusted:
     """Measure the signals of all masks, combine them, and write TRUST into each run; earlier tables are replaced.
 
-    Streams as `agree` does: signals go through a temporary file, ranks and weights come from SAMPLE_MASKS of them.
-    Raises ValueError for no run, the same one twice or one without rows, FileNotFoundError for a folder that is none.
+    Streams as `agree` does: what was measured goes through a temporary file, ranks and weights are learned from a
+    sample of at most 200,000 masks. Raises ValueError for no run, the same one twice, one without rows, labels of which
+    none belongs to an image, and where nothing could be measured that tells masks apart; FileNotFoundError for a folder
+    that is no run.
     """
     names = rows.run_names(options.runs)
     if not names:
@@ -127,16 +157,24 @@ def trust(options: Trust) -> Trusted:
     for run in runs:
         if not run.parts():
             raise ValueError(f"{run} has no rows")
+    if not options.originals and (options.input or options.column):
+        raise ValueError("--input and --column have no effect with --no-originals, which reads none")
+    found_by = {"column": options.column, "allow_private": options.allow_private}
+    originals = Originals(options.input, **found_by) if options.originals else None
     with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
         path = os.path.join(folder, "measured.arrow")
-        every = by_key(runs, every_mask, EVERY_MASK, leaves=LEAVES)
-        every = (measure(images, len(runs), polarity=options.polarity) for images in every)
-        sample = _spool(itertools.chain.from_iterable(every), path)
-        learned = Learned(sample, [run.method for run in runs])
-        contents = [written(_rows(path, index, learned), TRUST) for index in range(len(runs))]
+        given = {"polarity": options.polarity, "originals": originals, "labels": _labels(options, runs)}
+        measured = measure(runs, path, **given)
+        learned = Learned(measured.sample.rows(), len(runs))
+        if not learned.weights.any():
+            ways = "give runs of other methods too or label with --jitter; edges and contrast need originals (--input)"
+            raise ValueError(f"nothing was measured that tells the masks of {', '.join(names)} apart: {ways}")
+        confirmed = Confirmed(measured.labelled.rows(), learned)
+        curves = [confirmed.curves(index) for index in range(len(runs))]
+        contents = [written(_rows(measured, i, learned, curves[i]), TRUST) for i in range(len(runs))]
     for run, content in zip(runs, contents, strict=True):
         run.folder.write(content, *PLACE)
-    return _summary(names, runs, contents, learned)
+    return _summary(names, runs, contents, measured, learned, confirmed, curves)
 
 
 def least(run: Run, share: float) -> list[str]:
@@ -163,181 +201,154 @@ def read(run: Run, columns: Sequence[str] | Mapping[str, str]) -> pa.Table:
         return content.read([old or new for new, old in stored.items()]).rename_columns(list(stored))
 
 
-LEAVES = ("counts", "score", *(field.name for field in schema.SEGMENT if field.name == "stability"))
-
-
-def every_mask(table: pa.Table, run: int) -> pa.Table:
-    """Rows of EVERY_MASK for rows of the masks table. run: the index to write."""
-    segments = pc.fill_null(table["segments"].combine_chunks(), [])
-    values = segments.flatten()
-
-    def of(name: str) -> pa.Array:
-        known = name in [field.name for field in segments.type.value_type]
-        leaf = pc.struct_field(values, name) if known else pa.nulls(len(values), pa.float32())
-        lengths = pc.list_value_length(segments).to_numpy(zero_copy_only=False)
-        return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), leaf)
-
-    kept = {name: table[name] for name in ("key", "image_id", "uri", "sha256", "height", "width")}
-    kept |= {"masks": of("counts"), "stability": of("stability"), "score": of("score")}
-    kept |= {"run": pa.array(np.full(len(table), run)), "failed": pc.not_equal(table["error"], "")}
-    kept["foreground"] = pc.struct_field(table["foreground"], "counts")
-    return pa.table(kept).select(EVERY_MASK.names).cast(EVERY_MASK)
-
-
-def measure(images: list[dict], count: int, *, polarity: str = "fixed") -> Iterator[dict]:
-    """Rows of MEASURED for one image. images: its rows of EVERY_MASK, of `count` runs in their order."""
-    twice = {run for run, rows in Counter(row["run"] for row in images).items() if rows > 1}
-    good = [row for row in images if not row["failed"] and row["run"] not in twice]
-    for row in images:
-        known = {name: row[name] for name in ("run", "image_id", "key")}
-        if row["failed"]:
-            yield known | {"status": "failed", "masks": 0}
-            continue
-        number = max(1, len(row["masks"]))
-        ious = np.full((number, count), np.nan)
-        size = (row["height"], row["width"])
-        others = [each for each in good if each is not row and (each["height"], each["width"]) == size]
-        if row["run"] not in twice:
-            for other in others:
-                ious[:, other["run"]] = signals.matches(row, other, polarity=polarity)
-        own = {name: row[name] or [None] for name in ("stability", "score")}
-        status = "several of this key" if row["run"] in twice else "ok" if others or count == 1 else "in no other run"
-        yield known | own | {"status": status, "masks": len(row["masks"]), "ious": ious.tolist()}
-
-
-class Sample:
-    """Masks that stand for all: those of the images whose keys' hashes are lowest, at most SAMPLE_MASKS of them."""
-
-    def __init__(self):
-        self.rows: list[tuple[int, dict]] = []
-        self._bound, self._masks = 1 << 32, 0
-
-    def add(self, row: dict) -> None:
-        """Take a row of MEASURED, or leave it out."""
-        value = zlib.crc32(row["key"].encode())
-        if value >= self._bound or row["status"] == "failed":
-            return
-        self.rows.append((value, row))
-        self._masks += len(row["ious"])
-        while self._masks > SAMPLE_MASKS and self._bound > 1:
-            self._bound //= 2
-            self.rows = [(value, row) for value, row in self.rows if value < self._bound]
-            self._masks = sum(len(row["ious"]) for _, row in self.rows)
-
-
-def _spool(measured: Iterator[dict], path: str) -> Sample:
-    """Write rows of MEASURED to a file. Returns the sample of them."""
-    sample, held = Sample(), []
-    with pa.ipc.new_file(path, MEASURED, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
-        for row in measured:
-            sample.add(row)
-            held.append(row)
-            if len(held) == WRITTEN_ROWS:
-                file.write_batch(pa.RecordBatch.from_pylist(held, schema=MEASURED))
-                held = []
-        file.write_batch(pa.RecordBatch.from_pylist(held, schema=MEASURED))
-    return sample
+def _labels(options: Trust, runs: Sequence[Run]) -> Labels | None:
+    """The labels that the options name, of the images of any run; None for none. Raises ValueError."""
+    kind = chosen(options.label_kind, options.label_value)
+    if options.labels is None and options.dataset is None:
+        for name in ("root", "split", "task", "label_kind", "label_value"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} has no effect without --labels or --dataset")
+        return None
+    source = datasets.chosen(options)
+    name = options.task or datasets.task_of(options.dataset)
+    if name not in TASKS:
+        raise ValueError(
+            f"--task {name!r}: trust is held against labels of one mask an image; choose {' or '.join(TASKS)}"
+        )
+    keys = dict.fromkeys(
+        key for run in runs for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist()
+    )
+    limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
+    return match(tasks.find(name)(), source, keys, of="an image of the runs", kind=kind, **limits)
 
 
 class Learned:
-    """What makes signals one number: ranks of the signals, and their weights."""
+    """What makes signals one number: ranks of the signals, and what each counts."""
 
-    def __init__(self, sample: Sample, methods: Sequence[str]):
-        """sample: rows of MEASURED. methods: of each run."""
-        measured = [row for _, row in sample.rows]
-        masks = Masks.of(measured)
-        self.run_weights = run_weights(masks.ious[masks.first], masks.run[masks.first], methods)
-        values = masks.signals(self.run_weights)
+    def __init__(self, sample: list[dict], count: int):
+        """sample: rows of MEASURED that have not failed. count: of runs."""
+        masks = Masks.of(sample)
+        self._everywhere = 0 * masks.run
         self._ranks = [
-            Ranks(values[:, i], masks.weight, masks.run * (name in WITHIN_RUN)) for i, name in enumerate(SIGNALS)
+            Ranks(masks.values[:, i], masks.weight, masks.run * (name in WITHIN_RUN)) for i, name in enumerate(SIGNALS)
         ]
-        ranks = self._ranked(values, masks.run)
+        ranks = self._ranked(masks)
+        self._slopes = np.ones((count, len(SIGNALS)))
+        for i, name in enumerate(SIGNALS):
+            if name in WITHIN_RUN:
+                for run, slope in slopes(ranks[:, i], ranks[:, 0], masks.weight, masks.run).items():
+                    self._slopes[run, i] = slope
+        ranks = ranks * self._slopes[masks.run]
         self.weights = loadings(ranks, masks.weight)
         self._order = Ranks(self._scores(ranks), masks.weight, 0 * masks.run)
 
-    def __call__(self, measured: list[dict]) -> tuple[list[np.ndarray], np.ndarray]:
-        """The trust of each mask of some rows of MEASURED that have not failed, and of the first ones their signals."""
+    def __call__(self, measured: list[dict]) -> list[np.ndarray]:
+        """The trust of the masks of each of some rows of MEASURED that have not failed."""
         masks = Masks.of(measured)
-        values = masks.signals(self.run_weights)
-        trust = self._order(self._scores(self._ranked(values, masks.run)), 0 * masks.run)
-        return np.split(trust, np.flatnonzero(masks.first)[1:]), values[masks.first]
+        trust = self._order(self._scores(self._ranked(masks) * self._slopes[masks.run]), 0 * masks.run)
+        return np.split(trust, np.flatnonzero(masks.first)[1:]) if measured else []
 
-    def _ranked(self, values: np.ndarray, run: np.ndarray) -> np.ndarray:
-        of = zip(SIGNALS, self._ranks, values.T, strict=True)
-        return np.column_stack([ranks(its, run * (name in WITHIN_RUN)) for name, ranks, its in of])
+    def _ranked(self, masks: Masks) -> np.ndarray:
+        """Ranks of the signals about their middle, -0.5..0.5: float64 (N, K), NaN where one is missing."""
+        of = zip(SIGNALS, self._ranks, masks.values.T, strict=True)
+        return np.column_stack([ranks(its, masks.run * (name in WITHIN_RUN)) - 0.5 for name, ranks, its in of])
 
-    def _scores(self, ranked: np.ndarray) -> np.ndarray:
-        """Ranks by their weights; one that is missing counts as the middle, which says nothing.
+    def _scores(self, ranks: np.ndarray) -> np.ndarray:
+        """Ranks by what they count; one that is missing counts as the middle, which says nothing.
 
         Rounded, so that ties do not hang on how many are summed at once.
         """
-        return np.round(np.where(np.isfinite(ranked), ranked - 0.5, 0) @ self.weights, 12)
+        return np.round(np.nan_to_num(ranks) @ self.weights, 12)
 
 
 @dataclass(frozen=True)
 class Masks:
     """The masks of some images, one after the other."""
 
-    run: np.ndarray  # int (N,)
+    run: np.ndarray  # int64 (N,)
     first: np.ndarray  # bool (N,): an image's first mask
     weight: np.ndarray  # float64 (N,): those of one image and run add up to 1
-    ious: np.ndarray  # float64 (N, R)
-    own: np.ndarray  # float64 (N, K - 1): SIGNALS but the agreement
+    values: np.ndarray  # float64 (N, K): of SIGNALS, NaN where not measured
 
     @classmethod
     def of(cls, measured: list[dict]) -> Masks:
         """measured: rows of MEASURED that have not failed."""
-        counts = np.array([len(row["ious"]) for row in measured], np.int64)
+        counts = np.array([len(row["agreement"]) for row in measured], np.int64)
         first = np.zeros(counts.sum(), bool)
         first[np.cumsum(counts) - counts] = True
-        own = [[value for row in measured for value in row[name]] for name in list(SIGNALS)[1:]]
-        ious = [of_runs for row in measured for of_runs in row["ious"]]
+        values = [[value for row in measured for value in row[name]] for name in SIGNALS]
         return cls(
-            run=np.repeat([row["run"] for row in measured], counts),
+            run=np.repeat(np.array([row["run"] for row in measured], np.int64), counts),
             first=first,
             weight=np.repeat(1 / counts, counts),
-            ious=np.array(ious, np.float64),
-            own=np.array(own, np.float64).T,
+            values=np.array(values, np.float64).T,
         )
 
-    def signals(self, weights: np.ndarray) -> np.ndarray:
-        """The values of SIGNALS, float64 (N, K). weights: of the runs."""
-        return np.column_stack([weighted(self.ious, weights), self.own])
+
+class Confirmed:
+    """The first masks of labelled images, with their trust and their Dice."""
+
+    def __init__(self, labelled: list[dict], learned: Learned):
+        """labelled: rows of MEASURED with a Dice."""
+        keys = {key: i for i, key in enumerate(dict.fromkeys(row["key"] for row in labelled))}
+        self.images = np.array([keys[row["key"]] for row in labelled], np.int64)
+        self.runs = np.array([row["run"] for row in labelled], np.int64)
+        self.trust = np.array([its[0] for its in learned(labelled)])
+        self.dice = np.array([row["dice"][0] for row in labelled])
+
+    def curves(self, run: int) -> Curves | None:
+        """Expected Dice of a run's masks; None with too few labels."""
+        return calibrated(self.images, self.runs, self.trust, self.dice, run)
+
+    def correlation(self, run: int | None = None) -> Correlation | None:
+        """Of trust and Dice over the masks of a run, or of all."""
+        its = slice(None) if run is None else self.runs == run
+        return rank_correlation(self.images[its], self.trust[its], self.dice[its])
+
+    def of_images(self) -> Correlation | None:
+        """Of the images' mean trust and mean Dice over the runs."""
+        numbers, inverse, counts = np.unique(self.images, return_inverse=True, return_counts=True)
+        means = (np.bincount(inverse, its) / counts for its in (self.trust, self.dice))
+        return rank_correlation(numbers, *means) if len(numbers) else None
 
 
-def _rows(path: str, run: int, learned: Learned) -> Iterator[dict]:
-    """Rows of TRUST of one run. path: of what `_spool` wrote."""
-    with pa.OSFile(path) as file, pa.ipc.open_file(file) as batches:
-        for i in range(batches.num_record_batches):
-            batch = batches.get_batch(i)
-            measured = batch.filter(pc.equal(batch["run"], run)).to_pylist()
-            good = [row for row in measured if row["status"] != "failed"]
-            of_good = zip(*learned(good), strict=True) if good else iter(())
-            for row in measured:
-                known = {name: row[name] for name in ("image_id", "key", "status")}
-                if row["status"] == "failed":
-                    yield known
-                    continue
-                masks, values = next(of_good)
-                cells = {
-                    name: None if np.isnan(value) else float(value) for name, value in zip(SIGNALS, values, strict=True)
-                }
-                yield known | cells | {"trust": float(masks[0]), "masks": masks[: row["masks"]].tolist()}
+def _rows(measured: Measured, run: int, learned: Learned, curves: Curves | None) -> Iterator[dict]:
+    """Rows of TRUST of one run."""
+    for batch in measured.batches(run):
+        of_good = iter(learned([row for row in batch if row["status"] != "failed"]))
+        for row in batch:
+            known = {name: row[name] for name in ("image_id", "key", "status")}
+            if row["status"] == "failed":
+                yield known
+                continue
+            masks = next(of_good)
+            first = {name: None if row[name][0] is None or np.isnan(row[name][0]) else row[name][0] for name in SIGNALS}
+            expected = dict(zip(("dice", "low", "high"), curves(masks[0]), strict=True)) if curves else {}
+            yield known | first | expected | {"trust": float(masks[0]), "masks": masks[: row["masks"]].tolist()}
 
 
-def _summary(names: list[str], runs: list[Run], contents: list[bytes], learned: Learned) -> Trusted:
+def _summary(
+    names: list[str],
+    runs: list[Run],
+    contents: list[bytes],
+    measured: Measured,
+    learned: Learned,
+    confirmed: Confirmed,
+    curves: list[Curves | None],
+) -> Trusted:
     """What the terminal shows. contents: of each run its table TRUST."""
-    tables = [open_table(content).read(columns=["key", "trust", "status"]) for content in contents]
-    statuses = sum((Counter(table["status"].to_pylist()) for table in tables), Counter())
-    del statuses["ok"]
-    known = [table.filter(pc.is_valid(table["trust"])) for table in tables]
-    first = [table.sort_by("trust").slice(0, TERMINAL_IMAGES).to_pylist() for table in known]
-    return Trusted(
-        tables=[str(run.folder.location(*PLACE)) for run in runs],
-        images={name: len(table) for name, table in zip(names, known, strict=True)},
-        mean={name: pc.mean(table["trust"]).as_py() for name, table in zip(names, known, strict=True)},
-        run_weights=dict(zip(names, learned.run_weights.tolist(), strict=True)) if len(names) > 1 else {},
-        weights=dict(zip(SIGNALS, learned.weights.tolist(), strict=True)),
-        least={name: [(row["key"], row["trust"]) for row in its] for name, its in zip(names, first, strict=True)},
-        left_out=dict(statuses.most_common()),
-    )
+    statuses, found = Counter(), {}
+    for i, (name, run) in enumerate(zip(names, runs, strict=True)):
+        table = open_table(contents[i]).read(columns=["key", "trust", "dice", "status"])
+        statuses.update(table["status"].to_pylist())
+        table = table.filter(pc.is_valid(table["trust"])).sort_by([("trust", "ascending"), ("key", "ascending")])
+        means = {column: pc.mean(table[column]).as_py() for column in ("trust", "dice")}
+        first = [(row["key"], row["trust"]) for row in table.slice(0, TERMINAL_IMAGES).to_pylist()]
+        error = curves[i].error if curves[i] else None
+        place, correlation = str(run.folder.location(*PLACE)), confirmed.correlation(i)
+        found[name] = OfRun(place, len(table), **means, least=first, error=error, correlation=correlation)
+    reasons = {"without an original: no edges, no contrast": measured.without_original}
+    left_out = {reason: count for reason, count in (statuses + Counter(reasons)).most_common() if reason != "ok"}
+    weights = dict(zip(SIGNALS, learned.weights.tolist(), strict=True))
+    of_all = confirmed.correlation(), confirmed.of_images()
+    return Trusted(found, weights, dict(measured.labels), *of_all, left_out)
