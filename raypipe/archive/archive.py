@@ -203,7 +203,7 @@ class Asked:
 
     def state(self, run: Run, images: pa.Table, among: pa.Array, labels: dict | None) -> str:
         """A digest of all that decides the archive; rows that were embedded later or again change it."""
-        commits = run.commits()
+        commits = run.commits().read()
         commits = commits.filter(pc.is_in(commits["image_id"], value_set=images["image_id"].combine_chunks()))
         digest = hashlib.sha256(json.dumps([self.settings, self.classes, labels], default=str, sort_keys=True).encode())
         rows = commits.select(["image_id", "error"]).sort_by("image_id")
@@ -233,7 +233,7 @@ def corpus(job: Archive) -> tuple[pa.Table, pa.Array, dict[str, str] | None]:
     source = {"column": job.column, "allow_private": job.allow_private}
     images = before = list_inputs(job.input, **source)
     if job.moved_from:
-        images = moved.as_before(images, job.input, job.moved_from)
+        images = moved.as_before(images, job.input, job.moved_from).read()
     ids = dict(zip(before["image_id"].to_pylist(), images["image_id"].to_pylist(), strict=True))
     among, labels = images["image_id"].combine_chunks(), None
     if job.where is not None:

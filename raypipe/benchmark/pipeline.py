@@ -161,7 +161,7 @@ def bare_loop(spec: Spec, photos: str, worker: int) -> tuple[float, float]:
     job = Label(photos, "unused", batch_size=spec.batch)
     work = plan_work(job, Sleeper(sleep=spec.sleep), None)
     share = -(-spec.images // spec.workers)
-    rows = list_images(job, work).slice(worker * share, share)
+    rows = list_images(job, work).slice(worker * share, share).read()
     segment = stages.Segment(work)
     for first in range(0, len(rows), spec.batch):
         if first == spec.batch:

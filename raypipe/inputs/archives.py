@@ -198,7 +198,7 @@ def _published(location: Location, image_root: str | None) -> Archive:
     except Unusable as error:
         text = str(error).replace("record{s}", "a path").partition(":")[0]
         raise ValueError(f"{location}: {text}; copy the images, or list them by paths beside the file") from None
-    images, _ = manifest_of(iter(items))
+    images = manifest_of(iter(items))[0].read()
     places = {location: i for i, location in enumerate(images["location"].to_pylist())}
     chosen = images.take(pa.array([places[item.location.uri] for item in items], pa.int64()))
     categories, ranks, _ = zip(*entries, strict=True) if entries else ((), (), ())

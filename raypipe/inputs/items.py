@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from raypipe import schema, storage
-from raypipe.storage import Location
+from raypipe.storage import Location, SortedSet, Spool
 
 # What the names of pictures end in, also of formats that are not read: those become error rows.
 PICTURES = set(
@@ -68,23 +69,24 @@ class LeftOut(Counter):
         return ", ".join(words)
 
 
-def manifest_of(items: Iterator[Item]) -> tuple[pa.Table, int]:
-    """Rows of schema.MANIFEST, and how many entries were dropped because their image had come before."""
-    ids, keys, again, chunks = set(), set(), 0, []
+def manifest_of(items: Iterator[Item]) -> tuple[Spool, int]:
+    """Rows of schema.MANIFEST, and how many entries were dropped because their image had come before.
+
+    In memory are those of a million images or so and of two chunks; ids and keys are sorted on the disk.
+    """
+    manifest, ids, keys, again = Spool(schema.MANIFEST), SortedSet("S16"), SortedSet("i8"), 0
     while batch := list(itertools.islice(items, CHUNK_ROWS)):
-        rows = []
-        for item in batch:
-            digest = hashed(storage.normalise(item.location) + item.part)
-            if digest in ids:
-                again += 1
-                continue
-            ids.add(digest)
-            image_id, location = digest.hex(), item.location
-            key = _unique(item.key, image_id, keys)
-            rows.append((image_id, location + item.part, key, location.uri, *item[3:8]))
+        digests = [hashed(storage.normalise(item.location) + item.part) for item in batch]
+        is_new = ids.add(np.array(digests, "S16"))
+        again += len(batch) - int(is_new.sum())
+        pairs = [(item, digest.hex()) for item, digest in itertools.compress(zip(batch, digests, strict=True), is_new)]
+        rows = [
+            (image_id, item.location + item.part, key, item.location.uri, *item[3:8])
+            for (item, image_id), key in zip(pairs, _unique(pairs, keys), strict=True)
+        ]
         columns = zip(*rows, strict=True) if rows else [()] * len(schema.MANIFEST)
-        chunks.append(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
-    return pa.concat_tables(chunks or [schema.MANIFEST.empty_table()]), again
+        manifest.write(pa.table(dict(zip(schema.MANIFEST.names, columns, strict=True)), schema=schema.MANIFEST))
+    return manifest, again
 
 
 def hashed(place: str) -> bytes:
@@ -92,12 +94,24 @@ def hashed(place: str) -> bytes:
     return blake2b(place.encode(), digest_size=16).digest()
 
 
-def _unique(key: str, image_id: str, keys: set[int]) -> str:
-    """A key that no other row has and that, used as a path, stays inside its folder. Changes `keys`."""
+def _unique(pairs: list[tuple[Item, str]], known: SortedSet) -> list[str]:
+    """Keys of items by their image ids, which no other row has. known: of all rows before; these are added.
+
+    A number is smaller than a text; two texts of one number only cost a needless suffix.
+    """
+    keys, own = [_inside(item.key, image_id) for item, image_id in pairs], set()
+    taken = known.contains(np.array([hash(key) for key in keys], np.int64))
+    for i, (_, image_id) in enumerate(pairs):
+        if taken[i] or hash(keys[i]) in own:
+            stem, suffix = posixpath.splitext(keys[i])
+            keys[i] = f"{stem}-{image_id[:8]}{suffix}"
+        own.add(hash(keys[i]))
+    known.add(np.fromiter(own, np.int64))
+    return keys
+
+
+def _inside(key: str, image_id: str) -> str:
+    """A key that, used as a path, stays inside its folder."""
     if "//" in key or "./" in key or key.startswith("/") or key.endswith("."):
-        key = "/".join(part for part in key.split("/") if part not in ("", ".", "..")) or image_id
-    if hash(key) in keys:
-        stem, suffix = posixpath.splitext(key)
-        key = f"{stem}-{image_id[:8]}{suffix}"
-    keys.add(hash(key))  # a number is smaller than the text; two texts of one number only cost a needless suffix
+        return "/".join(part for part in key.split("/") if part not in ("", ".", "..")) or image_id
     return key

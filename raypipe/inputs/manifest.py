@@ -12,7 +12,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from raypipe import storage
+from raypipe import schema, storage
 from raypipe.inputs import archives, folders
 from raypipe.inputs.columns import picture_of
 from raypipe.inputs.items import PICTURES, Item, LeftOut, hashed, manifest_of
@@ -20,7 +20,7 @@ from raypipe.inputs.lists import BASE64, SUFFIXES, list_entries, picture_text
 from raypipe.inputs.records import LINE
 from raypipe.inputs.tables import list_tables, plain_columns, read_cell
 from raypipe.inputs.tars import list_tars
-from raypipe.storage import Location, map_ahead
+from raypipe.storage import Location, Spool, map_ahead
 from raypipe.types import BadImage
 
 log = logging.getLogger("raypipe")
@@ -40,6 +40,11 @@ SIDECAR_NAMES = {"license", "licence", "copying", "notice", "readme", "authors",
 
 
 def list_inputs(source: str, *, column: str | None = None, allow_private: bool = False) -> pa.Table:
+    """What `spool_inputs` finds, in memory."""
+    return spool_inputs(source, column=column, allow_private=allow_private).read()
+
+
+def spool_inputs(source: str, *, column: str | None = None, allow_private: bool = False) -> Spool:
     """List the images of a source without reading any pixel: rows of schema.MANIFEST. Logs what it left out.
 
     source: a path or URI of a folder (recursive; that of an archive stands for its images), a glob, an image, a list
@@ -56,7 +61,7 @@ def list_inputs(source: str, *, column: str | None = None, allow_private: bool =
             _refuse_column(column)
             if not len(images):
                 raise ValueError(f"no images in the archive {source}: it found none for any of its categories")
-            return images
+            return Spool.of(schema.MANIFEST, [images])
         items = _items(source, column, skipped, allow_private)
         first = next(items, None)
     if first is None:
@@ -77,8 +82,8 @@ def records(
     """What the rows of the tables or of the list behind the images say: pairs of an image's id and a value.
 
     select: from the plain columns of a table (no pictures, no nested values) to a value for each of its rows. The other
-    arguments as of `list_inputs`. An image that is listed twice comes twice. Raises ValueError for an input that has no
-    columns, and what `list_inputs` and `select` raise.
+    arguments as of `spool_inputs`. An image that is listed twice comes twice. Raises ValueError for an input without
+    columns, and what `spool_inputs` and `select` raise.
     """
     source = Location(source)
     with _explained(source):

@@ -6,7 +6,8 @@ import hashlib
 import io
 import logging
 from collections.abc import Sequence
-from itertools import cycle
+from heapq import nsmallest
+from itertools import chain, cycle
 from statistics import median
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from raypipe import images, masks
 from raypipe.inputs.manifest import fetch
 from raypipe.pictures import legend, names, text
 from raypipe.pictures.overlay import COLOURS, overlay, resized, scaled, shrunk
-from raypipe.run import Run, rows
+from raypipe.run import Ids, Run, rows
 from raypipe.runtime.progress import count_of_images
+from raypipe.storage import Spool
 from raypipe.types import BadImage, Segmenter
 
 log = logging.getLogger("raypipe")
@@ -57,7 +59,7 @@ class Heading(NamedTuple):
 
 
 def write_sheet(
-    run: Run, manifest: pa.Table, segmenter: type[Segmenter], *, max_bytes: int, max_pixels: int
+    run: Run, manifest: Spool | pa.Table, segmenter: type[Segmenter], *, max_bytes: int, max_pixels: int
 ) -> str | None:
     """Write sheet.png into a run's folder: up to 12 good rows, the same ones each time. Returns its location.
 
@@ -66,12 +68,14 @@ def write_sheet(
     """
     from PIL import Image
 
-    commits, listed = run.commits(), manifest["image_id"].combine_chunks()
-    good = commits.filter(pc.and_(pc.equal(commits["error"], ""), pc.is_in(commits["image_id"], value_set=listed)))
+    commits = run.commits()
+    good = Ids(batch.filter(pc.equal(batch["error"], "")) for batch in commits.to_batches()).among(manifest)
     # ids are hashes: those with the smallest ones are a random sample
-    chosen = good.sort_by("image_id")["image_id"].slice(0, SAMPLE).to_pylist()
+    ids = (batch["image_id"].to_pylist() for batch in manifest.filter(good).to_batches())
+    chosen = nsmallest(SAMPLE, chain.from_iterable(ids))
     sample = {row["image_id"]: row for row in rows.take(run, chosen)}
-    entries = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sample, pa.string()))).to_pylist()
+    shown = (each.filter(pc.is_in(each["image_id"], pa.array(sample, pa.string()))) for each in manifest.to_batches())
+    entries = [entry for batch in shown for entry in batch.to_pylist()]
     shape = median([row["height"] / row["width"] for row in sample.values()] or [1])
     box = (round(TILE * min(max(shape, SHAPES[0]), SHAPES[1])), TILE)
     for row in sample.values():
@@ -86,7 +90,7 @@ def write_sheet(
             log.warning("sheet: %s is left out: %s", entry["key"], error)
     if not tiles:
         return None
-    counts = {"shown": len(tiles), "good": len(good), "all_": len(commits)}
+    counts = {"shown": len(tiles), "good": good.true_count, "all_": len(commits)}
     heading = _heading(run, segmenter, [*sample.values()], labels, **counts)
     buffer = io.BytesIO()
     Image.fromarray(draw_sheet(heading, tiles, box)).save(buffer, "PNG", optimize=True)

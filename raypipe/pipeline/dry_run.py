@@ -18,7 +18,7 @@ from raypipe.pipeline.stages import Work
 from raypipe.runtime import cores
 from raypipe.runtime.child import Child
 from raypipe.runtime.progress import count_of_images, duration
-from raypipe.storage import Location, parquet_bytes
+from raypipe.storage import Location, Spool, parquet_bytes
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
@@ -67,7 +67,7 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
     return result
 
 
-def _expected(job: Label, work: Work, pending: pa.Table, *, device: str, actors: int) -> dict:
+def _expected(job: Label, work: Work, pending: Spool | pa.Table, *, device: str, actors: int) -> dict:
     """Time, size and memory, from up to three images; or why they were not timed."""
     step = max(1, len(pending) // TIMED_IMAGES)
     rows = pending.take(list(range(0, len(pending), step))[:TIMED_IMAGES]).to_pylist()

@@ -128,7 +128,7 @@ def attach(
     return manifest.append_column(MASK_KIND, pa.array([kind and str(kind)] * len(manifest), pa.string()))
 
 
-def mask_kind(manifest: pa.Table) -> dict[str, str]:
+def mask_kind(manifest: storage.Spool | pa.Table) -> dict[str, str]:
     """What a run records of how its given masks are read: MASK_KIND and the kind; {} for images without such masks."""
     kinds = manifest[MASK_KIND].slice(0, 1).to_pylist() if MASK_KIND in manifest.column_names else []
     return {MASK_KIND: kinds[0]} if any(kinds) else {}

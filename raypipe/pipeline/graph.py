@@ -19,6 +19,7 @@ from raypipe.pipeline.stages import Work
 from raypipe.run import Run, provenance
 from raypipe.runtime.cores import device_here
 from raypipe.runtime.progress import Counts, Progress
+from raypipe.storage import Spool, portions
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
@@ -29,7 +30,7 @@ BLOCK_SECONDS = 64 * 60.0  # without a GPU, of a block's images that all take as
 
 
 def label_here(
-    job: Label, work: Work, run: Run, pending: pa.Table, settings: dict, *, before: int
+    job: Label, work: Work, run: Run, pending: Spool | pa.Table, settings: dict, *, before: int
 ) -> tuple[Counter, dict]:
     """The stages in a plain loop, with the same rows as `label_on_ray`, and {} instead of what there is of Ray."""
     here, errors = Here(job, work, run, pending, settings), Counter()
@@ -41,7 +42,7 @@ def label_here(
 class Here:
     """The stages in this process, the networks loaded once; commits the rows of one run."""
 
-    def __init__(self, job: Label, work: Work, run: Run, pending: pa.Table, settings: dict):
+    def __init__(self, job: Label, work: Work, run: Run, pending: Spool | pa.Table, settings: dict):
         """pending: all that is to be labelled. settings: what run.json freezes."""
         self._done = Counter()  # `rows` and, of these, `errors` so far
         self._run, self._work = run, replace(work, device=device_here(job.device, gpus=work.gpus))
@@ -54,10 +55,10 @@ class Here:
         """What is done so far. before: added to the rows."""
         return Counts(before + self._done["rows"], self._done["errors"])
 
-    def label(self, pending: pa.Table, errors: Counter) -> None:
+    def label(self, pending: Spool | pa.Table, errors: Counter) -> None:
         """Label and commit some images. errors: to which the error rows are added by `stage: kind`."""
         size, work = self._size, self._work
-        blocks = (pending.slice(start, size).to_pylist() for start in range(0, len(pending), size))
+        blocks = (block.to_pylist() for block in portions(pending.to_batches(), size))
         rows = (row for block in blocks for row in stages.encode(self._segment(stages.decode(block, work)), work))
         for portion in _portions(rows, size, self._done):
             table = stages.table(portion, work)
@@ -65,7 +66,7 @@ class Here:
             errors.update(stages.count_errors(table))
 
 
-def _known(work: Work, pending: pa.Table) -> dict:
+def _known(work: Work, pending: Spool | pa.Table) -> dict:
     """What run.json says of a run besides its settings and weights. `soft`: whether masks were probabilities first."""
     return provenance.environment() | foregrounds.mask_kind(pending) | {"soft": work.is_soft}
 
@@ -84,7 +85,7 @@ def _portions(rows: Iterable[dict], size: int, done: Counter) -> Iterator[list[d
 
 
 def label_on_ray(
-    job: Label, work: Work, run: Run, pending: pa.Table, settings: dict, *, before: int
+    job: Label, work: Work, run: Run, pending: Spool | pa.Table, settings: dict, *, before: int
 ) -> tuple[Counter, dict]:
     """The stages on Ray Data. Returns the error rows by `stage: kind`, and what the attempt's record says of Ray.
 

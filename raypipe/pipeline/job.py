@@ -14,13 +14,13 @@ from typing import Literal
 import pyarrow as pa
 
 from raypipe import networks, refiners
-from raypipe.inputs.manifest import list_inputs
+from raypipe.inputs.manifest import spool_inputs
 from raypipe.pipeline import foregrounds, moved, tiles
 from raypipe.pipeline.stages import Work
 from raypipe.pipeline.views import views
 from raypipe.run import Run
 from raypipe.runtime import address, cores
-from raypipe.storage import Location, local_path, normalise
+from raypipe.storage import Location, Spool, local_path, normalise
 from raypipe.tiling import Tiling
 from raypipe.types import Segmenter
 
@@ -206,17 +206,17 @@ def fetch_weights(job: Label, work: Work) -> None:
             networks.look_for_each(method)
 
 
-def list_images(job: Label, work: Work, run: Run | None = None) -> pa.Table:
-    """The manifest of the whole input, with where the masks of given foregrounds are and how they are read.
+def list_images(job: Label, work: Work, run: Run | None = None) -> Spool | pa.Table:
+    """The manifest of the whole input, with where the masks of given foregrounds are and how they are read: in memory.
 
     run: as whose masks were read before they are read again; None = as they look.
     """
-    manifest = list_inputs(job.input, column=job.column, allow_private=job.allow_private)
+    manifest = spool_inputs(job.input, column=job.column, allow_private=job.allow_private)
     if job.moved_from:
         manifest = moved.as_before(manifest, job.input, job.moved_from)
     if work.foreground and work.foreground.is_read:
         frozen = run and run.configuration()
         known = frozen and frozen["provenance"].get(foregrounds.MASK_KIND)
         limits = {"max_bytes": job.max_bytes, "max_pixels": job.max_pixels}
-        return foregrounds.attach(manifest, work.foreground, known=known, **limits)
+        return foregrounds.attach(manifest.read(), work.foreground, known=known, **limits)
     return manifest

@@ -18,10 +18,10 @@ from raypipe.pipeline.job import Label, check_job, fetch_weights, list_images, o
 from raypipe.pipeline.moved import refuse_moved
 from raypipe.pipeline.stages import Work
 from raypipe.pipeline.summary import Summary, blocked, named, too_many
-from raypipe.run import Run, new_attempt, provenance
+from raypipe.run import Ids, Run, new_attempt, provenance
 from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of_images
-from raypipe.storage import Folder, Location
+from raypipe.storage import Folder, Location, Spool
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
@@ -55,11 +55,11 @@ def attempt(
     job: Label,
     work: Work,
     run: Run,
-    images: pa.Table,
+    images: Spool | pa.Table,
     *,
     settings: dict,
     start: float | None = None,
-    among: pa.Table | None = None,
+    among: Spool | pa.Table | None = None,
 ) -> Summary:
     """One attempt on a run, as `label` and the trials of a sweep make it: hold, clean, plan, label, finish.
 
@@ -77,7 +77,7 @@ class Attempt:
     """An attempt under way: what is to be done, and what the block that does it leaves."""
 
     work: Work
-    pending: pa.Table  # images to label
+    pending: Spool | pa.Table  # images to label
     before: int  # images that earlier attempts have labelled
     errors: Counter = field(default_factory=Counter)  # for the block to fill: error rows by `stage: kind`
     of_ray: dict = field(default_factory=dict)  # and what the attempt's record says of Ray
@@ -89,11 +89,11 @@ def begun(
     job: Label,
     work: Work,
     run: Run,
-    images: pa.Table,
+    images: Spool | pa.Table,
     *,
     settings: dict,
     start: float | None = None,
-    among: pa.Table | None = None,
+    among: Spool | pa.Table | None = None,
 ) -> Iterator[Attempt]:
     """An attempt around a block that labels what is pending, if anything is: hold, clean, plan; then finish.
 
@@ -127,11 +127,11 @@ def begun(
             facts |= asdict(it.summary)
 
 
-def _ended(job: Label, it: Attempt, run: Run, images: pa.Table, commits: pa.Table, start: float) -> Summary:
+def _ended(job: Label, it: Attempt, run: Run, images: Spool | pa.Table, commits: Spool, start: float) -> Summary:
     """The summary of an attempt, with the picture sheet drawn if asked for, and a note if nothing is pending."""
     work, pending, errors = it.work, it.pending, it.errors
-    committed, listed = pc.is_in(images["image_id"], value_set=commits["image_id"].combine_chunks()), run.errors()
-    failed = pc.sum(pc.not_equal(commits["error"], "")).as_py() or 0
+    committed, listed = Ids(commits.to_batches()).among(images).true_count, run.errors()
+    failed = sum(pc.not_equal(batch["error"], "").true_count for batch in commits.to_batches())
     # what this start did counts: one that finds nothing new is fine, and one that tries again stands for the whole run
     bad, of = (failed, len(commits)) if job.retry_errors and len(pending) else (errors.total(), len(pending))
     reason = too_many(bad, of, allowed=job.max_bad_fraction)
@@ -140,14 +140,14 @@ def _ended(job: Label, it: Attempt, run: Run, images: pa.Table, commits: pa.Tabl
         attempt=work.attempt,
         images=len(images),
         labelled=len(pending),
-        pending=len(images) - (pc.sum(committed).as_py() or 0),
+        pending=len(images) - committed,
         errors=dict(errors),
         failed=failed,
         seconds=round(time.monotonic() - start, 3),
         exit_code=3 if reason else 0,
         reason=reason,
         retryable=pc.sum(listed["retryable"]).as_py() or 0,
-        failures=named(listed, pending["image_id"]),
+        failures=named(listed, pending),
         blocked=blocked(run) if work.segmenter.caution else {},
     )
     if job.sheet:
@@ -157,7 +157,7 @@ def _ended(job: Label, it: Attempt, run: Run, images: pa.Table, commits: pa.Tabl
         summary = replace(summary, sheet=write_sheet(run, images, type(work.segmenter), **limits))
     if not summary.pending:
         sheet = run.folder.location("sheet.png") if "sheet.png" in run.folder.files() else None
-        kinds = Counter(f"{row['stage']}: {row['kind']}" for row in listed.to_pylist())
+        kinds = Counter(f"{row['stage']}: {row['kind']}" for rows in listed.to_batches() for row in rows.to_pylist())
         of_run = {"labelled": len(commits) - failed, "errors": dict(kinds), "sheet": sheet}
         run.mark_complete(asdict(summary) | of_run)
     return summary

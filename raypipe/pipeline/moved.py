@@ -8,29 +8,35 @@ they had, now and in every later start.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import shlex
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.inputs.folders import WILDCARD
 from raypipe.inputs.items import hashed
 from raypipe.inputs.manifest import fetch
-from raypipe.run import Run
+from raypipe.run import Ids, Run
 from raypipe.run.attempts import newest_by_input
 from raypipe.runtime.progress import count_of_images
-from raypipe.storage import Location, map_ahead, normalise
+from raypipe.storage import Location, Spool, map_ahead, normalise
 
 log = logging.getLogger("raypipe")
 COMPARED = 24  # images whose bytes are read and compared
-PARTS = 256  # of a run's parts that are looked into
+PARTS = 256  # of a run's parts that are looked into,
+MOST_ROWS = 2_000_000  # and about their rows
 TAILS = ("(?s)(?P<tail>.*)", "(?P<tail>[^/]*/[^/]*)$", "(?P<tail>[^/]*)$")  # of a key: all, two names, one
 
 
-def as_before(images: pa.Table, source: str, old: str) -> pa.Table:
+def as_before(images: Spool | pa.Table, source: str, old: str) -> Spool:
     """A listing whose images have the ids that they had while what is at `source` now was at `old`.
 
     images: rows of schema.MANIFEST. source: what they were listed from. Images that do not lie below it keep theirs.
@@ -38,21 +44,29 @@ def as_before(images: pa.Table, source: str, old: str) -> pa.Table:
     base, old = _base(source, images), normalise(old).rstrip("/")
     if base != normalise(source).rstrip("/"):
         old = _before_wildcard(old)
-    places = map(_place, images.select(["location", "uri"]).to_pylist())
-    ids = [hashed(old + place.removeprefix(base) if place.startswith(base) else place).hex() for place in places]
-    return images.set_column(images.schema.get_field_index("image_id"), "image_id", pa.array(ids))
+
+    def moved(rows: pa.Table) -> pa.Table:
+        places = map(_place, rows.select(["location", "uri"]).to_pylist())
+        ids = [hashed(old + place.removeprefix(base) if place.startswith(base) else place).hex() for place in places]
+        return rows.set_column(rows.schema.get_field_index("image_id"), "image_id", pa.array(ids, pa.string()))
+
+    return Spool.of(images.schema, (moved(pa.table(batch)) for batch in images.to_batches()))
 
 
-def refuse_moved(run: Run, images: pa.Table, source: str, old: str | None, *, max_bytes: int) -> None:
+def refuse_moved(run: Run, images: Spool | pa.Table, source: str, old: str | None, *, max_bytes: int) -> None:
     """Raise ValueError when new images are the same as some that the run has from another place; warn if few are.
 
     images: rows of schema.MANIFEST, by the ids of `as_before` where old, the place that the user says they were at, is
     not None; then raise also when they are not those that were labelled there. Compares the bytes of a few images.
     """
     commits = run.commits()
-    is_done = pc.is_in(images["image_id"], value_set=commits["image_id"].combine_chunks())
+    known = Ids(commits.to_batches())
+    is_done = known.among(images)
     new, done = images.filter(pc.invert(is_done)), images.filter(is_done)
-    is_listed = pc.is_in(commits["image_id"], value_set=images["image_id"].combine_chunks())
+    if old is None and (len(known) == len(done) or not len(new)):
+        return  # as mostly: all that the run has is in the input
+    del known
+    is_listed = Ids(images.to_batches()).among(commits)
     if len(new) and len(others := commits.filter(pc.invert(is_listed))):
         same, compared = _doubles(_rows(run, others), new, max_bytes)
         base = _base(source, images)
@@ -75,13 +89,13 @@ def refuse_moved(run: Run, images: pa.Table, source: str, old: str | None, *, ma
         _refuse_others(run, commits.filter(is_listed), done, source, old, max_bytes)
 
 
-def _refuse_others(run: Run, commits: pa.Table, done: pa.Table, source: str, old: str, max_bytes: int) -> None:
+def _refuse_others(run: Run, commits: Spool, done: Spool | pa.Table, source: str, old: str, max_bytes: int) -> None:
     """Raise ValueError when what is at `source` is not what was labelled at `old`. commits: of the images in `done`."""
     what = f"--moved-from {Location(old)}"
     if not len(done):
         raise ValueError(f"{what}: no image of {Location(source)} was labelled at its place there")
     rows = _rows(run, commits)
-    same, compared = _compare(_sample(rows, done, rows["image_id"], done["image_id"]), max_bytes)
+    same, compared = _compare(_sample(rows, done, itemgetter("image_id")), max_bytes)
     other = f"{compared - len(same)} of {count_of_images(compared)} compared"
     if 2 * len(same) < compared:
         advice = "leave the option out to label all as new ones"
@@ -90,12 +104,11 @@ def _refuse_others(run: Run, commits: pa.Table, done: pa.Table, source: str, old
         log.warning("%s: changed since the run labelled them, and their rows stay", other)
 
 
-def _doubles(rows: pa.Table, new: pa.Table, max_bytes: int) -> tuple[list[tuple[dict, dict]], int]:
+def _doubles(rows: pa.Table, new: Spool | pa.Table, max_bytes: int) -> tuple[list[tuple[dict, dict]], int]:
     """Pairs (row, new image) with the same bytes, and of how many of the same name the bytes were compared."""
     namesakes = []
     for tail in TAILS:
-        there, here = (pc.struct_field(pc.extract_regex(each["key"], tail), "tail") for each in (rows, new))
-        pairs = _sample(rows, new, there, here)
+        pairs = _sample(rows, new, partial(_tail, tail))
         namesakes += pairs if tail == TAILS[0] else []
         same, compared = _compare(pairs, max_bytes)
         if same:
@@ -124,25 +137,41 @@ def _way(run: Run, same: list[tuple[dict, dict]], base: str) -> str:
     return f"add --moved-from {shlex.quote(old)}" + ("" if root == base else f" and --input {shlex.quote(root)}")
 
 
-def _rows(run: Run, commits: pa.Table) -> pa.Table:
-    """image_id, uri, key, sha256 of committed rows; of a run of very many parts, those of parts all over it."""
-    parts, ids = pc.unique(commits["part"]).to_pylist(), commits["image_id"].combine_chunks()
+def _rows(run: Run, commits: Spool) -> pa.Table:
+    """image_id, uri, key, sha256 of committed rows; of very many, those of parts all over the run and all over them."""
+    names = list(dict.fromkeys(name for each in commits.to_batches() for name in pc.unique(each["part"]).to_pylist()))
+    names, ids = names[:: -(-len(names) // PARTS)], Ids(commits.to_batches())
 
     def read(name: str) -> pa.Table:
         with run.part(name) as part:
             rows = part.read(columns=["image_id", "uri", "key", "sha256"])
-        return rows.filter(pc.is_in(rows["image_id"], value_set=ids)).replace_schema_metadata()
+        rows = rows.filter(ids.among(rows)).replace_schema_metadata()
+        return rows.take(np.arange(0, len(rows), -(-len(rows) * len(names) // MOST_ROWS) or 1))
 
-    return pa.concat_tables(map_ahead(read, parts[:: -(-len(parts) // PARTS)]))
+    return pa.concat_tables(map_ahead(read, names))
 
 
-def _sample(rows: pa.Table, images: pa.Table, there: pa.ChunkedArray, here: pa.ChunkedArray) -> list[tuple[dict, dict]]:
-    """Up to 24 pairs (row, image), from all over. there, here: names of the rows and images, alike in a pair."""
-    found = pc.index_in(there, value_set=here.combine_chunks())
-    known = pc.and_(pc.is_valid(found), pc.not_equal(rows["sha256"], ""))  # "": it could not be read then
-    rows, found = rows.filter(known), found.filter(known)
-    chosen = pa.array(range(0, len(rows), max(1, -(-len(rows) // COMPARED))), pa.int64())
-    return list(zip(rows.take(chosen).to_pylist(), images.take(found.take(chosen)).to_pylist(), strict=True))
+def _tail(pattern: str, rows: pa.Table | pa.RecordBatch) -> pa.Array | pa.ChunkedArray:
+    return pc.struct_field(pc.extract_regex(rows["key"], pattern), "tail")
+
+
+def _sample(rows: pa.Table, images: Spool | pa.Table, name: Callable) -> list[tuple[dict, dict]]:
+    """Up to 24 pairs (row, image), from all over. name(rows): of each row or image, alike in a pair; of several images
+    the first one counts."""
+    rows = rows.filter(pc.not_equal(rows["sha256"], ""))  # "": it could not be read then
+    there, start = name(rows), 0
+    names = pc.unique(there)
+    first = np.full(len(names), -1)  # image of each name
+    for batch in images.to_batches():
+        found = pc.index_in(name(batch), value_set=names)
+        its, places = np.unique(found.drop_null().to_numpy(), return_index=True)
+        places = start + np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))[places]
+        first[its] = np.where(first[its] < 0, places, first[its])
+        start += len(batch)
+    image = first[pc.index_in(there, value_set=names).to_numpy()]
+    known = np.flatnonzero(image >= 0)
+    chosen = known[:: max(1, -(-len(known) // COMPARED))]
+    return list(zip(rows.take(chosen).to_pylist(), images.take(image[chosen].tolist()).to_pylist(), strict=True))
 
 
 def _compare(pairs: list[tuple[dict, dict]], max_bytes: int) -> tuple[list[tuple[dict, dict]], int]:
@@ -158,15 +187,15 @@ def _place(image: dict) -> str:
     return uri if uri == location else normalise(location) + uri.removeprefix(Location(location))
 
 
-def _base(source: str, images: pa.Table) -> str:
+def _base(source: str, images: Spool | pa.Table) -> str:
     """Where all images of an input lie: the folder or file itself, of a glob what is before its wildcards, of a list
     or table of locations the folder that they have in common."""
-    whole, place = normalise(source).rstrip("/"), _place(images.slice(0, 1).to_pylist()[0])
+    whole, place = normalise(source).rstrip("/"), _place(images.take([0]).to_pylist()[0])
     for base in (whole, _before_wildcard(whole)):
         if place == base or place.startswith((f"{base}/", f"{base}#")):
             return base
-    ends = pc.min_max(images["uri"]).as_py()
-    return os.path.commonprefix(list(ends.values())).rpartition("/")[0]
+    ends = (pc.min_max(batch["uri"]).as_py().values() for batch in images.to_batches() if len(batch))
+    return os.path.commonprefix(list(itertools.chain.from_iterable(ends))).rpartition("/")[0]
 
 
 def _before_wildcard(place: str) -> str:

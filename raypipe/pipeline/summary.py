@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe.run import Run, rows
+from raypipe.run import Ids, Run, rows
 from raypipe.runtime.progress import count_of_images, speed
+from raypipe.storage import Spool
 
 NAMED = 10  # failed images that the terminal names
 BLOCKED = "label_blocked:"  # begins the word of a row's note that tells an entry of a block-list
@@ -92,9 +93,11 @@ def blocked(run: Run) -> dict[str, int]:
     return {entry.removeprefix(BLOCKED): count for entry, count in counts.most_common()}
 
 
-def named(errors: pa.Table, first: pa.ChunkedArray) -> dict[str, str]:
-    """Key -> sentence of up to ten failed images. errors: schema ERRORS. first: the image ids that come first."""
-    is_old = pc.invert(pc.is_in(errors["image_id"], value_set=first.combine_chunks()))
+def named(errors: pa.Table, first: Spool | pa.Table) -> dict[str, str]:
+    """Key -> sentence of up to ten failed images. errors: schema ERRORS. first: the images that come first."""
+    failed = Ids(errors.to_batches())
+    new = Ids(batch.filter(failed.among(batch)) for batch in first.to_batches() if len(failed))
+    is_old = pc.invert(new.among(errors))
     listed = errors.append_column("is_old", is_old).sort_by([("is_old", "ascending"), ("key", "ascending")])
     sentences = {}
     for row in listed.slice(0, NAMED).to_pylist():

@@ -5,5 +5,6 @@ method or Ray.
 """
 
 from raypipe.run.frozen import NewerRun, OtherConfiguration, parsed, refuse_newer, refuse_other, version_of
-from raypipe.run.run import OURS, DamagedRun, Run, new_attempt, superseded
+from raypipe.run.ids import Ids, superseded
+from raypipe.run.run import OURS, DamagedRun, Run, new_attempt
 from raypipe.run.seal import is_sealed, seal

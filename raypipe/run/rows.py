@@ -18,8 +18,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from raypipe import schema
 from raypipe.conditions import Condition
 from raypipe.lookup import one_line
-from raypipe.run.run import DamagedRun, Run, superseded
-from raypipe.storage import Location, map_ahead, open_table, resolve
+from raypipe.run.ids import Ids, superseded
+from raypipe.run.run import DamagedRun, Run
+from raypipe.storage import Location, Spool, map_ahead, open_table, resolve
 from raypipe.types import BadImage
 
 BATCH_ROWS = 250  # images handed on at once; an image of a hundred masks may take a megabyte
@@ -103,12 +104,11 @@ def take(run: Run, ids: Sequence[str], *, leaves: tuple[str, ...] = SMALL) -> li
     leaves: as in `batches`. Reads only the parts and row groups that hold them.
     """
     commits = complete_commits(run)
-    lost = superseded(commits)
-    commits = commits.filter(pc.is_in(commits["image_id"], value_set=pa.array(ids, pa.string())))
-    where = defaultdict(list)
-    for row in commits.to_pylist():
-        if (row["image_id"], row["part"]) not in lost:
-            where[row["part"]].append(row["image_id"])
+    lost, wanted, where = superseded(commits), pa.array(ids, pa.string()), defaultdict(list)
+    for batch in commits.to_batches():
+        for row in batch.filter(pc.is_in(batch["image_id"], value_set=wanted)).to_pylist():
+            if (row["image_id"], row["part"]) not in lost:
+                where[row["part"]].append(row["image_id"])
     rows = {}
     for name, its in where.items():
         with run.part(name) as part:
@@ -127,14 +127,14 @@ def refuse_other_than_masks(run: Run) -> None:
         raise ValueError(f"{run} holds {run.table.replace('_', ' ')}, not masks: give a run of raypipe label")
 
 
-def complete_commits(run: Run) -> pa.Table:
+def complete_commits(run: Run) -> Spool:
     """`Run.commits`, but raises DamagedRun also when a finished run has fewer images than it ended with.
 
     A run that repair took damaged parts from is not finished: what is left of it can be read.
     """
     images = (run.completed() or {}).get("images", 0)  # first: a job at work adds to the commits
     commits = run.commits()
-    if (count := pc.count_distinct(commits["image_id"]).as_py()) < images:
+    if images and (count := len(Ids(commits.to_batches()))) < images:
         raise DamagedRun(run, f"{images - count:,} of {images:,} images have no row any more")
     return commits
 
@@ -277,7 +277,8 @@ def _lost(run: Run) -> dict[str, list[str]]:
     Both from one listing: were the parts listed again, one that came in between would show images a second time.
     """
     commits = complete_commits(run)
-    lost = {name: [] for name in sorted({name for each in commits.to_batches() for name in each["part"].to_pylist()})}
+    names = {name for each in commits.to_batches() for name in pc.unique(each["part"]).to_pylist()}
+    lost = {name: [] for name in sorted(names)}
     for image_id, part in superseded(commits):
         lost[part].append(image_id)
     return lost

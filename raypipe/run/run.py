@@ -27,8 +27,9 @@ from pyarrow import fs as pafs
 from raypipe import schema
 from raypipe.lookup import one_line
 from raypipe.run.frozen import NewerRun, parsed, refuse_newer, refuse_other, version_of
+from raypipe.run.ids import ROWS, Ids, superseded
 from raypipe.run.seal import is_sealed, seal
-from raypipe.storage import Folder, Locked, fence, map_ahead, open_table, parquet_bytes
+from raypipe.storage import Folder, Locked, Spool, fence, map_ahead, open_table, parquet_bytes, portions
 from raypipe.types import RETRYABLE
 
 PENDING_ROWS = 20_000  # images per pending file: enough files for parallel reads, few enough to list
@@ -127,28 +128,33 @@ class Run:
         for name in self.folder.folders("_runs"):
             self.folder.delete_folder("_runs", name)  # work lists of ended attempts
 
-    def commits(self) -> pa.Table:
+    def commits(self) -> Spool:
         """All committed ids: `image_id`, `error`, `part` (file name). An id may stand twice after a retry.
 
         Raises DamagedRun when a record is not readable or a data file has not the recorded size.
         """
         columns = schema.COMMIT.append(pa.field("part", pa.string()))
-        return pa.concat_tables([columns.empty_table(), *map_ahead(self._read_commit, self.sizes().items())])
+        records = map_ahead(self._read_commit, self.sizes().items())
+        return Spool.of(columns, portions((batch for record in records for batch in record.to_batches()), ROWS))
 
-    def plan(self, manifest: pa.Table, *, retry_errors: bool = False, limit: int | None = None) -> pa.Table:
-        """The rows of the manifest that are not committed yet, at most `limit`. With retry_errors, failed ones too."""
-        commits = self.commits()
+    def plan(
+        self, manifest: pa.Table | Spool, *, retry_errors: bool = False, limit: int | None = None
+    ) -> pa.Table | Spool:
+        """The rows of the manifest that are not committed yet, at most `limit`. With retry_errors, failed ones too.
+
+        They are what the manifest is: a table or a spool. In memory is little but a table.
+        """
+        done = self.commits().to_batches()
         if retry_errors:
-            commits = commits.filter(pc.equal(commits["error"], ""))
-        done = pc.is_in(manifest["image_id"], value_set=commits["image_id"].combine_chunks())
-        return manifest.filter(pc.invert(done)).slice(0, limit)
+            done = (batch.filter(pc.equal(batch["error"], "")) for batch in done)
+        return manifest.filter(pc.invert(Ids(done).among(manifest))).slice(0, limit)
 
-    def write_pending(self, pending: pa.Table, attempt: str) -> tuple[pafs.FileSystem, list[str]]:
+    def write_pending(self, pending: pa.Table | Spool, attempt: str) -> tuple[pafs.FileSystem, list[str]]:
         """Write the attempt's work list; returns file system and paths for `ray.data.read_parquet`."""
         paths = []
-        for start in range(0, len(pending), PENDING_ROWS):
-            names = "_runs", attempt, f"pending-{start // PENDING_ROWS:05d}.parquet"
-            self.folder.write_table(pending.slice(start, PENDING_ROWS), *names)
+        for i, rows in enumerate(portions(pending.to_batches(), PENDING_ROWS)):
+            names = "_runs", attempt, f"pending-{i:05d}.parquet"
+            self.folder.write_table(rows, *names)
             paths.append(self.folder.path(*names))
         return self.folder.fs, paths
 
@@ -198,7 +204,7 @@ class Run:
             self._stamp = {b"raypipe.run": json.dumps(frozen).encode()}
         return self.columns.metadata | self._stamp
 
-    def finish(self, attempt: str) -> pa.Table:
+    def finish(self, attempt: str) -> Spool:
         """Leave each id once, write errors.parquet, drop the work list; returns the commits that remain."""
         self.clean()  # a worker of a dead attempt may have left a part or a record after this attempt's own clean
         self._drop_superseded(attempt)
@@ -206,7 +212,7 @@ class Run:
         self.folder.write_table(self._errors(commits), "errors.parquet")
         return commits
 
-    def settled(self, attempt: str) -> pa.Table:
+    def settled(self, attempt: str) -> Spool:
         """The commits of a run that has ended, ended once more if a late worker has added to it since."""
         commits = self.commits()
         failed = (batch.filter(pc.not_equal(batch["error"], ""))["image_id"] for batch in commits.to_batches())
@@ -256,18 +262,19 @@ class Run:
                 self.commit(attempt, "kept", kept)
             self.drop(part)
 
-    def _errors(self, commits: pa.Table) -> pa.Table:
+    def _errors(self, commits: Spool) -> pa.Table:
         """The failed images as a table for people: image_id, uri, key, stage, kind, message, retryable."""
-        failed = commits.filter(pc.not_equal(commits["error"], ""))
-        rows = []
-        for part in sorted(set(failed["part"].to_pylist())):
-            with self.part(part) as file:
-                table = file.read(columns=["image_id", "uri", "key", "error"])
-            rows += table.filter(pc.field("error") != "").to_pylist()
-        for row in rows:
-            row["stage"], row["kind"], row["message"] = (row["error"].split(": ", 2) + ["", ""])[:3]
-            row["retryable"] = row["kind"] in RETRYABLE
-        return pa.Table.from_pylist(rows, schema=schema.ERRORS)
+        failed = (batch.filter(pc.not_equal(batch["error"], "")) for batch in commits.to_batches())
+        tables = [schema.ERRORS.empty_table()]
+        for name in sorted({name for batch in failed for name in pc.unique(batch["part"]).to_pylist()}):
+            with self.part(name) as part:
+                table = part.read(columns=["image_id", "uri", "key", "error"])
+            rows = table.filter(pc.field("error") != "").to_pylist()
+            for row in rows:
+                row["stage"], row["kind"], row["message"] = (row["error"].split(": ", 2) + ["", ""])[:3]
+                row["retryable"] = row["kind"] in RETRYABLE
+            tables.append(pa.Table.from_pylist(rows, schema=schema.ERRORS))
+        return pa.concat_tables(tables)
 
     @property
     def method(self) -> str:
@@ -361,12 +368,13 @@ class Run:
 
     def _are_elsewhere(self, lost: list[str], sizes: dict[str, int]) -> bool:
         """Whether each image of the records `lost` has a row that is as good in another part."""
-        good, there = set(), set()
+        good, there = Ids(), Ids()
         for record in map_ahead(self._read_commit, sizes.items()):
-            there.update(record["image_id"].to_pylist())
-            good.update(record.filter(pc.equal(record["error"], ""))["image_id"].to_pylist())
-        rows = [row for name in lost for row in self._read_commit((name, None)).to_pylist()]
-        return all(row["image_id"] in (there if row["error"] else good) for row in rows)
+            there.add(record)
+            good.add(record.filter(pc.equal(record["error"], "")))
+        rows = pa.concat_tables(self._read_commit((name, None)) for name in lost)
+        is_good = pc.equal(rows["error"], "")
+        return pc.all(pc.if_else(is_good, good.among(rows), there.among(rows))).as_py()
 
     def _read_commit(self, part: tuple[str, int | None]) -> pa.Table:
         """The record of a part. part: its name and the bytes of its data file; None = they are gone."""
@@ -385,16 +393,3 @@ class Run:
         if size not in (recorded, None):
             raise DamagedRun(self, f"its part {self.data}/{name} has {size:,} of {recorded:,} bytes")
         return rows.append_column("part", pa.repeat(name, len(rows)))
-
-
-def superseded(commits: pa.Table) -> set[tuple[str, str]]:
-    """(image_id, part) of the rows that lose where an id is committed more than once.
-
-    The newest row without error counts, else the newest. Parts sort by attempt, hence by time.
-    """
-    counts = commits.group_by("image_id").aggregate([("error", "count")])
-    twice = counts.filter(pc.greater(counts["error_count"], 1))["image_id"]
-    rows = commits.filter(pc.is_in(commits["image_id"], value_set=twice.combine_chunks())).to_pylist()
-    rows.sort(key=lambda row: (row["error"] == "", row["part"]))
-    winners = {row["image_id"]: row["part"] for row in rows}
-    return {(row["image_id"], row["part"]) for row in rows if winners[row["image_id"]] != row["part"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -85,7 +86,12 @@ class Location(str):
 
 def split(uri: str) -> Parts | None:
     """The parts of a remote URI; None for a local path or file:// URI."""
-    match = SCHEME.match(uri := _full(uri))
+    return _split(_full(uri))
+
+
+@lru_cache(maxsize=256)  # a listing asks a dozen times about each of its images
+def _split(uri: str) -> Parts | None:
+    match = SCHEME.match(uri)
     if not match or match[1].lower() == "file":
         return None
     scheme, rest, options = match[1].lower(), match[2], ""
