@@ -13,7 +13,7 @@ from raypipe.storage import Folder, Location
 def make(folder, images: Mapping[str, Iterable]) -> Path:
     """Write an archive: for each category the paths of its images, best first; scores fall by 1/100 with the rank."""
     entries = [(category, rank, Path(path)) for category, its in images.items() for rank, path in enumerate(its)]
-    manifest, _ = manifest_of(Item(Location(str(path)), path.name) for _, _, path in entries)
+    manifest = manifest_of(Item(Location(str(path)), path.name) for _, _, path in entries)[0].read()
     rows = {row["location"]: row for row in manifest.to_pylist()}
     members = [
         {"category": category, "rank": rank, "score": 0.3 - rank / 100}
