@@ -50,15 +50,16 @@ def estimate(job: Label, segmenter: Segmenter, refiner: Callable | None = None) 
     Writes and downloads nothing. Raises RuntimeError with the child's message when the method cannot be loaded or run,
     and what `label` raises for what it is given.
     """
-    run, _ = open_run(job, segmenter, refiner)
+    start, (run, _) = time.monotonic(), open_run(job, segmenter, refiner)
     work = plan_work(job, segmenter, refiner)
     images = list_images(job, work, run)
     pending = run.plan(images, retry_errors=job.retry_errors, limit=job.limit)
     if len(pending) or job.moved_from:
         refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
+    planned = duration(time.monotonic() - start)
     device = cores.device_here(job.device, gpus=work.gpus)
     actors = _actors(job, work, device)
-    counts, given = {"images": len(images), "pending": len(pending)}, work.foreground
+    counts, given = {"images": len(images), "pending": len(pending), "planned_in": planned}, work.foreground
     result = Estimate({"method": work.segmenter.name} | ({given.option: str(given)} if given else {}))
     result |= {"needs": _needs(work), "licence": _of_both(work, "licence", "of"), "input": str(Location(job.input))}
     result |= counts | {"device": device, "actors": actors}

@@ -20,11 +20,12 @@ from raypipe.pipeline.stages import Work
 from raypipe.pipeline.summary import Summary, blocked, named, too_many
 from raypipe.run import Ids, Run, new_attempt, provenance
 from raypipe.runtime.interruption import held
-from raypipe.runtime.progress import count_of_images
+from raypipe.runtime.progress import count_of_images, duration
 from raypipe.storage import Folder, Location, Spool
 from raypipe.types import Segmenter
 
 log = logging.getLogger("raypipe")
+PLANNED_AT_ONCE = 10.0  # seconds that a plan takes without a word about it
 PLACES = ("input", "moved_from", "output")  # options that are paths or URIs
 
 
@@ -109,7 +110,9 @@ def begun(
         before, pending = len(listed) - len(pending), pending.slice(0, job.limit)
         if len(pending) or job.moved_from:
             refuse_moved(run, images, job.input, job.moved_from, max_bytes=job.max_bytes)
-        log.info("%s of %s to %s", f"{len(pending):,}", count_of_images(len(images)), work.verb)
+        planned = time.monotonic() - start
+        took = f", listed and planned in {duration(planned)}" if planned > PLANNED_AT_ONCE else ""
+        log.info("%s of %s to %s%s", f"{len(pending):,}", count_of_images(len(images)), work.verb, took)
         it = Attempt(work, pending, before)
         if not len(pending) and run.is_complete():
             yield it

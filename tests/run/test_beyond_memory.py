@@ -141,7 +141,8 @@ def test_a_job_that_plans_on_the_disk_labels_each_image_once(tmp_path):
     job = Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True, batch_size=2, max_bad_fraction=1.0)
     first = label(Label(**vars(job) | {"limit": 4}), Faulty())
     assert (first.labelled, first.pending, first.failed, list(first.failures)) == (4, 7, 1, ["0001.png"])
-    assert label(Label(**vars(job) | {"dry_run": True, "timing": False}), Faulty())["pending"] == 7
+    estimate = label(Label(**vars(job) | {"dry_run": True, "timing": False}), Faulty())
+    assert estimate["pending"] == 7 and estimate["planned_in"].endswith(" s")
     last = label(Label(**vars(job) | {"sheet": True}), Faulty())
     assert (last.labelled, last.pending, last.failed) == (7, 0, 1) and last.sheet
     assert label(Label(**vars(job) | {"retry_errors": True}), Faulty()).labelled == 1
