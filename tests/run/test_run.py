@@ -184,7 +184,7 @@ def test_a_table_of_failures_alone_has_the_same_types(run):
     file = next(iter(run.folder.files("masks/method=kmeans")))
     stored = pq.read_table(run.folder.path("masks/method=kmeans", file), partitioning=None).schema
     assert stored.equals(schema.MASKS)
-    assert stored.metadata[b"raypipe.schema"] == b"2"
+    assert stored.metadata[b"raypipe.schema"] == b"3"
 
 
 def test_columns_can_be_chosen_when_loading(run):
