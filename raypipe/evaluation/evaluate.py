@@ -38,7 +38,8 @@ class Evaluate:
     """Measure runs' masks against labels; several runs are compared."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]  # folders of runs: paths or URIs
-    # folder of label images, matched by relative path, then by a name that is unique; for boxes a folder of VOC's XML
+    # folder of label images, matched by relative path, then by a name that is unique; or what people drew in Label
+    # Studio (its JSON) or CVAT (its COCO 1.0, JSON or zip), or a folder of several; for boxes a folder of VOC's XML
     # files or a JSON file of COCO
     labels: str | None = None
     # instead of labels: duts-tr, duts-te, dut-omron, ecssd (masks), voc07, voc12, coco20k (boxes), voc2012, coco2017,
