@@ -1,6 +1,6 @@
 """Twenty complaints that users of other tools repeat most, each as a user meets it: here none of them holds.
 
-Each test names threads in which people report it.
+Each test names threads in which people report it; `test_complaints_in_peers.py` has those that still hold there.
 """
 
 import hashlib
