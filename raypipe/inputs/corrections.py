@@ -16,7 +16,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from urllib.parse import unquote
 
 import numpy as np
@@ -44,8 +44,7 @@ class Drawn:
     """What people drew in one image."""
 
     file: str  # where it stands
-    name: str  # of the image, as the tool has it
-    key: str | None  # the image's, where our own export told the tool
+    name: str  # the image's key, where our own export told the tool, else as the tool names it
     size: list[int] | None  # height and width
     shapes: list[dict] = field(default_factory=list)  # of `shapes.mask`, with their `names`
     first: str | None = None  # the name of shapes that are the image's first mask
@@ -75,13 +74,12 @@ def match(place: str, keys: Iterable[str]) -> Matches:
     """
     found: dict[str, Drawn] = {}
     for drawn in _all(place):
-        name = drawn.name if drawn.key is None else drawn.key
-        other = found.get(name)
+        other = found.get(drawn.name)
         if other and not (drawn.when and other.when):
-            text = f"{name!r} is labelled in {Location(other.file)} and in {Location(drawn.file)}"
+            text = f"{drawn.name!r} is labelled in {Location(other.file)} and in {Location(drawn.file)}"
             raise ValueError(f"{text}; leave one out")
         if other is None or drawn.when > other.when:
-            found[name] = drawn
+            found[drawn.name] = drawn
     if not found:
         raise ValueError(
             f"{Location(place)}: no task in it has an annotation; is it what was exported after labelling?"
@@ -115,6 +113,8 @@ def drawn_at(location: str, *, max_pixels: int) -> dict:
     if content["wrong"]:
         raise BadImage("decode", "corrupt", content["wrong"])
     height, width = content["size"]
+    if min(height, width) < 1:
+        raise BadImage("decode", "corrupt", f"a picture of {width} x {height} pixels")
     if height * width > max_pixels:
         text = f"{width} x {height} pixels, the limit is {max_pixels} (--max-pixels)"
         raise BadImage("decode", "too_large", text)
@@ -235,7 +235,7 @@ def _of_coco(content: Mapping, file: str) -> Iterator[Drawn]:
     first = next(iter(names.values()), None)
     for image in content["images"]:
         size = [int(image["height"]), int(image["width"])]
-        known = Drawn(file, str(image["file_name"]), image.get("key"), size, drawn[image["id"]], first)
+        known = Drawn(file, str(image.get("key") or image["file_name"]), size, drawn[image["id"]], first)
         if any(list(shape.pop("size", size)) != size for shape in known.shapes):
             known.wrong = "a mask of another size than its image"
         yield known
@@ -247,7 +247,8 @@ def _of_tasks(tasks: Iterable[dict], file: str) -> Iterator[Drawn]:
         if not done:
             continue
         newest = max(done, key=lambda each: (_when(each), each.get("id") or 0))
-        known = Drawn(file, _picture(data), data.get("key"), None, first=data.get("category"), when=_when(newest))
+        category = data.get("category") and str(data["category"])
+        known = Drawn(file, str(data.get("key") or _picture(data)), None, first=category, when=_when(newest))
         try:
             _draw(
                 known, newest["result"], {(data["height"], data["width"])} if {"height", "width"} <= {*data} else set()
@@ -268,7 +269,7 @@ def _draw(known: Drawn, result: list[dict], sizes: set[tuple[int, int]]) -> None
         value = each.get("value") or {}
         region = regions[each.get("id", i)]  # of several results where shapes and names are tags of their own
         region |= value
-        region["names"] += [name for kind, its in value.items() if kind.endswith("labels") for name in its]
+        region["names"] += [str(name) for kind, its in value.items() if kind.endswith("labels") for name in its]
     if len(sizes) != 1:
         raise ValueError(
             "pictures of several sizes in one task" if sizes else "nothing drawn, and no size of the picture"
@@ -296,7 +297,8 @@ def _shape(region: Mapping, size: list[int]) -> dict | None:
 
 
 def _when(annotation: Mapping) -> datetime:
-    return datetime.fromisoformat(annotation.get("updated_at") or annotation["created_at"])
+    when = datetime.fromisoformat(annotation.get("updated_at") or annotation["created_at"])
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _picture(data: Mapping) -> str:

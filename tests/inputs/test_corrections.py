@@ -281,3 +281,41 @@ def test_run_lengths_that_do_not_fill_their_image_are_a_reason(tmp_path, masks):
     read = found(written(tmp_path / "x.json", content), *"abcdef")
     assert all(isinstance(why, str) and "corrupt" in why for why in read.values())
     assert "another size" in read["f"]
+
+
+def replaced(content, at: int, value):
+    """JSON with one of its nodes, counted from the root, as another value; and how many nodes there are."""
+    count = -1
+
+    def walk(node):
+        nonlocal count
+        count += 1
+        if count == at:
+            return value
+        if isinstance(node, dict):
+            return {name: walk(each) for name, each in node.items()}
+        return [walk(each) for each in node] if isinstance(node, list) else node
+
+    return walk(content), count + 1
+
+
+@pytest.mark.parametrize("tool", ["labelstudio", "cvat"])
+def test_any_value_that_is_another_is_a_mask_or_a_reason(tmp_path, masks, tool, rng):
+    small, corners = masks[0][:2, :3], [[0, 0], [90, 0], [0, 90]]
+    polygon = region("polygonlabels", {"points": corners, "polygonlabels": ["coat"]}, small.shape)
+    box = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 5, "rectanglelabels": ["spot"]}
+    shapes = [stroke(small), polygon, region("rectanglelabels", box, small.shape)]
+    content = [task(data(key, small.shape), annotation(shapes), annotation([])) for key in "ab"]
+    if tool == "cvat":
+        drawn = {"a": [("coat", small), ("spot", [0, 0, 2, 0, 0, 2])], "b": [("coat", {"bbox": [0, 0, 1, 1]})]}
+        content = json.loads(write_coco(tmp_path / "y.json", drawn, ["coat", "spot"]).read_text())
+    read, nodes = 0, replaced(content, -1, None)[1]
+    values = [None, -1, 0, 1e308, 10**30, float("nan"), "x", [], {}, [[]], ["a"], True]
+    for at in range(nodes):
+        for value in (values[i] for i in rng.choice(len(values), 3, replace=False)):
+            try:
+                its = found(written(tmp_path / "x.json", replaced(content, at, value)[0]), "a", "b")
+                read += all(isinstance(mask, str) or mask.dtype == bool for mask in its.values())
+            except ValueError:
+                pass
+    assert read > nodes
