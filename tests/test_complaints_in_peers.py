@@ -234,7 +234,7 @@ for job in (lambda: rows(10).map(work).take_all(), lambda: read_images(sys.argv[
     try:
         job()
     except ray.exceptions.RayTaskError as error:
-        print(type(error.cause).__name__)
+        print("ended by", "a row" if "not liked" in str(error) else "a file" if "load image" in str(error) else error)
 """
 
 
@@ -244,4 +244,4 @@ def test_one_bad_row_or_file_ends_a_job_of_ray_data(tmp_path):
     picture(tmp_path / "good.png")
     (tmp_path / "broken.png").touch()
     done = subprocess.run([sys.executable, "-c", JOBS, str(tmp_path)], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-2:] == ["RuntimeError", "ValueError"], done.stderr
+    assert {"ended by a row", "ended by a file"} <= set(done.stdout.splitlines()), done.stderr
