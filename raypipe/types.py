@@ -118,7 +118,7 @@ class Segmenter(ABC):
     # its option `regions` is None or given:DIR, a folder of class maps: it then gets these, in the place of foregrounds
     takes_regions: ClassVar[bool] = False
     # which segments of an image's tiles are one (`label --tiles`): index, those of the same number; label, those of the
-    # same name; object, binary ones that agree where tiles overlap. May be a property
+    # same name; object, binary ones that agree where tiles overlap
     across: ClassVar[str] = "index"
     timeout: ClassVar[float] = 60.0  # seconds that one image may take before its process is given up
 

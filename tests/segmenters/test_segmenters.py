@@ -20,6 +20,8 @@ from raypipe.types import LabelMap, PatternSegmenter, Segmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATTERN = [name for name in names() if issubclass(find(name), PatternSegmenter)]
+TILED = {"clipseg": {"stretch": False}, "sam": {"result": "masks"}}  # what a method wants before it takes tiles
+UNTILED = ("dino_pca", "grabcut", "kmeans")
 SIZES = [(1, 1), (2, 2), (1, 40), (30, 3), (24, 26)]
 
 
@@ -129,6 +131,24 @@ def test_an_image_below_five_pixels_a_side_is_too_small_for_a_pattern(name, coun
     assert segments.masks.shape == (count, *size) and not segments.masks.any()
     (segments,) = run(loaded(name), [np.resize(noise, (5, 5, 3))])
     assert segments.note != "too_small"
+
+
+@pytest.mark.parametrize("name", names())
+def test_tiles_of_an_image_become_one_result_unless_the_method_says_why_not(name, loaded, images):
+    whole = {"foreground": "whole"} if name in PATTERN else {}
+    segmenter = replace(loaded(name), **whole, **TILED.get(name, {}))
+    if reason := segmenter.untiled():
+        assert name in UNTILED and reason.startswith(("which ", "whose "))
+        return
+    work = replace(plan_work(Label("photos", "run", tiles="32:16"), segmenter, None), device="cpu")
+    results = [Segment(replace(work, batch_size=size))([{"image": images[0], "error": ""}]) for size in (1, 9)]
+    ((row,), (other,)) = results
+    assert row["error"] == ""
+    check(segmenter, images[0], row["found"])
+    np.testing.assert_allclose(row["found"].masks, other["found"].masks, atol=1e-5)
+    assert segmenter.across in ("index", "label", "object")
+    assert not (segmenter.across == "object" and segmenter.soft)  # where two tiles agree is asked of binary masks
+    assert not (segmenter.across == "index" and segmenter.exclusive)
 
 
 @pytest.mark.parametrize("name", PATTERN)

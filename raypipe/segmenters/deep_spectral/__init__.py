@@ -66,9 +66,9 @@ class DeepSpectral(Discovery):
         """Whether clusters are looked for."""
         return self.result == "segments"
 
-    @property
-    def across(self) -> str:
-        return "object" if self.result == "segments" else "index"
+    def untiled(self) -> str:
+        reason = "whose regions of one tile are not those of another; leave out --result segments"
+        return reason if self.result == "segments" else super().untiled()
 
     def __post_init__(self):
         super().__post_init__()
