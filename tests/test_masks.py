@@ -27,6 +27,20 @@ def test_run_lengths_are_coco_s_column_by_column():
     assert masks.encode_rle(mask)["counts"] == "132"  # one 0, three 1, two 0: each below 32, as chr(48 + n)
 
 
+def test_run_lengths_of_masks_anywhere_in_their_image_are_coco_s_own(rng):
+    from pycocotools import mask as coco
+
+    for _ in range(500):
+        height, width = rng.integers(1, 12, 2)
+        top, bottom, left, right = (*sorted(rng.integers(0, height + 1, 2)), *sorted(rng.integers(0, width + 1, 2)))
+        mask = np.zeros((height, width), bool)
+        mask[top:bottom, left:right] = rng.random((bottom - top, right - left)) > rng.choice([-1, 0.5])
+        expected = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
+        (segment,) = masks.encode_segments(mask[None])
+        assert masks.encode_rle(mask)["counts"] == segment["counts"] == expected
+        assert segment["area"] == mask.sum()
+
+
 def test_run_lengths_are_the_stored_ones_byte_for_byte(shared):
     case = golden.arrays(shared / "golden" / "namedmask" / "coco_rle.npz")
     for i in range(4):
