@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.faulty import DIES, DIES_ONCE, GOOD, HANGS, NO_MEMORY, RAISES, Faulty, FaultyOnGpu, Soft, write_images
+from support.islands import BROKEN, HUGE, Islands, picture, write
 from support.written import rows_of
 
 import raypipe
@@ -320,6 +321,18 @@ def test_the_stored_types_are_the_documented_ones(tmp_path):
     run_job(tmp_path)
     for file in (tmp_path / "run/masks").rglob("*.parquet"):
         assert pq.read_schema(file).equals(schema.MASKS)
+
+
+def test_tiles_give_the_rows_of_the_loop_and_each_has_the_time_of_an_image(tmp_path):
+    images = [picture(seed)[:size] for seed, size in ((0, 60), (1, 30), (2, 20), (3, 30))]
+    images[1][0, 0], images[3][0, 0] = BROKEN, HUGE
+    write(tmp_path / "photos", images)
+    run_job(tmp_path, "loop", Islands(), tiles="32:12", local=True)
+    slow = Islands(sleep=0.15)  # the first has nine tiles, and takes longer than an image may
+    run_job(tmp_path, "ray", slow, tiles="32:12", timeout=1.0, batch_size=1, actors=2)
+    rows = rows_of(tmp_path / "loop")
+    assert rows == rows_of(tmp_path / "ray") and [row["error"] for row in rows] == [""] * 4
+    assert [row["note"] for row in rows] == ["", "tile_failed:0/0", "", ""]
 
 
 def test_a_picture_sheet_is_written_on_request(tmp_path):

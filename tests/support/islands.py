@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Seen:
 class Islands(Seen, Segmenter):
     """A mask for each island, named by its red value."""
 
+    sleep: float = 0.0  # seconds per image
     calls: list = field(default_factory=list, repr=False)
 
     source = "the tests"
@@ -41,6 +43,7 @@ class Islands(Seen, Segmenter):
 
         self.look(images)
         for image in images:
+            time.sleep(self.sleep)
             masks, labels = [], []
             for red in np.setdiff1d(image[..., 0], 0):
                 count, parts = cv2.connectedComponents((image[..., 0] == red).astype(np.uint8))
