@@ -24,7 +24,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from unittest import mock
 
@@ -101,6 +101,15 @@ class World:
         self.on_change: Callable[[str, bytes | None, bytes | None], None] = lambda path, before, after: None
         self._due, self._count, self._pids = [], 0, 100
         self.current = Fiber(Process("nobody", 1), lambda: None)
+
+    @property
+    def rates(self) -> Rates:
+        """How much goes wrong from now on."""
+        return self._rates
+
+    @rates.setter
+    def rates(self, rates: Rates) -> None:
+        self._rates, self._most = rates, sum(vars(rates).values())
 
     # Time and processes
 
@@ -221,13 +230,12 @@ class World:
 
     def _disturbance(self, kind: str, is_write: bool) -> str | None:
         x, changes = self.rng.random(), kind != "read" and kind != "list"
-        for each in fields(self.rates):
-            x -= getattr(self.rates, each.name)
-            if x < 0:
-                break
-        else:
+        if x >= self._most:
             return None
-        name = each.name
+        rates = iter(vars(self.rates).items())
+        while x >= 0:
+            name, rate = next(rates)
+            x -= rate
         is_possible = {"late": changes, "lost": changes, "torn": is_write, "stale": kind == "list"}
         if name == "interrupt" and self.current is not self.current.process.fibers[0]:
             return None
