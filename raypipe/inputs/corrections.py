@@ -81,9 +81,8 @@ def match(place: str, keys: Iterable[str]) -> Matches:
         if other is None or drawn.when > other.when:
             found[drawn.name] = drawn
     if not found:
-        raise ValueError(
-            f"{Location(place)}: no task in it has an annotation; is it what was exported after labelling?"
-        )
+        text = "no task in it has an annotation; is it what was exported after labelling?"
+        raise ValueError(f"{Location(place)}: {text}")
     matched = _matched(found, dict.fromkeys(keys))
     names = sorted({name for each in found.values() for shape in each.shapes for name in shape["names"]})
     firsts = {found[name].first for name in matched.values()} if len(names) > 1 else set()
@@ -124,7 +123,7 @@ def drawn_at(location: str, *, max_pixels: int) -> dict:
 def _location(drawn: Drawn, names: list[str]) -> str:
     """Where what was drawn in an image is. names: of all shapes of all images."""
     content = {"drawn": drawn.shapes, "size": drawn.size, "wrong": drawn.wrong, "first": None, "unknown": ""}
-    if len(names) > 1:
+    if len(names) > 1 and drawn.shapes:
         content["first"] = drawn.first
         if drawn.first not in names:
             known = f"its first label is {drawn.first!r}" if drawn.first else "nothing tells which one is the mask"

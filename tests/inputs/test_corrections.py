@@ -174,8 +174,10 @@ def test_of_several_names_the_first_masks_own_counts(tmp_path, masks, caplog):
     tasks = [task(data(f"{i}.jpg", SIZE, each), annotation(both)) for i, each in enumerate(["cluster 0", "cluster 1"])]
     tasks.append(task(data("2.jpg", SIZE, None), annotation(both)))
     tasks.append(task(data("3.jpg", SIZE, "coat"), annotation(both)))
-    read = found(written(tmp_path / "x.json", tasks), *(f"{i}.jpg" for i in range(4)))
+    tasks.append(task(data("4.jpg", SIZE, None), annotation([])))
+    read = found(written(tmp_path / "x.json", tasks), *(f"{i}.jpg" for i in range(5)))
     np.testing.assert_array_equal([read["0.jpg"], read["1.jpg"]], masks[:2])
+    assert not read["4.jpg"].any()  # nothing is nothing, whatever it is called
     assert "nothing tells which one is the mask" in read["2.jpg"] and "its first label is 'coat'" in read["3.jpg"]
     drawn = {"a.jpg": [("cluster 0", masks[0]), ("cluster 1", masks[1])], "b.jpg": [("cluster 1", masks[0])]}
     path = write_coco(tmp_path / "y.json", drawn, ["cluster 0", "cluster 1"])
