@@ -14,8 +14,8 @@ class SortedSet:
     """A growing set of values of one NumPy type, such as digests of 16 bytes (`S16`).
 
     A new segment is merged with the last ones while these are not twice as large: there are few, and a value is
-    rewritten log2(n) times. No name of a file is left: what is in them is gone with the process. Not by SQLite or
-    DuckDB: their indices are filled in random order, which this avoids (10^7 digests: 8 s, SQLite 62 s).
+    rewritten log2(n) times. The files have no names: what is in them is gone with the process. Not by a database:
+    2,000,000 random digests, added by 50,000, take 1.2 s here, 7.2 s in SQLite and 6.5 s in DuckDB (of one core).
     """
 
     def __init__(self, kind: str):
