@@ -11,8 +11,8 @@ minutes, the lowest versions' seven among them:
 - Networks run on one thread (`one_thread`), which on tiny ones is faster than two.
 - What shows again what a smaller case has shown carries the marker `slow`: ten minutes, which CI takes only if it has
   them.
-- When methods alone take ten minutes: pytest-xdist, `-n 2 --dist loadfile`, for the folders that need no Ray. Not
-  before: two Rays side by side on two cores make the tests of faults wait for each other.
+- The folders that need no Ray cluster run in two processes (pytest-xdist, `-n 2 --dist loadfile`). The others do not:
+  two Rays side by side on two cores make the tests of faults wait for each other.
 """
 
 import os
