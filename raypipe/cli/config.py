@@ -49,11 +49,13 @@ class Command(NamedTuple):
 
 
 class Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, which YAML 1.1 takes for text."""
+    """Reads 1e-3 as a number, which YAML 1.1 takes for text, and 512:32 as text, which it takes for one of base 60."""
 
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
+for digit in "0123456789":
+    Loader.yaml_implicit_resolvers[digit].insert(0, ("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")))
 
 
 def parse(verb: str, options: type, parts: tuple[str, ...], argv: list[str]) -> Command:

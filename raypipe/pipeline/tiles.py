@@ -58,7 +58,7 @@ def whole(row: dict, parts: Iterator[dict], segmenter: Segmenter) -> dict:
     def good(tiles: Iterable[dict]) -> Iterator[tuple[Place, Segments]]:
         for tile in tiles:
             if tile["error"]:
-                failed.append(tile)
+                failed.append((tile["place"], tile["error"]))
                 continue
             seconds.append(tile["seconds"])
             yield tile["place"], tile["found"]
@@ -66,9 +66,9 @@ def whole(row: dict, parts: Iterator[dict], segmenter: Segmenter) -> dict:
     tiles = good(chain([first], parts))
     start = next(tiles, None)
     if start is None:
-        return row | {"error": failed[0]["error"]}
+        return row | {"error": failed[0][1]}
     size, kind = row["image"].shape[:2], {"across": segmenter.across, "exclusive": segmenter.exclusive}
     found = merge(chain([start], tiles), size, **kind)
-    names = [f"tile_failed:{tile['place'].row}/{tile['place'].col}" for tile in failed]
+    names = [f"tile_failed:{place.row}/{place.col}" for place, _ in failed]
     notes = [*filter(None, [row.get("note"), found.note, *names])]
     return row | {"found": found, "note": ",".join(notes), "seconds": sum(seconds)}

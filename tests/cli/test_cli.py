@@ -276,6 +276,13 @@ def test_a_config_may_hold_what_the_command_itself_takes_and_numbers_like_1e_3(p
     assert (run["settings"]["refine_eps"], run["settings"]["eps"]) == (0.001, 2.0)
 
 
+def test_a_config_may_say_tiles_as_a_command_line_does(photos, capsys):
+    config = photos.parent / "tiles.yaml"
+    config.write_text("tiles: 512:32\nk: 3\n")  # to YAML 1.1 a number of base 60
+    assert label("--config", str(config), "--print-config", photos=photos) == 0
+    assert "tiles: '512:32'\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("where", ["flag", "config"])
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(where, photos, capsys):
     config = photos.parent / "debug.yaml"

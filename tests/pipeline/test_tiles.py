@@ -87,6 +87,14 @@ def test_an_image_of_which_all_tiles_fail_is_an_error_row_and_the_next_one_is_no
     assert len(masks_of(whole)) == len(truth(picture(1)))
 
 
+def test_an_image_has_the_time_of_one_for_each_of_its_tiles():
+    work = plan_work(Label("photos", "run", tiles=TILES, timeout=2.0), Islands(), None)
+    segment = stages.Segment(work)
+    list(segment([row_of(picture()), row_of(picture()[:30, :30])]))
+    assert segment.granted() == (9 - 1) * 2.0  # beside what each image has
+    assert work.patience > 9 * 2.0
+
+
 def test_tiles_are_tried_by_halves_where_memory_runs_out():
     image = picture()
     image[0, 0] = HUGE
