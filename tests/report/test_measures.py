@@ -85,3 +85,17 @@ def test_histograms_agree_with_a_slow_loop_and_share_their_edges():
     whole = measures.histogram([np.array([2.0, 2.0, 4.0])])
     assert whole.counts[0].tolist() == [0, 2, 0, 1, 0]
     assert measures.histogram([np.array([np.nan])]).counts[0].sum() == 0
+
+
+def test_the_least_trusted_are_odd_and_both_ends_of_trust_are_shown(tmp_path):
+    rows = [row(f"{i:03d}.png", [0.2, 0.7]) for i in range(100)]
+    run = write_run(tmp_path / "run", rows, per_part=64)
+    keys = [row["key"] for row in rows]
+    trust = pa.table({"key": keys, "trust": [*(i / 100 + 0.005 for i in range(99)), None]})
+    run.folder.write_table(trust, "metrics", "trust", "trust.parquet")
+    figures = measures.good(measures.read(run))
+    low = measures.signs(figures)["low trust"]
+    assert [key for key, sign in zip(figures["key"].to_pylist(), low, strict=True) if sign] == ["000.png", "001.png"]
+    shown = measures.choose([figures], 20)
+    assert [choice.key for choice in shown[:2]] == ["000.png", "001.png"] and shown[0].oddness == measures.ODD
+    assert "098.png" in {choice.key for choice in shown}

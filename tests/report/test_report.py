@@ -54,8 +54,10 @@ def labelled(tmp_path_factory) -> Path:
         raypipe.label("kmeans", str(folder / "photos"), str(folder / name), foreground="whole", k=k, local=True)
     keys = raypipe.load(str(folder / "k2"))["key"]
     agreements = pa.table({"key": keys, "agreement": np.linspace(0.5, 1, len(keys))})
-    (folder / "k2/metrics/agreement").mkdir(parents=True)
-    pq.write_table(agreements, folder / "k2/metrics/agreement/agreement.parquet")
+    trusts = pa.table({"key": keys, "trust": np.linspace(0.01, 0.99, len(keys))})
+    for name, table in (("agreement", agreements), ("trust", trusts)):
+        (folder / f"k2/metrics/{name}").mkdir(parents=True)
+        pq.write_table(table, folder / f"k2/metrics/{name}/{name}.parquet")
     (folder / "photos/animals/07.png").unlink()
     return folder
 
@@ -143,6 +145,9 @@ def test_the_page_explains_its_colours_and_words(labelled):
     assert "kmeans on whole images" in text
     for word in ("Overlay", "First mask", "Masks per image", "Time in the method"):
         assert re.search(f"{word} (the|how|what) ", text), word
+    report(Report(runs=(str(labelled / "k2"),), output=str(labelled / "k2.html")))
+    assert "Trust how far the first mask can be trusted" in plain(labelled / "k2.html")
+    assert "trust, worst first" in plain(labelled / "k2.html")
 
 
 def test_the_page_and_the_list_of_methods_caution_of_names(labelled, monkeypatch, capsys):
