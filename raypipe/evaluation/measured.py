@@ -23,7 +23,7 @@ from raypipe.run import Run
 from raypipe.storage import map_ahead
 from raypipe.types import BadImage
 
-SAMPLE_MASKS = 200_000  # that ranks and weights are learned from; all of a smaller corpus
+SAMPLE_MASKS = 50_000  # that ranks and weights are learned from; all of a smaller corpus
 SIGNALS = {  # by column, what is said of it; the first one is what the others are held against
     "agreement": "Dice with the other runs' masks, by how far all agree with each on the image",
     "stability": "IoU with itself in other views of the image (label --jitter)",

@@ -146,7 +146,7 @@ def trust(options: Trust) -> Trusted:
     """Measure the signals of all masks, combine them, and write TRUST into each run; earlier tables are replaced.
 
     Streams as `agree` does: what was measured goes through a temporary file, ranks and weights are learned from a
-    sample of at most 200,000 masks. Raises ValueError for no run, the same one twice, one without rows, labels of which
+    sample of at most 50,000 masks. Raises ValueError for no run, the same one twice, one without rows, labels of which
     none belongs to an image, and where nothing could be measured that tells masks apart; FileNotFoundError for a folder
     that is no run.
     """
