@@ -196,6 +196,14 @@ def test_without_a_cuda_runtime_it_finds_the_foreground_for_a_method_on_a_gpu(ne
     assert row["error"] == "" and row["foreground"].shape == (height, width)
 
 
+def test_what_is_missing_is_named_without_a_look_at_the_network(network, tmp_path, monkeypatch):
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    assert Rembg().missing() == "u2net.onnx" and Rembg(model=str(network)).missing() == ""
+    assert Rembg(model=str(tmp_path / "no.onnx")).missing() == str(tmp_path / "no.onnx")
+    (tmp_path / "u2net.onnx").touch()
+    assert Rembg().missing() == ""
+
+
 def test_it_needs_no_numba_and_leaves_torch_its_threads(tmp_path):
     """Which `import rembg` does: numba compiles its mattes for most of a minute after an installation."""
     network = write_network(tmp_path / "tiny.onnx")
