@@ -58,7 +58,8 @@ def are_at(place: str) -> bool:
         return Location(place).lower().endswith(ENDINGS)
     found = False
     for name in folders.walk(place, LeftOut()):
-        if posixpath.splitext(name)[1].lower() in PICTURES and OF_PICTURES not in name.split("/")[:-1]:
+        is_picture = posixpath.splitext(name)[1].lower() in PICTURES and OF_PICTURES not in name.split("/")[:-1]
+        if is_picture or name == "run.json":  # masks, or a run, of which `maskfiles` says what to do with it
             return False
         found |= _is_one(name)
     return found
