@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raypipe import lookup, refiners, segmenters
-from raypipe.benchmark import methods, pipeline, processes
+from raypipe.benchmark import methods, peers, pipeline, processes
 from raypipe.benchmark.figures import FAILED, QUICK, Figure, Sizes, environment, load, markdown, table
 from raypipe.benchmark.turns import timed
 from raypipe.runtime.interruption import on_signals
@@ -31,6 +31,8 @@ class Benchmark:
     # ward naming_evaluation, or efficiency scaling overhead memory resume first-row help
     only: tuple[str, ...] = ()
     weights: str | None = None  # for the methods named by --only instead of their own; also a folder of several
+    peers: bool = False  # instead: other tools for the same work; rembg ray-data mask-generation segment-anything ncut
+    photos: str | None = None  # with --peers: a folder of images that all tools can read, instead of 100 of our own
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,14 @@ def names() -> list[str]:
 
 def _chosen(options: Benchmark) -> list[str]:
     """The named benchmarks in the usual order; all without a name. Raises ValueError for `weights` without effect."""
-    known = names()
+    known = peers.names() if options.peers else names()
     for name in options.only:
         if name not in known:
             raise ValueError(f"unknown benchmark {name!r}; {lookup.suggest(name, known)}")
+    if options.photos and not options.peers:
+        raise ValueError("--photos has no effect without --peers")
+    if options.peers:
+        return [name for name in known if not options.only or name in options.only]
     named = [segmenters.find(name) for name in options.only if name in segmenters.names()]
     if options.weights and not any("weights" in kind.networks for kind in named):
         raise ValueError("--weights has no effect without --only METHOD of a method that has the option --weights")
@@ -84,6 +90,8 @@ def _chosen(options: Benchmark) -> list[str]:
 
 
 def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[Figure]:
+    if options.peers:
+        return _of_peers(chosen, sizes, options)
     figures: list[Figure] = []
     of_pipeline = [name for name in chosen if name in pipeline.JOBS]
     for name in chosen:
@@ -99,4 +107,13 @@ def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[F
         starts = range(HELP_STARTS * sizes.repeats)
         seconds = [timed(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)[0] for _ in starts]
         figures.append(Figure("help", "raypipe --help", "s", seconds, "with the start of Python"))
+    return figures
+
+
+def _of_peers(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[Figure]:
+    figures: list[Figure] = []
+    for name in chosen:
+        log.info("measuring %s", name)
+        with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:
+            figures += peers.measure(name, sizes, folder, photos=options.photos, weights=options.weights)
     return figures

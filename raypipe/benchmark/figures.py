@@ -43,9 +43,10 @@ class Sizes:
     steady: float = 16.0  # seconds that the sleeping methods of a run sleep, per worker
     corpus: int = 20_000  # images of the run whose CPU time and memory are watched and that is started again
     settled: int = 2_000  # images after which they should not change
+    peers: int = 100  # different photographs that raypipe and its peers label
 
 
-QUICK = Sizes(photographs=1, repeats=1, steady=6.0, corpus=4_000, settled=1_000)
+QUICK = Sizes(photographs=1, repeats=1, steady=6.0, corpus=4_000, settled=1_000, peers=20)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,12 +43,48 @@ class Watched(Child):
 
     def watched(self) -> list[Sample]:
         """Samples of the child and all processes below it, until it ends; [] where there is no /proc."""
-        samples = []
-        while self.process.poll() is None:
-            if os.path.isdir("/proc/self"):
-                samples.append(Sample(time.time(), used_below(self.process.pid)))
-            time.sleep(SAMPLE_EVERY)
-        return samples
+        return watched(self.process)
+
+
+class Ran(NamedTuple):
+    """What a command took."""
+
+    seconds: float  # from the start of its process to its end
+    cpu: float  # seconds of all its processes; not a number where there is no /proc
+    memory: float  # MB, the most that all its processes together had of their own
+
+
+def ran(command: Sequence[str]) -> Ran:
+    """Run a command as a user would: with all cores, on no cluster. Raises RuntimeError with its last words."""
+    unset = ("RAY_ADDRESS", *ONE_THREAD)
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        with subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT) as process:
+            try:
+                samples = watched(process)
+                code, seconds = process.wait(), time.perf_counter() - start
+            finally:
+                process.terminate()  # nothing happens to one that has ended
+        said.seek(0)
+        *_, words = said.read().decode(errors="replace").strip().split("\n")
+    if code:
+        raise RuntimeError(f"{' '.join(command)}: ended with {code}: {words}")
+    if not samples:
+        return Ran(seconds, float("nan"), float("nan"))
+    memory = max(sum(used.memory for used in sample.used.values()) for sample in samples)
+    return Ran(seconds, cpu_seconds(samples)[-1], memory)
+
+
+def watched(process: subprocess.Popen) -> list[Sample]:
+    """Samples of a process and all below it, until it ends; [] where there is no /proc."""
+    samples = []
+    while process.poll() is None:
+        if os.path.isdir("/proc/self"):
+            samples.append(Sample(time.time(), used_below(process.pid)))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SAMPLE_EVERY)
+    return samples
 
 
 def call(function: Callable, *arguments):
