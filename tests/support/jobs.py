@@ -64,14 +64,14 @@ def servers_below(ancestor: int) -> list[int]:
 
 
 def assert_complete(output: Path, photos: Path) -> None:
-    """Every image once, for plain readers too, and equal to an undisturbed loop."""
+    """Every image once, for plain readers too, and equal to an undisturbed loop, which is run once for a folder."""
     keys = [
         key
         for file in output.glob("masks/*/*.parquet")
         for key in pq.read_table(file, partitioning=None)["key"].to_pylist()
     ]
     assert sorted(keys) == sorted(file.name for file in photos.iterdir())
-    alone = output.with_name(output.name + "-alone")
+    alone = photos.with_name(f"{photos.name}-alone")
     if not alone.exists():
         subprocess.run(command(photos, alone, "--local", sleep=0), check=True, capture_output=True)
     assert rows_of(output) == rows_of(alone)
