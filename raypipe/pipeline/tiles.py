@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import numpy as np
 
 from raypipe.tiling import Place, Tiling, merge
-from raypipe.types import Segmenter, Segments
+from raypipe.types import PatternSegmenter, Segmenter, Segments
 
+log = logging.getLogger("raypipe")
 OF_PIXELS = ("image", "foreground", "regions")  # what of a row is cut with it
 
 
@@ -20,6 +23,14 @@ def check(tiling: Tiling, segmenter: Segmenter) -> None:
     if segmenter.across == "object" and not tiling.overlap:
         text = f"{segmenter.name} finds objects, which are joined where tiles overlap"
         raise ValueError(f"--tiles {tiling}: {text}; OVERLAP must be above 0")
+    if segmenter.across == "index" and not isinstance(segmenter, PatternSegmenter):
+        _say_each(segmenter.name)
+
+
+@functools.cache
+def _say_each(method: str) -> None:
+    """Say in the log, once, what a method of one object makes of tiles without any."""
+    log.info("%s looks for an object in each tile, also where there is none", method)
 
 
 def places(row: dict, tiling: Tiling) -> list[Place]:

@@ -10,7 +10,7 @@ from support.islands import BROKEN, HUGE, Bright, Islands, picture, write
 from support.written import rows_of
 
 from raypipe import segmenters
-from raypipe.pipeline import stages
+from raypipe.pipeline import stages, tiles
 from raypipe.pipeline.job import Label, check_job, plan_work
 from raypipe.pipeline.label import label
 from raypipe.run import OtherConfiguration
@@ -145,6 +145,16 @@ def test_a_method_of_which_tiles_make_no_sense_says_why(tmp_path, name, options,
     segmenter = segmenters.find(name)(**options)
     with pytest.raises(ValueError, match=f"--tiles 64:8: not with {name}, .*{reason}"):
         check_job(Label(str(tmp_path / "photos"), str(tmp_path / "run"), tiles="64:8"), segmenter, None)
+
+
+@pytest.mark.parametrize(("method", "says"), [("lost", True), ("maskclip", False), ("watershed", False)])
+def test_what_looks_for_one_object_says_that_it_does_so_in_each_tile(tmp_path, caplog, method, says):
+    caplog.set_level("INFO", logger="raypipe")
+    tiles._say_each.cache_clear()
+    options = {"classes": "cat, dog"} if method == "maskclip" else {}
+    job = Label(str(tmp_path / "photos"), str(tmp_path / "run"), tiles="64:8")
+    check_job(job, segmenters.find(method)(**options), None)
+    assert ("looks for an object in each tile" in caplog.text) == says
 
 
 def test_objects_need_an_overlap_and_nobody_takes_another_grammar(tmp_path):
