@@ -221,13 +221,25 @@ class Image:
 def _fetched(
     every: Iterable[list[dict]], originals: Originals | None
 ) -> Iterator[tuple[list[dict], bytes | BadImage | None]]:
-    """The rows of each image with the bytes of its original; None where none is asked for."""
+    """The rows of each image with the bytes of its original; None where none is asked for, or the image failed."""
     if originals is None:
         yield from ((images, None) for images in every)
         return
-    known = (next((row for row in images if not row["failed"]), images[0]) | {"images": images} for images in every)
-    for row, content in originals.fetch(known):
+    without: list[list[dict]] = []
+
+    def labelled() -> Iterator[dict]:
+        for images in every:
+            known = next((row for row in images if not row["failed"]), None)
+            if known is None:
+                without.append(images)
+            else:
+                yield known | {"images": images}
+
+    for row, content in originals.fetch(labelled()):
         yield row["images"], content
+        while without:
+            yield without.pop(), None
+    yield from ((images, None) for images in without)
 
 
 def _threshold(run: Run) -> float | None:

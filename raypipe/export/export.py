@@ -26,7 +26,8 @@ from raypipe.storage import Location, normalise
 from raypipe.types import BadImage, PatternSegmenter
 
 LEFT_OUT = "_left_out.csv"
-NAMES_TRUST = re.compile(r"\b(mask_)?trust\b")  # a condition does, whose columns a run's own table has
+# A condition names what `raypipe trust` has measured; within quotes it is text.
+NAMES_TRUST = re.compile(r"\b(mask_)?trust\b(?=([^']*'[^']*')*[^']*$)", re.IGNORECASE)
 ADVICE = dict.fromkeys(
     ("original missing", "original permission"), ": give the --input (and --column) that was labelled"
 )

@@ -305,8 +305,10 @@ def test_a_condition_of_an_export_names_trust_without_a_join(tmp_path, capsys):
     words = ["export", places[0], "--format", "csv", "--output", str(tmp_path / "out")]
     assert main([*words, "--where", "mask_trust < 0.3"]) == 2
     assert f"make it first: raypipe trust {places[0]}" in capsys.readouterr().err
+    assert main([*words, "--where", "label is null or label = 'trust'", "--overwrite"]) == 0
     trust.trust(Trust(tuple(places)))
-    assert main([*words, "--where", "trust < 0.3 and mask_trust < 0.3", "--json"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--where", "Trust < 0.3 and mask_trust < 0.3", "--overwrite", "--json"]) == 0
     exported = json.loads(capsys.readouterr().out.splitlines()[-1])["images"]
     assert exported == sum(value < 0.3 for value in read(Run(places[0]), ["trust"])["trust"].to_pylist()) > 3
 
