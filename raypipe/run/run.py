@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -77,6 +77,8 @@ class Run:
         except NewerRun:
             raise
         except (ValueError, KeyError, TypeError) as error:
+            if not self.there():
+                return None  # the very first file was torn, and nothing came after it
             raise DamagedRun(self, f"its run.json cannot be read ({error!r})") from error
 
     def check_configuration(self, settings: dict, *, defaults: dict) -> None:
@@ -109,12 +111,11 @@ class Run:
     def clean(self) -> None:
         """Delete what a killed attempt left: parts without record, records without part, old temporary files.
 
-        What seems to be left is asked for by its name before it goes: listings may lag behind, and a writer that was
-        fenced off may have gone on between two of them. Raises RuntimeError when a finished run has parts but no
-        records: it was copied without them.
+        What seems to be left is asked for by its name before it goes: listings may lag behind, and who was fenced off
+        may go on. Raises RuntimeError when a finished run has parts but no records: it was copied without them.
         """
         parts, commits = self.folder.files(self.data), self.folder.files("_commits")
-        if parts and not commits and self.is_complete():
+        if not commits and self._has_lost_records(parts):
             raise RuntimeError(f"{self} is a finished run without its folder _commits; copy that too, or verify it")
         for name in filter(OURS.fullmatch, parts.keys() - commits.keys()):
             if self.folder.size("_commits", name) is None:
@@ -362,9 +363,13 @@ class Run:
                 raise DamagedRun(self, text)
             if len(sizes) == len(there) + len(lost):
                 break
-        if files and not records and self.is_complete():
+        if not records and self._has_lost_records(files):
             raise DamagedRun(self, "the records of its parts are gone (folder _commits)")
         return there
+
+    def _has_lost_records(self, parts: Iterable[str]) -> bool:
+        """Whether a finished run has parts, and none of them a record. None is listed: one is asked for by its name."""
+        return any(self.folder.size("_commits", name) is None for name in list(parts)[:1]) and self.is_complete()
 
     def _are_elsewhere(self, lost: list[str], sizes: dict[str, int]) -> bool:
         """Whether each image of the records `lost` has a row that is as good in another part."""

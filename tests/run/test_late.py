@@ -138,3 +138,32 @@ def test_what_a_late_worker_adds_to_an_ended_run_is_settled_at_its_next_start(ru
     assert len(commits) == 4 == pc.count_distinct(commits["image_id"]).as_py()
     assert sorted(run.errors()["image_id"].to_pylist()) == images["image_id"].to_pylist()[2:]
     assert verify(Verify(str(run))).exit_code == 0
+
+
+def test_a_run_whose_first_file_was_torn_begins_again(run):
+    whole = run.folder.read("run.json")
+    run.folder.write(whole[:40], "run.json")
+    run = Run(str(run), "kmeans")
+    run.check_configuration({"k": 3}, defaults={})
+    run.freeze({"k": 3}, {"weights": {}})
+    assert run.configuration()["settings"] == {"k": 3}
+    attempt_all(run, manifest(2))
+    run.folder.write(whole[:40], "run.json")
+    with pytest.raises(DamagedRun, match="its run.json cannot be read"):
+        Run(str(run), "kmeans").check_configuration({"k": 3}, defaults={})
+
+
+def test_a_listing_that_lacks_all_records_of_a_finished_run_is_not_taken_for_their_loss():
+    images = manifest(2)
+    for seed in range(10):
+        world = World(seed)
+        with world.inside():
+            run = world.run(lambda: begin(images))
+            run.mark_complete({"images": 2})
+            world.rates = Rates(stale=1.0)
+            world.run(run.clean)
+            world.run(run.parts)
+            world.rates = Rates()
+            run.folder.delete_folder("_commits")
+            with pytest.raises(RuntimeError, match="without its folder _commits"):
+                run.clean()
