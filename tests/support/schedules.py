@@ -28,7 +28,7 @@ from raypipe.run.rows import batches, columns, load
 from raypipe.runtime.interruption import Interrupted
 from raypipe.segmenters import find
 from raypipe.storage import Locked, open_table
-from support.simulated import Fiber, Killed, Rates, World
+from support.simulated import Fiber, Killed, Process, Rates, World
 
 PLACE = "simulated://bucket/run"
 COMMITS, LOCK = "bucket/run/_commits/", "bucket/run/_runs/LOCK"
@@ -36,6 +36,7 @@ SETTINGS = {"k": 2}
 WORK = Work(find("kmeans")(), None, None, batch_size=1, timeout=60.0, keep_soft=False, max_pixels=1, max_bytes=1)
 TRANSIENT, PERMANENT = "fetch: network: gone", "decode: truncated: ends early"
 SEGMENT = {"size": [4, 4], "counts": "484", "bbox": [1.0, 0.0, 2.0, 4.0], "area": 8, "score": 0.5}
+FLAKY, NEVER = -1, 99
 ENDS = (OSError, Locked, DamagedRun, Interrupted, Killed)  # how a disturbed command may end
 
 
@@ -49,16 +50,16 @@ class Schedule:
     def __init__(self, seed: int):
         self.seed, self.rng = seed, random.Random(f"schedule {seed}")
         self.world = World(seed)
-        self.table = self.rng.choice(["masks", *["exact_embeddings"] * 3])  # the latter are read in a third of the time
-        self.images = manifest(self.rng.randint(3, 6))
+        self.table = self.rng.choice(["masks", *["exact_embeddings"] * 5])  # the latter are read in a third of the time
+        self.images = manifest(self.rng.randint(2, 5))
         ids = self.images["image_id"].to_pylist()
-        self.fails = {image: self.rng.choice([0] * 6 + [1, 2, 99]) for image in ids}  # times until it is good
+        self.fails = {image: self.rng.choice([0] * 5 + [1, 2, FLAKY, NEVER]) for image in ids}  # until it is good
         self.tries: Counter = Counter()
         self.parts: dict[str, list[str]] = {}  # tokens by part name
         self.rows: dict[str, tuple[str, str]] = {}  # token -> id, error
         self.committed: set[str] = set()  # tokens of rows of which a record was there
         self.durable: dict[str, bool] = {}  # id -> whether a good row of it was promised
-        self.world.on_change = self._changed
+        self.world.on_change, self.world.on_request = self._changed, self._requested
         self.did: Counter = Counter()
 
     def play(self) -> Schedule:
@@ -67,7 +68,7 @@ class Schedule:
             with self.world.inside():
                 if self.rng.random() < 0.6:
                     self.world.run(lambda: self.label(limit=self.rng.randint(1, 4)), host=self._host())
-                self.world.rates, lots = self._rates(), self.rng.choice([1, 1, 2, 2, 3])
+                self.world.rates, lots = self._rates(), self.rng.choice([1, 2, 2])
                 users = [self.world.start(self._user, host="nobody") for _ in range(lots)]
                 self.world.sleep(self.rng.expovariate(1 / 40))
                 self.observe()
@@ -87,7 +88,9 @@ class Schedule:
     def _rates(self) -> Rates:
         draw = self.rng.random
         self.kind = self.rng.choice(["atomic", "atomic", "lagging", "torn"])
-        rates = Rates(*(draw() ** 2 * 0.03 for _ in range(6)), pause=draw() ** 2 * 0.02, step=draw() ** 2 * 0.01)
+        most = {"kill": 0.02, "fail": 0.015, "lost": 0.015, "late": 0.03, "torn": 0.02, "interrupt": 0.008}
+        most |= {"pause": 0.02, "step": 0.015}
+        rates = Rates(**{name: draw() ** 2 * rate for name, rate in most.items()})
         return replace(rates, torn=rates.torn * (self.kind == "torn"), stale=0.5 * draw() * (self.kind == "lagging"))
 
     # Users
@@ -161,8 +164,9 @@ class Schedule:
         rows = []
         for image in block.to_pylist():
             self.tries[image["image_id"]] += 1
-            failed = self.tries[image["image_id"]] <= self.fails[image["image_id"]]
-            error = (PERMANENT if self.fails[image["image_id"]] == 99 else TRANSIENT) if failed else ""
+            fails = self.fails[image["image_id"]]
+            failed = self.rng.random() < 0.5 if fails == FLAKY else self.tries[image["image_id"]] <= fails
+            error = (PERMANENT if fails == NEVER else TRANSIENT) if failed else ""
             token = f"token {len(self.rows)}"
             self.rows[token] = image["image_id"], error
             rows.append(row(self.table, image, attempt, token, error))
@@ -186,6 +190,14 @@ class Schedule:
             for begin, tokens in self.parts.items():
                 if name.startswith(begin):
                     self.committed |= {*tokens}
+
+    def _requested(self, process: Process, kind: str, path: str) -> None:
+        if path == LOCK and kind == "read":
+            process.looked = self.world.objects.get(LOCK, (b"",))[0]
+        elif kind == "write" and path.startswith(f"bucket/run/{self.table}/"):
+            process.looked = None
+        elif kind == "write" and path.startswith(COMMITS) and not process.looked:
+            raise Wrong("a record is written without a look at the lock")
 
     def _check_rows(self, rows: list[dict]) -> None:
         ids = [row["image_id"] for row in rows]
@@ -223,12 +235,39 @@ class Schedule:
         summary = self.world.run(lambda: self.label(retry_errors=retries), host=self._host())
         if self.rng.random() < 0.3:
             self.world.run(lambda: compact(Compact(PLACE)), host=self._host())
-        if self.rng.random() < 0.2:
+        if self.rng.random() < 0.08:
             self._check_end(summary)
+            summary = self._damaged()
+        elif self.rng.random() < 0.1:
             summary = self.world.run(self.label, host=self._host())
             if summary.labelled:
                 raise Wrong(f"{summary.labelled} images labelled by a start that had nothing to do")
         self._check_end(summary)
+
+    def _damaged(self):
+        """A part is damaged: verify says so, a repair (a first one is killed) and a start put it right. Others stay."""
+        before = {row["note"]: row["image_id"] for row in load(Run(PLACE), ["image_id", "note"]).to_pylist()}
+        paths = [path for path in sorted(self.world.objects) if path.startswith((COMMITS, f"bucket/run/{self.table}/"))]
+        path = self.rng.choice(paths)
+        content, name = self.world.objects[path][0], path.rpartition("/")[2]
+        with Run(PLACE).part(name) as part:
+            hit = {*part.read(columns=["image_id"])["image_id"].to_pylist()}
+        place = self.rng.randrange(len(content))
+        flipped = content[:place] + bytes([content[place] ^ (1 << self.rng.randrange(8))]) + content[place + 1 :]
+        self.world.change(path, self.rng.choice([flipped, content[:place], *[None] * (len(paths) > 2)]))
+        if verify(Verify(PLACE)).exit_code != 1:
+            raise Wrong(f"verify does not see that {path} is damaged")
+        self.durable = {image: good for image, good in self.durable.items() if image not in hit}
+        self.world.rates = Rates(kill=0.05)
+        repair = self.world.start(lambda: verify(Verify(PLACE, repair=True)), host="one")
+        self.world.join(repair)
+        self.world.rates = Rates()
+        self.world.sleep(3600)
+        self.world.run(lambda: verify(Verify(PLACE, repair=True)))
+        after = {row["note"] for row in load(Run(PLACE), ["note"]).to_pylist()}
+        if missing := {token for token, image in before.items() if image not in hit} - after:
+            raise Wrong(f"repair took good rows: {missing}")
+        return self.world.run(lambda: self.label(retry_errors=True))
 
     def _check_end(self, summary) -> None:
         if summary.pending:

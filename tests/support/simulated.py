@@ -70,6 +70,7 @@ class Process:
     pid: int
     dead: bool = False
     until: float = 0.0  # stands still until then
+    looked: bytes | None = None  # what it read of the lock, since it last wrote a part
     fibers: list[Fiber] = field(default_factory=list)
 
     @property
@@ -99,6 +100,7 @@ class World:
         self.happened: Counter = Counter()
         self.trace: list[tuple] = []
         self.on_change: Callable[[str, bytes | None, bytes | None], None] = lambda path, before, after: None
+        self.on_request: Callable[[Process, str, str], None] = lambda process, kind, path: None
         self._due, self._count, self._pids = [], 0, 100
         self.current = Fiber(Process("nobody", 1), lambda: None)
 
@@ -213,6 +215,7 @@ class World:
             return effect()
         self.sleep(self._latency())
         process, disturbance = self.current.process, self._disturbance(kind, torn is not None)
+        self.on_request(process, kind, path)
         self.trace.append((round(self.now, 6), process.host, process.pid, kind, path, disturbance))
         if disturbance is None:
             answer = effect()
