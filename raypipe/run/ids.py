@@ -15,7 +15,11 @@ ROWS = 50_000  # that are read together
 
 
 class Ids:
-    """Ids by 16 bytes each."""
+    """Ids by 16 bytes each.
+
+    DuckDB's anti-join of 4,000,000 ids with 2,000,000 takes a seventh of the time (0.7 of 4.8 s on one core) and five
+    times the memory; but a listing needs the set anyway, and its images take ten times as long as both.
+    """
 
     def __init__(self, batches: Iterable[pa.RecordBatch] = ()):
         """batches: with the column `image_id`, whose ids are added."""
@@ -39,13 +43,18 @@ class Ids:
 
 def digests(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """What an id is the hexadecimal text of, (N,) `S16`; of any other text, which no listing gives, a hash."""
-    texts, are_digests = ids.to_pylist(), pc.match_substring_regex(ids, "^[0-9a-f]{32}$")
-    if pc.all(are_digests).as_py():
-        content = bytes.fromhex("".join(texts))
+    texts = ids.to_pylist()
+    if pc.all(pc.equal(pc.binary_length(ids), 32)).as_py() and _is_hexadecimal(joined := "".join(texts)):
+        content = bytes.fromhex(joined)
     else:
-        pairs = zip(texts, are_digests.to_pylist(), strict=True)
-        content = b"".join(bytes.fromhex(text) if is_one else hashed(text) for text, is_one in pairs)
+        content = b"".join(
+            bytes.fromhex(text) if len(text) == 32 and _is_hexadecimal(text) else hashed(text) for text in texts
+        )
     return np.frombuffer(content, "S16")
+
+
+def _is_hexadecimal(text: str) -> bool:
+    return not text.encode().translate(None, b"0123456789abcdef")
 
 
 def hashed(text: str) -> bytes:
