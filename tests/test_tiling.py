@@ -230,6 +230,16 @@ def test_what_only_one_of_two_tiles_saw_stays_as_it_was():
     np.testing.assert_array_equal(found.masks[0, :, :10], mask[0])
 
 
+@pytest.mark.parametrize(("rows", "columns", "count"), [((3, 5), (7, 10), 1), ((3, 5), (6, 8), 2), ((0, 2), (6, 8), 2)])
+def test_a_piece_belongs_to_what_goes_on_in_the_next_tile_only_where_its_tile_cuts_it(rows, columns, count):
+    places = Tiling(10, 4).places((8, 16))
+    piece, large = np.zeros((8, 10), bool), np.ones((8, 10), bool)
+    piece[slice(*rows), slice(*columns)] = True  # in the shared columns, and few of them
+    tiles = [Segments(piece[None]), Segments(large[None])]
+    found = merge(zip(places, tiles, strict=True), (8, 16), across="object", exclusive=False)
+    assert len(found.masks) == count
+
+
 def test_a_thing_and_its_part_in_one_tile_never_become_one_object():
     places = Tiling(10, 4).places((8, 16))
     body, legs = np.zeros((8, 10), bool), np.zeros((8, 10), bool)

@@ -54,21 +54,23 @@ class Stored(NamedTuple):
         """Which of its masks have pixels in common: bool (N, N)."""
         return masks.iou(self.rles, self.rles) > 0
 
-    def inside(self, part: Place) -> tuple[list[int], list[dict], list[bool]]:
-        """Those of its masks that have pixels in a part of it, by number, as run lengths of that part, and whether they
-        end there because the tile does.
+    def inside(self, other: Place) -> tuple[list[int], list[dict], list[bool]]:
+        """Its masks with pixels in what it shares with another tile: their numbers, and their run lengths there.
+
+        And whether they end there at a border of their tile that the other one goes beyond.
         """
         from pycocotools import mask as coco
 
+        part, found = self.place.shared(other), []
         rows, columns = here = self.place.of(part)
-        own, found = self.place[2:], []
+        inner = [edge == mine != its for edge, mine, its in zip(part[2:], self.place[2:], other[2:], strict=True)]
         for i, (x, y, width, height) in enumerate(coco.toBbox(self.rles) if self.rles else ()):
             if x >= columns.stop or x + width <= columns.start or y >= rows.stop or y + height <= rows.start:
                 continue  # not worth decoding
             mask = masks.decode_rle(self.rles[i])[here]
             if mask.any():
                 ends = (mask[:CUT], mask[:, :CUT], mask[-CUT:], mask[:, -CUT:])
-                is_cut = any(a == b and end.any() for a, b, end in zip(part[2:], own, ends, strict=True))
+                is_cut = any(is_inner and end.any() for is_inner, end in zip(inner, ends, strict=True))
                 found.append((i, masks.encode_rle(mask), is_cut))
         return tuple(map(list, zip(*found, strict=True))) if found else ([], [], [])
 
@@ -118,7 +120,9 @@ def _groups(stored: Sequence[Stored]) -> list[list[tuple[int, int]]]:
     overlapping = [each.overlapping() for each in stored]
 
     def may_join(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
-        return not any(t == u and overlapping[t][i, j] for (t, i), (u, j) in product(one, other))
+        common = {t for t, _ in one} & {t for t, _ in other}  # few: most objects have a part in other tiles
+        both = ([node for node in nodes if node[0] in common] for nodes in (one, other))
+        return not any(t == u and overlapping[t][i, j] for (t, i), (u, j) in product(*both))
 
     group = {(t, i): [(t, i)] for t, each in enumerate(stored) for i in range(len(each.rles))}
     pairs = (pair for t, u in combinations(range(len(stored)), 2) for pair in _alike(stored, t, u))
@@ -139,9 +143,9 @@ def _alike(stored: Sequence[Stored], t: int, u: int) -> Iterator[tuple[int, floa
     from pycocotools import mask as coco
 
     one, other = stored[t], stored[u]
-    if not (part := one.place.shared(other.place)):
+    if not one.place.shared(other.place):
         return
-    (first, a, a_cut), (second, b, b_cut) = one.inside(part), other.inside(part)
+    (first, a, a_cut), (second, b, b_cut) = one.inside(other.place), other.inside(one.place)
     if not (a and b):
         return
     alike = masks.iou(a, b)
