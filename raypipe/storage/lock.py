@@ -1,4 +1,11 @@
-"""Who may write to a run's folder: a lock with a sign of life, and a fence against a dead attempt's workers."""
+"""Who may write to a run's folder: a lock with a sign of life, and a fence against a dead attempt's workers.
+
+What is asked of a store: who reads a file by its name gets what was written last, as S3, GCS, Azure and NFS promise.
+Listings may lag behind. Nothing is asked of clocks: a host whose clock is ahead takes a living holder's lock over, and
+the fence then ends that holder's commits; one whose clock is behind waits as much longer for a dead one. A process that
+stands still between the fence and the write after it leaves a second row, and `run.superseded` says which one counts.
+`tests/run/test_schedules.py` plays all of this.
+"""
 
 from __future__ import annotations
 
