@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raypipe import lookup, refiners, segmenters
-from raypipe.benchmark import methods, peers, pipeline, processes
+from raypipe.benchmark import commands, methods, peers, pipeline, processes
 from raypipe.benchmark.figures import FAILED, QUICK, Figure, Sizes, environment, load, markdown, table
 from raypipe.benchmark.turns import timed
 from raypipe.runtime.interruption import on_signals
@@ -81,6 +82,9 @@ def _chosen(options: Benchmark) -> list[str]:
             raise ValueError(f"unknown benchmark {name!r}; {lookup.suggest(name, known)}")
     if options.photos and not options.peers:
         raise ValueError("--photos has no effect without --peers")
+    if options.photos and (not os.path.isdir(options.photos) or len(_files(options.photos)) <= commands.FEW):
+        text = f"a folder with more than {commands.FEW} image files and nothing else"
+        raise ValueError(f"--photos: expected {text}, got {options.photos!r}")
     if options.peers:
         return [name for name in known if not options.only or name in options.only]
     named = [segmenters.find(name) for name in options.only if name in segmenters.names()]
@@ -117,3 +121,9 @@ def _of_peers(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[F
         with tempfile.TemporaryDirectory(prefix="raypipe-benchmark-") as folder:
             figures += peers.measure(name, sizes, folder, photos=options.photos, weights=options.weights)
     return figures
+
+
+def _files(folder: str) -> list[str]:
+    """The files of a folder; none where it holds folders too, of which the tools make different things."""
+    entries = list(os.scandir(folder))
+    return [entry.name for entry in entries] if all(entry.is_file() for entry in entries) else []

@@ -172,5 +172,11 @@ def test_peers_are_asked_for_by_name(tmp_path, capsys):
     assert "did you mean 'rembg'" in capsys.readouterr().err
     assert main([*place, "--photos", str(tmp_path)]) == 2
     assert "--photos has no effect without --peers" in capsys.readouterr().err
+    for files in ([], ["1.jpg", "2.jpg", "3.jpg", "more/4.jpg"]):
+        for file in files:
+            (tmp_path / "photos" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "photos" / file).touch()
+        assert main([*place, "--peers", "--photos", str(tmp_path / "photos")]) == 2
+        assert "--photos: expected a folder with more than 2 image files" in capsys.readouterr().err
     assert main([*place, "--peers", "--only", "mask-generation"]) == 0
     assert "| mask-generation | images per second | - | - | 0 | skipped: needs the folder" in capsys.readouterr().out
