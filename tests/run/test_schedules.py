@@ -14,28 +14,12 @@ from support.schedules import Schedule
 
 COUNT = int(os.environ.get("SCHEDULES", 10_000))
 PROCESSES = 2
-# Of 10,000 schedules at least: half of what there was when this was written.
-HAPPENED = {
-    "kill": 2000,
-    "fail": 2500,
-    "lost": 200,
-    "late": 400,
-    "torn": 50,
-    "interrupt": 1800,
-    "pause": 1800,
-    "step": 800,
-    "stale": 6000,
-}
-DID = {
-    "label: done": 1000,
-    "label: Locked": 1500,
-    "lock taken over": 2000,
-    "given up worker": 350,
-    "compact: done": 150,
-    "repair: done": 150,
-    "read: done": 500,
-    "verify: done": 300,
-}
+AGAIN = "to see one again: PYTHONPATH=tests python -m support.schedules SEED"
+# Of 10,000 schedules at least: a third of what there was when this was written. Less would be a world without dangers.
+HAPPENED = {"kill": 1300, "fail": 700, "lost": 150, "late": 250, "torn": 50, "interrupt": 400, "pause": 1000}
+HAPPENED |= {"step": 800, "stale": 5000}
+DID = {"label: done": 1000, "label: Locked": 700, "lock taken over": 1500, "given up worker": 300, "compact: done": 200}
+DID |= {"repair: done": 100, "read: done": 300, "verify: done": 150}
 
 
 def test_no_row_is_lost_or_doubled_in_ten_thousand_schedules():
@@ -45,11 +29,11 @@ def test_no_row_is_lost_or_doubled_in_ten_thousand_schedules():
     outputs = [json.loads(process.communicate()[0]) for process in running]
     wrong = {seed: text for each in outputs for seed, text in each["wrong"].items()}
     shown = "\n".join(list(wrong.values())[:5])
-    assert not wrong, f"{len(wrong)} of {COUNT} schedules: {', '.join(wrong)}\n{shown}\nsee {__name__}"
+    assert not wrong, f"{len(wrong)} of {COUNT} schedules: {', '.join(wrong)}\n{shown}\n{AGAIN}"
     for name, least in (("happened", HAPPENED), ("did", DID)):
         counts = sum((Counter(each[name]) for each in outputs), Counter())
         print(name, dict(counts))
-        for kind, count in least.items():
+        for kind, count in least.items() if COUNT >= 1000 else ():  # of few there may be none
             assert counts[kind] >= count * COUNT // 10_000, f"{kind}: only {counts[kind]} times"
 
 
