@@ -71,6 +71,6 @@ def test_trust_tells_the_good_masks_of_labelled_images_and_which_to_correct_firs
         print(f"{name}: a fifth corrected raises each run's Dice by {ratios} times of what a random fifth does")
     both = gains.sum(0) / len(gains) + others.sum(0) / len(others)  # 7 of the 33 images of a run
     print(f"both: {both[0] / both[1]:.2f} times")
-    assert both[0] / both[1] > 1.5
-    assert patterns.of_images.value > 0.7 and objects.of_images.value > 0.7
-    assert patterns.correlation.value > 0.6 and objects.correlation.value > 0.55
+    assert both[0] / both[1] > 1.5  # reached 1.62, of at most 1.9 where the truth would choose
+    assert patterns.of_images.value > 0.65 and objects.of_images.value > 0.7  # 0.75 and 0.80
+    assert patterns.correlation.value > 0.65 and objects.correlation.value > 0.6  # 0.74 and 0.67, mask by mask
