@@ -142,10 +142,12 @@ def _replace(run: Run, attempt: str, old: Iterable[str], records: dict[str, pa.T
 
 
 def _read_part(run: Run, name: str) -> bytes:
-    """A part's data file. Raises RuntimeError when it is not what its record says."""
-    content = run.folder.read(run.data, name) or b""
+    """A part's data file. Raises RuntimeError when it is not what its record says, FileNotFoundError without one."""
+    content, committed = run.folder.read(run.data, name) or b"", run.folder.read("_commits", name)
+    if committed is None:  # a listing that lags behind names it all the same
+        raise FileNotFoundError(f"{run}: another process has replaced the part {name}; run the same command again")
     try:
-        record, expected = read_record(run.folder.read("_commits", name) or b"")
+        record, expected = read_record(committed)
         if hashlib.sha256(content).hexdigest() != expected["sha256"]:
             raise Damage("altered", "it is not what was committed")
         if not open_table(content).read(columns=schema.COMMIT.names).equals(record):

@@ -6,7 +6,7 @@ import pytest
 from support.attempts import attempt_all, finished, manifest
 from support.simulated import LAG, Rates, World
 
-from raypipe.maintenance.compact import Compact, compact
+from raypipe.maintenance.compact import Compact, _read_part, compact
 from raypipe.maintenance.verify import Verify, verify
 from raypipe.run import DamagedRun, Run, new_attempt
 from raypipe.run.rows import batches, load
@@ -167,3 +167,11 @@ def test_a_listing_that_lacks_all_records_of_a_finished_run_is_not_taken_for_the
             run.folder.delete_folder("_commits")
             with pytest.raises(RuntimeError, match="without its folder _commits"):
                 run.clean()
+
+
+def test_a_part_that_compact_finds_replaced_is_not_called_damaged(run):  # schedule 146
+    attempt_all(run, manifest(2))
+    (name,) = run.parts()
+    run.drop(name)
+    with pytest.raises(FileNotFoundError, match="another process has replaced the part"):
+        _read_part(run, name)
