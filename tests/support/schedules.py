@@ -225,6 +225,9 @@ class Schedule:
             if not self.world.happened["torn"]:
                 raise
             return
+        self._check_promised(rows)
+
+    def _check_promised(self, rows: list[dict]) -> None:
         self._check_rows(rows)
         errors = {row["image_id"]: row["error"] for row in rows}
         for image, is_good in self.durable.items():
@@ -279,8 +282,8 @@ class Schedule:
     def _check_end(self, summary) -> None:
         if summary.pending:
             raise Wrong(f"{summary.pending} images pending after an undisturbed start")
-        self.observe()
         rows = load(Run(PLACE)).to_pylist()
+        self._check_promised(rows)
         images = {image["image_id"]: image for image in self.images.to_pylist()}
         if sorted(each["image_id"] for each in rows) != sorted(images):
             raise Wrong(f"{len(rows)} rows for {len(images)} images")
