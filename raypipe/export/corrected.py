@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +21,17 @@ from raypipe.types import BadImage
 log = logging.getLogger("raypipe")
 STAGE = "correction"  # of an error
 NOTE = "corrected"  # of an image whose masks people drew
+
+
+def applied(run: Run, place: str, images: Iterable[dict], about: About) -> tuple[Iterator[dict], About]:
+    """The rows as `replaced` makes them, and what to tell of the run with them.
+
+    place: as `find` takes it. Where only a number tells objects apart, people may have drawn more than the run has.
+    """
+    matches = find(run, place, about)
+    if about.instances:
+        about = replace(about, most=max(about.most, *map(corrections.count, matches.location.values())))
+    return replaced(images, matches, about), about
 
 
 def find(run: Run, place: str, about: About) -> Matches:

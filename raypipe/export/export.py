@@ -102,7 +102,7 @@ def export(options: Export) -> Result:
     leaves = (*rows.SMALL, *["embedding"] * (about.embeddings and getattr(form, "EMBEDDINGS", False)))
     images = _selected(run, options, leaves)
     if options.corrections:
-        images = corrected.replaced(images, corrected.find(run, options.corrections, about), about)
+        images, about = corrected.applied(run, options.corrections, images, about)
     if segmenters.is_exclusive(run.method):
         images = (row | {"segments": [each for each in row["segments"] if each["area"]]} for row in images)
     where_from = {"column": options.column, "allow_private": options.allow_private}

@@ -50,6 +50,7 @@ class Drawn:
     first: str | None = None  # the name of shapes that are the image's first mask
     wrong: str = ""  # why it cannot be read
     when: datetime | None = None  # None where a file holds each image once
+    is_key: bool = False  # whether `name` is what our own export told the tool
 
 
 def are_at(place: str) -> bool:
@@ -69,7 +70,8 @@ def match(place: str, keys: Iterable[str]) -> Matches:
     """What was drawn in which image. place: a file, as it is downloaded, or a folder of several.
 
     An image is found by its key in our own export's task, or by its file's name: with `__` for `/` as in our export for
-    CVAT, without what tools put before it, else as `maskfiles.match` finds mask files. Where shapes have several names,
+    CVAT, without what tools put before it, else as `maskfiles.match` finds mask files. Of images that are one with `__`
+    for `/`, as `a/b.jpg` and `a__b.jpg`, none is found by that. Where shapes have several names,
     those are the mask that are named as the first mask was in our export's task, else as the first label in the file.
     Raises ValueError for files of other kinds, and for two that label one image, and FileNotFoundError.
     """
@@ -107,9 +109,14 @@ def mask(location: str, *, max_pixels: int) -> np.ndarray:
     return found
 
 
+def count(location: str) -> int:
+    """How many shapes were drawn at a location of `match`."""
+    return len(_content(location)["drawn"])
+
+
 def drawn_at(location: str, *, max_pixels: int) -> dict:
     """What was drawn at a location of `match`: shapes, `drawn`, of an image's `size`. Raises BadImage."""
-    content = json.loads(MARK[1:] + location.partition(MARK)[2])
+    content = _content(location)
     if content["wrong"]:
         raise BadImage("decode", "corrupt", content["wrong"])
     height, width = content["size"]
@@ -119,6 +126,10 @@ def drawn_at(location: str, *, max_pixels: int) -> dict:
         text = f"{width} x {height} pixels, the limit is {max_pixels} (--max-pixels)"
         raise BadImage("decode", "too_large", text)
     return content
+
+
+def _content(location: str) -> dict:
+    return json.loads(MARK[1:] + location.partition(MARK)[2])
 
 
 def _location(drawn: Drawn, names: list[str]) -> str:
@@ -134,7 +145,9 @@ def _location(drawn: Drawn, names: list[str]) -> str:
 
 def _matched(found: Mapping[str, Drawn], keys: Mapping[str, None]) -> dict[str, str]:
     """The name in `found` of each image that has one."""
-    matched = {key: key for key in keys if key in found}
+    of_flat = _by(keys, _flat)
+    sure = {key for key in keys if "/" in key or len(of_flat[_flat(key)]) == 1}  # whose name is no other's, made flat
+    matched = {key: key for key in keys if key in found and (key in sure or found[key].is_key)}
     for of_key, of_name in FORMS:
         if not (names := found.keys() - matched.values()):
             return matched
@@ -142,7 +155,7 @@ def _matched(found: Mapping[str, Drawn], keys: Mapping[str, None]) -> dict[str, 
         both = ((its, by_name.get(form, ())) for form, its in by_key.items())
         matched |= {its[0]: names[0] for its, names in both if len(its) == len(names) == 1}
     names = {NUMBERED.sub("", name): name for name in found.keys() - matched.values()}
-    return matched | maskfiles.paired(names, [key for key in keys if key not in matched]).location
+    return matched | maskfiles.paired(names, [key for key in keys if key in sure and key not in matched]).location
 
 
 def _by(texts: Iterable[str], form: Callable[[str], str]) -> dict[str, list[str]]:
@@ -235,7 +248,8 @@ def _of_coco(content: Mapping, file: str) -> Iterator[Drawn]:
     first = next(iter(names.values()), None)
     for image in content["images"]:
         size = [int(image["height"]), int(image["width"])]
-        known = Drawn(file, str(image.get("key") or image["file_name"]), size, drawn[image["id"]], first)
+        key = image.get("key")
+        known = Drawn(file, str(key or image["file_name"]), size, drawn[image["id"]], first, is_key=bool(key))
         if any(list(shape.pop("size", size)) != size for shape in known.shapes):
             known.wrong = "a mask of another size than its image"
         yield known
@@ -248,7 +262,8 @@ def _of_tasks(tasks: Iterable[dict], file: str) -> Iterator[Drawn]:
             continue
         newest = max(done, key=lambda each: (_when(each), each.get("id") or 0))
         category = data.get("category") and str(data["category"])
-        known = Drawn(file, str(data.get("key") or _picture(data)), None, first=category, when=_when(newest))
+        key = data.get("key")
+        known = Drawn(file, str(key or _picture(data)), None, [], category, when=_when(newest), is_key=bool(key))
         try:
             _draw(
                 known, newest["result"], {(data["height"], data["width"])} if {"height", "width"} <= {*data} else set()

@@ -1,8 +1,12 @@
 """The final data set has the masks that people corrected in the place of the run's, and all others as they are."""
 
+import hashlib
+import io
 import json
+import tarfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
@@ -113,3 +117,33 @@ def test_corrections_of_other_images_or_other_names_are_refused(tmp_path, rng, c
         place = back(tmp_path / "back.json", drawn)
         assert main(["export", run, "--format", "csv", "--corrections", place]) == 2
         assert why in capsys.readouterr().err
+
+
+def test_more_objects_than_the_run_has_in_an_image_keep_values_of_their_own(tmp_path, rng):
+    run, _ = run_of(tmp_path, rng, 2, "sam")
+    pixels = [np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) == i for i in range(5)]
+    place = back(tmp_path / "back.json", {"a/1.jpg": [("sam", mask) for mask in pixels]})
+    export(Export(run, "png", output=str(tmp_path / "out"), corrections=place))
+    values = np.array(Image.open(tmp_path / "out/a/1.png"))
+    assert all((values[mask] == i).all() for i, mask in enumerate(pixels, 1))
+    assert (tmp_path / "out/values.csv").read_text().splitlines()[-1] == "5,segment 4"
+    many = [("sam", pixels[i % 5]) for i in range(300)]  # more than 8 bits hold
+    export(Export(run, "png", output=str(tmp_path / "many"), corrections=back(tmp_path / "back.json", {"3.jpg": many})))
+    assert np.array(Image.open(tmp_path / "many/3.png")).max() == 301  # 255 is left out
+
+
+def test_what_people_drew_has_no_embedding(tmp_path, rng):
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "x.png")
+    known = {"uri": str(tmp_path / "x.png"), "sha256": hashlib.sha256((tmp_path / "x.png").read_bytes()).hexdigest()}
+    found = random_masks(rng, SIZE, 2)
+    rows = [masks_row(key, found, embeddings=np.ones((2, 3)), **known) for key in KEYS]
+    write_run(str(tmp_path / "run"), rows, settings={"k": 2, "keep_embeddings": True})
+    place = back(tmp_path / "back.json", {"3.jpg": [("cluster 0", found[0]), ("cluster 1", found[1])]})
+    for form in ("webdataset", "hf"):
+        export(Export(str(tmp_path / "run"), form, output=str(tmp_path / form), corrections=place))
+    with tarfile.open(tmp_path / "webdataset/shard-000000.tar") as file:
+        shapes = {key: np.load(io.BytesIO(file.extractfile(f"{key}.embeddings.npy").read())).shape for key in "34"}
+    assert shapes == {"3": (2, 0), "4": (2, 3)}
+    (file,) = (tmp_path / "hf").rglob("*.parquet")
+    table = {row["key"]: [each["embedding"] for each in row["segments"]] for row in pq.read_table(file).to_pylist()}
+    assert table["3.jpg"] == [None, None] and table["4.jpg"] == [[1, 1, 1]] * 2

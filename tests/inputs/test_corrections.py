@@ -128,6 +128,15 @@ def test_images_are_found_by_what_tools_make_of_their_names(tmp_path, masks):
     assert matches.unused == ["nobody.jpg"] and set(matches.location) == {*keys}
 
 
+def test_images_that_are_one_without_folders_never_get_the_mask_of_the_other(tmp_path, masks):
+    keys, drawn = ("a/b.jpg", "a__b.jpg", "c.jpg"), {"a__b.jpg": [("coat", masks[0])], "a__b-0a1b2c3d.jpg": []}
+    path = write_coco(tmp_path / "x.json", drawn | {"c.jpg": [("coat", masks[1])]}, ["coat"])
+    assert corrections.match(str(path), keys).unused == list(drawn) and same(found(path, *keys), {"c.jpg": masks[1]})
+    tasks = [task(data(key, SIZE), annotation([stroke(mask)])) for key, mask in zip(keys, masks, strict=False)]
+    place = written(tmp_path / "y.json", tasks)  # whose tasks have the key
+    assert same(found(place, *keys), dict(zip(keys, masks, strict=False)))
+
+
 def test_polygons_and_rectangles_cover_the_pixels_inside(tmp_path):
     mask = np.zeros(SIZE, bool)
     mask[2:7, 3:9] = True

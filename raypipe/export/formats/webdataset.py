@@ -26,7 +26,8 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write shard-000000.tar, ...: per image KEY.jpg or .png, KEY.mask.png (see `png.label_map`), KEY.json.
 
     Of a run that keeps embeddings KEY.embeddings.npy, float16 (N, D), a row per segment of the JSON; (0, 0) without
-    segments. A key's dots become underscores, since the first one ends the key; the JSON has the original.
+    segments, (N, 0) where people drew them. A key's dots become underscores, since the first one ends the key; the JSON
+    has the original.
     """
     remarks, shard, size = Counter(), 0, SHARD_BYTES
     with ExitStack() as stack:
@@ -42,7 +43,7 @@ def write(images: Iterator[dict], target: Target, about: About) -> Counter:
             key = target.name(row | {"key": f"{stem}.x"}, "")  # no other sample's
             members = {suffix: content, ".mask.png": encode_png(values), ".json": _json(row, about)}
             if about.embeddings:
-                members[".embeddings.npy"] = _npy([each["embedding"] for each in row["segments"]])
+                members[".embeddings.npy"] = _npy([each["embedding"] or [] for each in row["segments"]])
             for ending, member in members.items():
                 entry = tarfile.TarInfo(key + ending)  # time and owner stay 0: the same export gives the same bytes
                 entry.size = len(member)
