@@ -211,7 +211,7 @@ def _selected(run: Run, options: Export, leaves: tuple[str, ...]) -> Iterator[di
     """The rows that options ask for. leaves: as in `rows.select`. Raises ValueError and FileNotFoundError at once."""
     joined = [rows.read_joined(options.join)] if options.join else []
     if NAMES_TRUST.search(options.where or "") and not any("trust" in table.column_names for table in joined):
-        joined.append(trust.read(run, {"key": "key", "trust": "trust", "mask_trust": "masks"}))
+        joined.append(trust.read(run, {"image_id": "image_id", "trust": "trust", "mask_trust": "masks"}))
     select = partial(rows.select, run, where=options.where, joined=joined)
     if options.doubtful is None:
         return select(leaves=leaves)

@@ -131,6 +131,13 @@ def test_a_run_counts_by_how_far_all_agree_with_it_and_settings_of_a_method_shar
     alone = signals.agreements(rows, ["a", "b", "c", "d", "e"])
     crowd = signals.agreements(rows, ["a", "a", "a", "d", "e"])
     assert crowd[3][0] > alone[3][0] + 0.2  # three settings of one method do not outvote two methods
+    is_left, whole = np.indices((SIDE, SIDE))[1] < 20, disk(20, 20, 8)
+    left, right = whole & is_left, whole & ~is_left
+    middle = signals.agreements([row_of(mask[None]) for mask in (left, whole, right)], ["a", "b", "c"])
+    one, other = dice(left, whole), dice(right, whole)  # those of left and right do not meet
+    centre = np.hypot(one, other)  # the leading eigenvector is (one, centre, other)
+    np.testing.assert_allclose(middle[0], centre * one / (centre + other))
+    np.testing.assert_allclose(middle[2], centre * other / (centre + one))
     lonely = signals.agreements([row_of(disk(5, 5, 3)[None]), row_of(disk(30, 30, 3)[None])], ["a", "b"])
     assert [values.tolist() for values in lonely] == [[0.0], [0.0]]
 
@@ -311,6 +318,17 @@ def test_a_condition_of_an_export_names_trust_without_a_join(tmp_path, capsys):
     assert main([*words, "--where", "Trust < 0.3 and mask_trust < 0.3", "--overwrite", "--json"]) == 0
     exported = json.loads(capsys.readouterr().out.splitlines()[-1])["images"]
     assert exported == sum(value < 0.3 for value in read(Run(places[0]), ["trust"])["trust"].to_pylist()) > 3
+
+
+def test_images_of_one_key_are_exported_once_each_by_their_own_trust(tmp_path, capsys):
+    places, _ = made(tmp_path, {"kmeans": 0.5, "watershed": 0.6}, images=4)
+    twins = [masks_row("twin.png", disk(x, 20, 9)[None]) | {"image_id": f"{x}"} for x in (20, 26)]
+    place = str(write_run(str(tmp_path / "lost"), [*twins, masks_row("00.png", TRUTH[None])], method="lost"))
+    trust.trust(Trust((place, *places)))
+    words = ["export", place, "--format", "csv", "--output", str(tmp_path / "out"), "--json", "--where"]
+    assert main([*words, "trust >= 0 and mask_trust >= 0"]) == 0
+    exported = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert exported["images"] == exported["segments"] == 3
 
 
 def test_every_mask_of_an_image_has_its_own_trust(tmp_path, capsys):
