@@ -8,9 +8,11 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import skimage.data
 from PIL import Image, ImageOps
@@ -21,9 +23,12 @@ from support.tiny.sam import write_model
 from support.written import masks_row, write_run
 
 import raypipe
+from raypipe import schema
 from raypipe.cli.verbs import main
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label as label_with
+from raypipe.run import Run, new_attempt
+from raypipe.storage import hold
 
 RING = np.zeros((40, 60), bool)  # with a hole, and a second part
 RING[5:30, 5:30], RING[12:20, 12:20], RING[33:38, 40:55] = True, False, True
@@ -84,7 +89,9 @@ def test_grey_transparent_cmyk_and_16_bit_pictures_are_pictures(tmp_path):
     assert label(tmp_path) == 0
     bright = np.zeros((40, 60), bool)
     bright[:20, :30] = True
-    for row in rows(tmp_path / "run").values():
+    found = rows(tmp_path / "run")
+    assert len(found) == len(modes)
+    for row in found.values():
         assert row["error"] == "" and (raypipe.decode(row)[1] == bright).mean() > 0.99, row["key"]
 
 
@@ -126,7 +133,7 @@ def test_photographs_of_any_sizes_go_through_in_one_batch(tmp_path):
 
 
 def test_an_image_that_raises_is_a_row_and_the_others_are_labelled(tmp_path):
-    """Ray Data: ray-project/ray#39800."""
+    """Ray Data: ray-project/ray#41213."""
     write_images(tmp_path / "photos", [GOOD, RAISES, GOOD])
     label_with(Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True), Faulty())
     found = rows(tmp_path / "run")
@@ -189,12 +196,19 @@ def test_results_are_not_written_among_the_photographs(tmp_path, capsys):
     assert contents(tmp_path / "photos") == photos
 
 
-def test_another_run_on_the_same_output_is_refused_and_nothing_of_the_first_is_lost(tmp_path):
+def test_writers_side_by_side_and_another_run_on_the_same_output_overwrite_nothing(tmp_path):
     """Ray Data: ray-project/ray#54949, #55043."""
+    run, attempt = Run(str(tmp_path / "many"), "kmeans"), new_attempt()
+    parts = [pa.Table.from_pylist([masks_row(f"{i}.png", RING[None])], schema=schema.MASKS) for i in range(12)]
+    with hold(run.folder, attempt), ThreadPoolExecutor(4) as pool:
+        run.freeze({"k": 2}, {"weights": {}})
+        list(pool.map(lambda i: run.commit(attempt, i, parts[i]), range(len(parts))))
+        run.finish(attempt)
+    assert len(rows(tmp_path / "many")) == len(parts)
     write_images(tmp_path / "photos", [GOOD] * 2)
     assert label(tmp_path) == 0
-    run = contents(tmp_path / "run/masks")
-    assert label(tmp_path, "--k", "3") == 4 and contents(tmp_path / "run/masks") == run
+    before = contents(tmp_path / "run/masks")
+    assert label(tmp_path, "--k", "3") == 4 and contents(tmp_path / "run/masks") == before
 
 
 # Masks
@@ -280,7 +294,7 @@ def test_masks_that_overlap_keep_what_they_share(overlapping):
 
 
 def test_brushes_for_label_studio_are_the_masks_and_coco_has_them_too(overlapping):
-    """Label Studio: HumanSignal/label-studio#382, #5899, HumanSignal/label-studio-converter#72."""
+    """Label Studio: HumanSignal/label-studio#382, #5899, #7737, HumanSignal/label-studio-converter#72."""
     brush = pytest.importorskip("label_studio_converter.brush", reason="needs label-studio-converter")
     folder, found = overlapping
     (file,) = (path for path in exported(folder, "labelstudio").glob("*.json") if path.name[0] != "_")

@@ -1,9 +1,11 @@
 """What `test_complaints.py` shows to be absent here, shown in the tools themselves, as far as they are installed.
 
-rembg, transformers and Ray come with raypipe, Label Studio's converter with its tests; for the others, `pip install
-autodistill datumaro img2dataset 'rembg[cli]' segment-anything`. What a tool has mended since is not here: rembg the
-orientation (danielgatis/rembg#441), Datumaro masks with holes, FiftyOne orientation (voxel51/fiftyone#3824) and names
-of repeated exports (voxel51/fiftyone#6364).
+rembg and Ray come with raypipe; for the others, `pip install autodistill roboflow scikit-learn datumaro img2dataset
+label-studio-sdk 'rembg[cli]' segment-anything`. What a tool has mended since is not here: rembg the orientation
+(danielgatis/rembg#441), CVAT masks that overlap (cvat-ai/cvat#751), Datumaro masks with holes, FiftyOne orientation
+(voxel51/fiftyone#3824) and names of repeated exports (voxel51/fiftyone#6364), autodistill the error of a second run
+(autodistill/autodistill#58), Ray Data writers that overwrite each other (ray-project/ray#55118). CVAT itself, a server,
+is not asked, nor FiftyOne, which starts a database.
 """
 
 import functools
@@ -152,6 +154,17 @@ def test_autodistill_labels_nothing_of_another_ending_and_reports_success(whole,
     assert "Labeled dataset created" in capsys.readouterr().out
 
 
+def test_autodistill_mixes_what_it_learns_from_with_what_it_validates_on_in_a_second_run(whole, tmp_path, monkeypatch):
+    """As in autodistill/autodistill#148 and #49: it moves pictures about in its output; what is there stays there."""
+    for name in "abcdef":
+        picture(tmp_path / f"in/{name}.jpg")
+    for turn in (1, -1):  # it splits them by chance: here the second run in the other order
+        monkeypatch.setattr("random.shuffle", lambda files, turn=turn: files.sort(reverse=turn < 0))
+        whole.label(str(tmp_path / "in"), output_folder=str(tmp_path / "out"))
+    learns, validates = ({file.name for file in (tmp_path / f"out/{of}/images").iterdir()} for of in ("train", "valid"))
+    assert learns & validates
+
+
 # CVAT: what reads its files
 
 
@@ -168,19 +181,19 @@ def test_datumaro_refuses_two_pictures_of_one_name_with_other_endings():
         len(Dataset.from_iterable(items))
 
 
-# Label Studio: its converter
+# Label Studio: what writes its exports
 
 BRUSHES = """<View><Image name="i" value="$image"/>
 <BrushLabels name="b" toName="i"><Label value="a"/></BrushLabels></View>"""
 
 
-@needs("label_studio_converter", "label-studio-converter")
-def test_label_studios_run_lengths_are_of_four_channels_and_its_coco_has_no_brushes(tmp_path):
-    """HumanSignal/label-studio#382, #5899; HumanSignal/label-studio-converter#72."""
-    from label_studio_converter import Converter, brush
+@needs("label_studio_sdk", "label-studio-sdk")
+def test_label_studios_run_lengths_are_of_four_channels_and_its_coco_has_no_brushes_or_fills_their_holes(tmp_path):
+    """HumanSignal/label-studio#382, #5899, #7737: of each part it makes an object, without its holes."""
+    from label_studio_sdk.converter import Converter, brush
 
     mask = np.zeros((40, 60), np.uint8)
-    mask[5:20, 5:20] = 255
+    mask[5:30, 5:30], mask[12:20, 12:20], mask[33:38, 40:55] = 255, 0, 255
     runs = brush.mask2rle(mask)
     assert len(brush.decode_rle(runs)) == 4 * mask.size
     region = {"id": "r", "from_name": "b", "to_name": "i", "type": "brushlabels", "original_width": 60}
@@ -188,10 +201,13 @@ def test_label_studios_run_lengths_are_of_four_channels_and_its_coco_has_no_brus
     annotation = {"id": 1, "completed_by": 1, "result": [region]}
     task = {"id": 1, "data": {"image": str(picture(tmp_path / "1.png"))}, "annotations": [annotation]}
     (tmp_path / "tasks.json").write_text(json.dumps([task]))
-    Converter(BRUSHES, project_dir=None, download_resources=False).convert_to_coco(
-        str(tmp_path / "tasks.json"), str(tmp_path / "out"), output_image_dir=str(tmp_path / "images"), is_dir=False
-    )
-    assert json.loads((tmp_path / "out/result.json").read_text())["annotations"] == []
+    drawn = {}
+    for form in ("COCO", "BRUSH_TO_COCO"):
+        converter = Converter(BRUSHES, project_dir=None, download_resources=False)
+        converter.convert(str(tmp_path / "tasks.json"), str(tmp_path / form), form, is_dir=False)
+        (file,) = (tmp_path / form).glob("*.json")
+        drawn[form] = [each["segmentation"] for each in json.loads(file.read_text())["annotations"]]
+    assert drawn["COCO"] == [] and [len(polygons) for polygons in drawn["BRUSH_TO_COCO"]] == [1, 1]
 
 
 # img2dataset
@@ -240,7 +256,7 @@ for job in (lambda: rows(10).map(work).take_all(), lambda: read_images(sys.argv[
 
 @pytest.mark.slow
 def test_one_bad_row_or_file_ends_a_job_of_ray_data(tmp_path):
-    """ray-project/ray#39800; as in autodistill/autodistill#101."""
+    """ray-project/ray#41213; as in autodistill/autodistill#101. With `max_errored_blocks` a whole block is lost."""
     picture(tmp_path / "good.png")
     (tmp_path / "broken.png").touch()
     done = subprocess.run([sys.executable, "-c", JOBS, str(tmp_path)], capture_output=True, text=True)
