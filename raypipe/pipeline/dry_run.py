@@ -79,13 +79,13 @@ def _expected(job: Label, work: Work, pending: Spool | pa.Table, *, device: str,
         return {"timing": f"{reason}: {_needs(work)}"}
     price, source = _price(job, device)
     rate = actors / timed["seconds_per_image"]
-    hours = 1e6 / rate / 3600
+    hours, machines = 1e6 / rate / 3600, max(1, actors / _most_actors(work, device))
     seconds = timed["load_seconds"] + STARTUP * (not job.local) + timed["seconds_per_image"] * len(pending) / actors
     return {
         "seconds_per_image": round(timed["seconds_per_image"], 4),
         "images_per_second": _rounded(rate),
         "hours_per_million": _rounded(hours),
-        "cost_per_million": _rounded(hours * price),
+        "cost_per_million": _rounded(hours * price * machines),
         "price_per_hour": _rounded(price),
         "price_source": source,
         "expected_time": duration(seconds),
@@ -124,8 +124,11 @@ def _of_both(work: Work, fact: str, word: str) -> str:
 
 def _actors(job: Label, work: Work, device: str) -> int:
     """Actors of a run on this machine; on a cluster its size decides when the job starts."""
-    if job.local or job.actors:
-        return job.actors or 1
+    return 1 if job.local else job.actors or _most_actors(work, device)
+
+
+def _most_actors(work: Work, device: str) -> int:
+    """Actors that this machine has room for; --actors for a cluster may be many times that."""
     if device == "cpu":
         return cores.actors(cores.for_local_ray())
     import torch
@@ -166,7 +169,7 @@ def _measured(work: Work, device: str, rows: list[dict], alone: bool) -> dict:
     done += stages.encode(segment(stages.decode(rows[:1], work)), work)
     if time.perf_counter() - loaded < WARM:
         done, begun = [], time.perf_counter()
-    rest = rows[len(done) :]
+    rest = rows[len(done) :] if time.perf_counter() - begun < PATIENCE else []
     groups = [rest] if alone else [[row] for row in rest]  # some methods see several at once, one on each core
     for row in (row for group in groups for row in stages.encode(segment(stages.decode(group, work)), work)):
         done.append(row)

@@ -20,8 +20,9 @@ from support.written import rows_of
 import raypipe
 from raypipe import schema
 from raypipe.cli.verbs import main
+from raypipe.pipeline import dry_run
 from raypipe.pipeline.graph import block_size
-from raypipe.pipeline.job import Label, plan_work
+from raypipe.pipeline.job import Label, list_images, plan_work
 from raypipe.pipeline.label import label
 from raypipe.pipeline.options import build
 from raypipe.refiners.guided import Guided
@@ -365,6 +366,26 @@ def test_a_dry_run_tells_what_a_million_images_cost(tmp_path, capsys):
     assert rate == pytest.approx(1 / told["seconds_per_image"], rel=0.05)  # of one process; rounded to 0.1 ms
     assert hours == pytest.approx(1e6 / rate / 3600, rel=0.01) and cost == pytest.approx(hours * 4.5, rel=0.01)
     assert told["price_per_hour"] == 4.5 and told["price_source"] == "--price"
+
+
+def test_what_more_actors_cost_than_this_machine_holds_is_what_more_machines_cost(tmp_path):
+    write_images(tmp_path / "photos", [GOOD])
+    actors = 100 * cores.actors(cores.for_local_ray())  # as a cluster has them
+    job = Label(str(tmp_path / "photos"), str(tmp_path / "run"), actors=actors, price=4.5)
+    work = plan_work(job, Faulty(), None)
+    told = dry_run._expected(job, work, list_images(job, work), device="cpu", actors=actors)
+    assert told["cost_per_million"] == pytest.approx(told["hours_per_million"] * 4.5 * 100, rel=0.02)
+
+
+def test_a_dry_run_times_one_image_where_that_takes_long(tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", [GOOD] * 3)
+    job = Label(str(tmp_path / "photos"), str(tmp_path / "run"), local=True)
+    work = plan_work(job, Faulty(), None)
+    rows = list_images(job, work).read().to_pylist()
+    assert dry_run._measured(work, "cpu", rows, True)["images"] == 3
+    monkeypatch.setattr(dry_run, "PATIENCE", 0.0)  # as if one image took as long as the patience
+    monkeypatch.setattr(dry_run, "WARM", 0.0)
+    assert [dry_run._measured(work, "cpu", rows, alone)["images"] for alone in (True, False)] == [1, 1]
 
 
 @pytest.mark.parametrize(
