@@ -66,7 +66,7 @@ def check_job(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Non
         raise ValueError("refine and the refiner's options must be given together")
     _check_ranges(job, segmenter)
     _check_effects(job, segmenter, refiner)
-    if job.tiles:
+    if job.tiles is not None:
         tiles.check(Tiling.parse(job.tiles), segmenter)
     if job.device == "cuda" and (job.local or not address.is_elsewhere()):
         cores.device_here(job.device, gpus=plan_work(job, segmenter, refiner).gpus)
@@ -192,7 +192,7 @@ def plan_work(job: Label, segmenter: Segmenter, refiner: Callable | None) -> Wor
 
 
 def _tiling(job: Label) -> Tiling | None:
-    return Tiling.parse(job.tiles) if job.tiles else None
+    return None if job.tiles is None else Tiling.parse(job.tiles)
 
 
 def fetch_weights(job: Label, work: Work) -> None:

@@ -162,8 +162,9 @@ def test_objects_need_an_overlap_and_nobody_takes_another_grammar(tmp_path):
     with pytest.raises(ValueError, match="OVERLAP must be above 0"):
         check_job(job, Islands(), None)
     check_job(job, Bright(), None)
-    with pytest.raises(ValueError, match="--tiles '64': write SIZE:OVERLAP"):
-        check_job(replace(job, tiles="64"), Bright(), None)
+    for text in ("64", ""):
+        with pytest.raises(ValueError, match=f"--tiles '{text}': write SIZE:OVERLAP"):
+            check_job(replace(job, tiles=text), Bright(), None)
 
 
 def test_a_run_in_tiles_is_one_row_per_image_and_another_run_than_without(tmp_path):
