@@ -13,6 +13,7 @@ from raypipe.types import Segmenter
 # Of each round of views: small enough a change that a person would draw the same masks.
 SCALES = (0.8, 0.9, 0.7, 0.6)  # of both sides
 CROPS = (0.9, 0.8, 0.95, 0.7)  # of both sides, about the centre
+SEEDS = (1000, 2000, 3000, 4000)  # beyond those from `seed` on that a method tries itself (gloper)
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ def views(segmenter: Segmenter) -> list[View]:
     Mirrored, smaller, cropped, with another seed, and so on in other strengths. Without seeds for a method that draws
     no random numbers, which would agree with itself.
     """
-    rounds = zip(SCALES, CROPS, strict=True)
+    rounds = zip(SCALES, CROPS, SEEDS, strict=True)
     found = [
         [View(is_mirrored=True, scale=scale if i else 1), View(scale=scale), View(crop=crop)]
-        + [View(seed=i + 1)] * segmenter.random
-        for i, (scale, crop) in enumerate(rounds)
+        + [View(seed=seed)] * segmenter.random
+        for i, (scale, crop, seed) in enumerate(rounds)
     ]
     return sum(found, [])
 

@@ -28,6 +28,7 @@ from raypipe.pipeline.views import View, stability, views
 from raypipe.pipeline.workers import from_columns, to_columns
 from raypipe.refiners.guided import Guided
 from raypipe.run import OtherConfiguration, Run, rows
+from raypipe.segmenters.gloper import Gloper
 from raypipe.types import PatternSegmenter, Segmenter, Segments
 
 EVERY = [view for view in views(Faulty()) for view in (view, replace(view, is_mirrored=True))]
@@ -115,9 +116,12 @@ def mean_iou(mask: np.ndarray, others: list[np.ndarray]) -> float:
 
 def test_the_order_of_views_is_fixed_and_none_stands_twice():
     assert views(Faulty())[:4] == [View(is_mirrored=True), View(scale=0.8), View(crop=0.9), views(Faulty())[3]]
-    assert views(Drawn())[:4] == [View(is_mirrored=True), View(scale=0.8), View(crop=0.9), View(seed=1)]
+    assert views(Drawn())[:4] == [View(is_mirrored=True), View(scale=0.8), View(crop=0.9), View(seed=1000)]
     assert len(set(views(Faulty()))) == 12 and len(set(views(Drawn()))) == 16 and View() not in views(Drawn())
     assert [view for view in views(Drawn()) if not view.seed] == views(Faulty())
+    gloper = Gloper(preset="fast")
+    own = [range(gloper.seed + view.seed, gloper.seed + view.seed + gloper.seeds) for view in [View(), *views(gloper)]]
+    assert len({*itertools.chain(*own)}) == 5 * gloper.seeds  # a view that tries the same ones would find the same
 
 
 @pytest.mark.parametrize("view", EVERY, ids=str)
@@ -222,7 +226,7 @@ def test_another_seed_is_a_view_of_a_method_that_draws_numbers(tmp_path):
     label(job_in(tmp_path, "one", jitter=3), Drawn(seed=2**31 - 1))
     label(job_in(tmp_path, "two", jitter=4), Drawn(seed=2**31 - 1))
     size, ((*_, three),), ((*_, four),) = (30, 30), *(found_in(tmp_path, name).values() for name in ("one", "two"))
-    one, other = (np.random.default_rng(seed).random((2, *size)) > 0.5 for seed in (2**31 - 1, 0))
+    one, other = (np.random.default_rng(seed).random((2, *size)) > 0.5 for seed in (2**31 - 1, 999))
     np.testing.assert_allclose(
         np.array(four) * 4 - np.array(three) * 3, stability(*pair(one, other), size, is_ordered=False), atol=1e-5
     )
