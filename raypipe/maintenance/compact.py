@@ -35,7 +35,16 @@ from raypipe.run import Run, new_attempt, superseded
 from raypipe.run.rows import complete_commits
 from raypipe.runtime.interruption import held
 from raypipe.runtime.progress import count_of
-from raypipe.storage import GROUP_ROWS, fence, map_ahead, open_table, parquet_bytes, parquet_options, without_secrets
+from raypipe.storage import (
+    GROUP_ROWS,
+    fence,
+    map_ahead,
+    open_table,
+    parquet_bytes,
+    parquet_options,
+    temporary_space,
+    without_secrets,
+)
 
 MEGABYTE = 1_000_000
 CHUNK_BYTES = 256 << 20  # of decoded rows sorted at a time
@@ -183,7 +192,8 @@ def _spill(chunk: pa.Table, bounds: pa.Array, path: Path) -> Path:
     """Write a sorted chunk as an Arrow file with one record batch per range of ids."""
     cuts = np.searchsorted(chunk["image_id"].to_numpy(), bounds.to_numpy(zero_copy_only=False), side="left")
     edges = [0, *cuts.tolist(), len(chunk)]
-    with pa.ipc.new_file(str(path), chunk.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with temporary_space(), pa.ipc.new_file(str(path), chunk.schema, options=options) as writer:
         for first, last in zip(edges, edges[1:], strict=False):
             rows = chunk.slice(first, last - first).to_struct_array().combine_chunks()  # one batch, also of no rows
             writer.write_batch(pa.RecordBatch.from_struct_array(rows))

@@ -18,5 +18,6 @@ from raypipe.storage.lock import Locked, fence, hold, live_attempt
 from raypipe.storage.parquet import GROUP_ROWS, open_table, parquet_bytes, parquet_options, read_footer
 from raypipe.storage.sorted import SortedSet
 from raypipe.storage.spool import Spool, portions
+from raypipe.storage.temporary import temporary_space
 from raypipe.storage.uri import Location, absolute, as_text, join, local_path, locate, normalise, split, without_secrets
 from raypipe.storage.web import leads_outside

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import numpy as np
+
+from raypipe.storage.temporary import append, temporary_file
 
 MEMORY_BYTES = 64 << 20  # of a segment in memory; a larger one is a mapped file
 BLOCK = 1 << 20  # values that are merged at a time
@@ -57,11 +57,10 @@ class SortedSet:
     def _merged(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         if (len(one) + len(other)) * self._kind.itemsize <= MEMORY_BYTES:
             return np.sort(np.concatenate([one, other]), kind="stable")  # stable: it makes use of what is sorted
-        begin, file = 0, tempfile.TemporaryFile(prefix="raypipe-")
+        begin, file = 0, temporary_file()
         for start in range(0, len(one), BLOCK):
             block, is_last = one[start : start + BLOCK], start + BLOCK >= len(one)
             end = len(other) if is_last else int(np.searchsorted(other, block[-1]))
-            np.sort(np.concatenate([block, other[begin:end]]), kind="stable").tofile(file)
+            append(file, np.sort(np.concatenate([block, other[begin:end]]), kind="stable").view(np.uint8).data)
             begin = end
-        file.flush()
         return np.memmap(file, self._kind, "r", shape=len(one) + len(other))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+
+from raypipe.storage.temporary import append, temporary_file
 
 MEMORY_BYTES = 256 << 20  # of rows in memory, a million images or so; the others are on the disk
 COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -106,13 +107,12 @@ class Spool:
         return other
 
     def _spilled(self, batch: pa.RecordBatch) -> tuple[int, int]:
-        self._file = self._file or tempfile.TemporaryFile(prefix="raypipe-")
+        self._file = self._file or temporary_file()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.schema, options=COMPRESSED) as writer:
             writer.write_batch(batch)
         content, offset = sink.getvalue(), self._file.seek(0, os.SEEK_END)
-        self._file.write(content)
-        self._file.flush()
+        append(self._file, memoryview(content))
         return offset, content.size
 
     def _read(self, chunk: Chunk) -> pa.RecordBatch:

@@ -1,6 +1,7 @@
 """Plans that do not fit in memory: what is sorted and kept on the disk is what plain tables and sets hold."""
 
 import posixpath
+import resource
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from support.memory import tiny
 
 from raypipe import schema, storage
 from raypipe.inputs.items import Item, hashed, manifest_of
+from raypipe.maintenance.compact import _spill
 from raypipe.pipeline.job import Label
 from raypipe.pipeline.label import label
 from raypipe.run import Ids, Run
@@ -72,6 +74,28 @@ def test_a_spool_on_the_disk_does_what_a_table_does(rng, monkeypatch):
             kept, start, length = pa.array(rng.random(len(table)) < 0.8, pa.bool_()), *rng.integers(4, 30, 2).tolist()
             spool, table = spool.filter(kept).slice(start - 4, length), table.filter(kept).slice(start - 4, length)
         assert spool.slice(1).read().equals(table.slice(1)) and spool.slice(0, None).read().equals(table)
+
+
+def test_where_temporary_files_find_no_space_is_told(tmp_path):
+    """A file may not grow beyond 90 bytes, as on a full disk: what NumPy's `tofile` cannot write it keeps to itself."""
+    run, images = Run(str(tmp_path), "kmeans"), manifest(9)
+    run.freeze({"k": 2}, {"weights": {}})
+    attempt_all(run, images, per_part=3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = "the folder of temporary files '.*': File too large; name one with more space in TMPDIR"
+    chunk = load(run)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90, hard))
+        with pytest.raises(OSError, match=told):
+            segments = SortedSet("i8")
+            segments.add(np.arange(9))
+            segments.add(np.arange(9, 18))
+        with pytest.raises(OSError, match=told):
+            Spool.of(schema.MANIFEST, [images])
+        with pytest.raises(OSError, match=told):
+            _spill(chunk, chunk["image_id"].combine_chunks()[:0], tmp_path / "0.arrow")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def plain_manifest(items: list[Item]) -> tuple[list[tuple], int]:
