@@ -94,6 +94,8 @@ class Measured:
     sample: Sample
     labelled: Sample  # of the images with a label
     labels: Counter  # images by the status of their label; empty without labels
+    examples: dict[str, list[str]]  # the key of one image of each
+    statuses: Counter  # rows by their status
     without_original: int = 0  # images whose original could not be read, so that edges and contrast are null
 
     def batches(self, run: int) -> Iterator[list[dict]]:
@@ -108,7 +110,7 @@ def measure(
     runs: Sequence[Run], path: str, *, polarity: str, originals: Originals | None, labels: Labels | None
 ) -> Measured:
     """Measure all masks of some runs; see SIGNALS. path: of the file to write. labels: of some of the images."""
-    found = Measured(path, Sample(), Sample(), Counter())
+    found = Measured(path, Sample(), Sample(), Counter(), {}, Counter())
     thresholds = [_threshold(run) for run in runs]
     leaves = ("counts", "score", "stability", *["soft"] * any(each is not None for each in thresholds))
     every = by_key(runs, lambda table, run: every_mask(table, run, thresholds[run]), EVERY_MASK, leaves=leaves)
@@ -118,9 +120,12 @@ def measure(
         for rows, status, lacks_original in map_ahead(
             lambda pair: image.measure(*pair), _fetched(every, originals), depth=min(16, 2 * (os.cpu_count() or 1))
         ):
-            found.labels.update([status] if status else [])
+            if status:
+                found.labels[status] += 1
+                found.examples.setdefault(status, [rows[0]["key"]])
             found.without_original += lacks_original
             for row in rows:
+                found.statuses[row["status"]] += 1
                 if row["status"] != "failed":
                     found.sample.add(row)
                     if row["dice"]:
@@ -177,10 +182,8 @@ class Image:
             methods = [self.methods[row["run"]] for row in its]
             found = signals.agreements(its, methods, polarity=self.polarity)
             agreement |= {id(row): values for row, values in zip(its, found, strict=True)}
-        picture, label, status = self._picture(good, content), None, ""
-        if self.labels and good:
-            label, status = self.labels.read(good[0] | {"error": ""})
-            label = None if label is None else self.labels.task.outline(good[0], label)
+        picture = self._picture(good, content)
+        labels, status = self._labels(good) if self.labels else ({}, "")
         rows = []
         for row in images:
             known = {name: row[name] for name in ("run", "image_id", "key")} | {"masks": len(row["masks"] or ())}
@@ -190,14 +193,24 @@ class Image:
             nothing = [np.nan] * max(1, known["masks"])
             own = {name: row[name] or nothing for name in ("stability", "threshold", "score")}
             its = agreement.get(id(row))
-            alone = "several of this key" if count[row["run"]] > 1 else "in no other run"
+            alone = "several of this key" if count[row["run"]] > 1 else "no other run to compare with"
             own["agreement"] = nothing if its is None else its.tolist()
             own |= self._of_picture(row, picture) if picture else {"edges": nothing, "contrast": nothing}
             own["status"] = alone if its is None and len(self.methods) > 1 else "ok"
-            fits = label is not None and label.shape == (row["height"], row["width"])
-            own["dice"] = signals.against(row, label, polarity=self.polarity).tolist() if fits else None
+            label = labels.get((row["height"], row["width"]))
+            own["dice"] = None if label is None else signals.against(row, label, polarity=self.polarity).tolist()
             rows.append(known | own)
         return rows, status, content is not None and bool(good) and picture is None
+
+    def _labels(self, good: list[dict]) -> tuple[dict[tuple[int, int], np.ndarray], str]:
+        """An image's label by the sizes that it has in the runs, bool (H, W) each, where it fits; and its status."""
+        found, statuses = {}, []
+        for size, row in {(row["height"], row["width"]): row for row in good}.items():
+            label, status = self.labels.read(row | {"error": ""})
+            statuses.append(status)
+            if label is not None:
+                found[size] = self.labels.task.outline(row, label)
+        return found, "ok" if found else next(iter(statuses), "")
 
     def _picture(self, good: list[dict], content: bytes | BadImage | None) -> signals.Picture | None:
         if not good or content is None or isinstance(content, BadImage):

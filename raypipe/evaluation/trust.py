@@ -18,7 +18,7 @@ from raypipe import schema
 from raypipe.evaluation import datasets, tasks
 from raypipe.evaluation.calibration import FEWEST, Correlation, Curves, calibrated, rank_correlation
 from raypipe.evaluation.combined import Ranks, loadings, slopes
-from raypipe.evaluation.labels import WHY, Labels, match
+from raypipe.evaluation.labels import WHY, Labels, match, nothing
 from raypipe.evaluation.measured import SIGNALS, WITHIN_RUN, Measured, measure
 from raypipe.evaluation.task import written
 from raypipe.inputs.maskkinds import chosen
@@ -34,10 +34,8 @@ TRUST = pa.schema(
     [
         ("image_id", pa.string()),
         ("key", pa.string()),
-        (
-            "trust",
-            pa.float64(),
-        ),  # of the first mask: the share of all runs' masks that are trusted less; null if failed
+        # of the first mask: the share of all runs' masks that are trusted less; null if failed
+        ("trust", pa.float64()),
         ("dice", pa.float64()),  # expected of it; null without labels
         ("low", pa.float64()),  # where it lies for about 90 % of images; null without labels
         ("high", pa.float64()),
@@ -96,6 +94,7 @@ class Trusted:
     correlation: Correlation | None = None  # of trust with Dice, over the first masks of all runs
     of_images: Correlation | None = None  # of the images' means over the runs
     left_out: dict[str, int] = field(default_factory=dict)  # by reason: failed, compared with none, without an original
+    remarks: list[str] = field(default_factory=list)  # what to know of the labels
 
     def text(self) -> str:
         """The runs, what the signals count, how far labels confirm it, and the images to look at first."""
@@ -107,7 +106,7 @@ class Trusted:
         lines += [f"{share:>9.2f}  {name}: {SIGNALS[name]}" for name, share in self.weights.items() if share]
         lines += [f"{count:>9,}  {reason}" for reason, count in self.left_out.items()]
         lines += self._confirmed() if self.labels else []
-        for name, run in self.runs.items():
+        for name, run in ((name, run) for name, run in self.runs.items() if run.least):
             lines.append(f"least trusted of {name}" if len(self.runs) > 1 else "least trusted")
             lines += [f"{trust:>9.3f}  {key}" for key, trust in run.least]
         return "\n".join([*lines, *(f"per image: {run.table}" for run in self.runs.values())])
@@ -129,13 +128,13 @@ class Trusted:
         lines += [f"{self.labels[status]:>9,}  {why}" for status, why in WHY.items() if self.labels.get(status)]
         errors = [run.error for run in self.runs.values() if run.error is not None]
         if errors:
-            text = (
-                "expected Dice is off by {:.2f}, of labelled images that were left out; low and high: jackknife+, 90 %"
+            lines.append(f"expected Dice misses that of a labelled image by {np.mean(errors):.2f} when it is left out")
+            lines.append(
+                "the Dice of about 90 % of images like the labelled ones lies between low and high (jackknife+)"
             )
-            lines.append(text.format(np.mean(errors)))
         else:
             lines.append(f"fewer than {FEWEST} labels: no Dice is expected of other images")
-        return lines
+        return [*lines, *self.remarks]
 
 
 def _shown(value: float | None) -> str:
@@ -147,8 +146,8 @@ def trust(options: Trust) -> Trusted:
 
     Streams as `agree` does: what was measured goes through a temporary file, ranks and weights are learned from a
     sample of at most 50,000 masks. Raises ValueError for no run, the same one twice, one without rows, labels of which
-    none belongs to an image, and where nothing could be measured that tells masks apart; FileNotFoundError for a folder
-    that is no run.
+    none belongs to an image or can be used, and where nothing could be measured that tells masks apart;
+    FileNotFoundError for a folder that is no run.
     """
     names = rows.run_names(options.runs)
     if not names:
@@ -163,18 +162,17 @@ def trust(options: Trust) -> Trusted:
     originals = Originals(options.input, **found_by) if options.originals else None
     with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
         path = os.path.join(folder, "measured.arrow")
-        given = {"polarity": options.polarity, "originals": originals, "labels": _labels(options, runs)}
-        measured = measure(runs, path, **given)
+        labels = _labels(options, runs)
+        measured = measure(runs, path, polarity=options.polarity, originals=originals, labels=labels)
         learned = Learned(measured.sample.rows(), len(runs))
-        if not learned.weights.any():
-            ways = "give runs of other methods too or label with --jitter; edges and contrast need originals (--input)"
-            raise ValueError(f"nothing was measured that tells the masks of {', '.join(names)} apart: {ways}")
+        _check(measured, learned, ", ".join(names), labels, options)
         confirmed = Confirmed(measured.labelled.rows(), learned)
         curves = [confirmed.curves(index) for index in range(len(runs))]
         contents = [written(_rows(measured, i, learned, curves[i]), TRUST) for i in range(len(runs))]
     for run, content in zip(runs, contents, strict=True):
         run.folder.write(content, *PLACE)
-    return _summary(names, runs, contents, measured, learned, confirmed, curves)
+    remarks = _remarks(labels, confirmed.trust) if labels else []
+    return _summary(names, runs, contents, measured, learned, confirmed, curves, remarks)
 
 
 def least(run: Run, share: float) -> list[str]:
@@ -222,13 +220,34 @@ def _labels(options: Trust, runs: Sequence[Run]) -> Labels | None:
     return match(tasks.find(name)(), source, keys, of="an image of the runs", kind=kind, **limits)
 
 
+def _check(measured: Measured, learned: Learned, names: str, labels: Labels | None, options: Trust) -> None:
+    """Raise ValueError where masks cannot be told apart, or no label can be used."""
+    if set(measured.statuses) == {"failed"}:
+        raise ValueError(f"all images of {names} failed; raypipe report RUN tells why")
+    if not learned.weights.any():
+        ways = "give runs of other methods too or label with --jitter; edges and contrast need originals (--input)"
+        ways += "".join(f"; {count:,} {why}" for why, count in measured.statuses.most_common() if why != "ok")
+        raise ValueError(f"nothing was measured that tells the masks of {names} apart: {ways}")
+    if labels and not measured.labels["ok"]:
+        reason = next(iter(labels.reasons.values()), "")
+        raise nothing(names, labels.dataset or options.labels, measured.labels, measured.examples, reason)
+
+
+def _remarks(labels: Labels, trust: np.ndarray) -> list[str]:
+    """What to know of labels. trust: of the masks of labelled images."""
+    lines = [f"{key}: {reason}" for key, reason in sorted(labels.reasons.items())[:1]]
+    if labels.unused:
+        lines.append(f"{len(labels.unused):,} labels belong to no image, such as {labels.unused[0]!r}")
+    span = f"{trust.min():.2f} to {trust.max():.2f}"
+    return [*lines, f"labelled masks have trust {span}: beyond, expected Dice is that of the nearest, and a guess"]
+
+
 class Learned:
     """What makes signals one number: ranks of the signals, and what each counts."""
 
     def __init__(self, sample: list[dict], count: int):
         """sample: rows of MEASURED that have not failed. count: of runs."""
         masks = Masks.of(sample)
-        self._everywhere = 0 * masks.run
         self._ranks = [
             Ranks(masks.values[:, i], masks.weight, masks.run * (name in WITHIN_RUN)) for i, name in enumerate(SIGNALS)
         ]
@@ -335,20 +354,20 @@ def _summary(
     learned: Learned,
     confirmed: Confirmed,
     curves: list[Curves | None],
+    remarks: list[str],
 ) -> Trusted:
     """What the terminal shows. contents: of each run its table TRUST."""
-    statuses, found = Counter(), {}
+    found = {}
     for i, (name, run) in enumerate(zip(names, runs, strict=True)):
-        table = open_table(contents[i]).read(columns=["key", "trust", "dice", "status"])
-        statuses.update(table["status"].to_pylist())
+        table = open_table(contents[i]).read(columns=["key", "trust", "dice"])
         table = table.filter(pc.is_valid(table["trust"])).sort_by([("trust", "ascending"), ("key", "ascending")])
         means = {column: pc.mean(table[column]).as_py() for column in ("trust", "dice")}
         first = [(row["key"], row["trust"]) for row in table.slice(0, TERMINAL_IMAGES).to_pylist()]
         error = curves[i].error if curves[i] else None
         place, correlation = str(run.folder.location(*PLACE)), confirmed.correlation(i)
         found[name] = OfRun(place, len(table), **means, least=first, error=error, correlation=correlation)
-    reasons = {"without an original: no edges, no contrast": measured.without_original}
-    left_out = {reason: count for reason, count in (statuses + Counter(reasons)).most_common() if reason != "ok"}
+    reasons = measured.statuses + Counter({"without an original: no edges, no contrast": measured.without_original})
+    left_out = {reason: count for reason, count in reasons.most_common() if reason != "ok"}
     weights = dict(zip(SIGNALS, learned.weights.tolist(), strict=True))
     of_all = confirmed.correlation(), confirmed.of_images()
-    return Trusted(found, weights, dict(measured.labels), *of_all, left_out)
+    return Trusted(found, weights, dict(measured.labels), *of_all, left_out, remarks)

@@ -188,7 +188,7 @@ def test_images_that_fail_or_are_in_one_run_alone_are_said(tmp_path, capsys):
     assert rows["0.png"]["agreement"] == 1 and rows["0.png"]["masks"] == [rows["0.png"]["trust"]]
     assert rows["1.png"]["trust"] < rows["2.png"]["trust"] < rows["0.png"]["trust"]  # what is not compared: the middle
     for key in ("2.png", "3.png", "none.png", "twice.png"):
-        assert rows[key]["status"] == "in no other run" and rows[key]["agreement"] is None
+        assert rows[key]["status"] == "no other run to compare with" and rows[key]["agreement"] is None
     assert rows["none.png"]["masks"] == [] and rows["none.png"]["trust"] is not None
     assert {row["status"] for key, row in table_of(places[1]).items() if key == "twice.png"} == {"several of this key"}
     assert result["left_out"]["failed"] == 1 and result["left_out"]["several of this key"] == 2
@@ -291,6 +291,32 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, capsys):
     assert not (tmp_path / "kmeans/metrics").exists()
 
 
+def test_labels_that_cannot_be_used_are_told_and_one_fits_each_run_of_its_size(tmp_path, capsys):
+    places, truth = made(tmp_path, {"kmeans": 0.5, "watershed": 0.6}, images=10)
+    labels = tmp_path / "labels"
+    labels_of(labels, 7)  # of 00.png, 02.png, ... 12.png: two belong to no image
+    (labels / "00.png").write_bytes(b"torn")
+    double = [masks_row(f"{i:02}.png", np.kron(TRUTH, np.ones((2, 2), bool))[None]) for i in range(10)]
+    large = str(write_run(str(tmp_path / "lost"), double, method="lost"))
+    assert main(["trust", large, *places, "--labels", str(labels)]) == 0
+    text = capsys.readouterr().out
+    assert "4 labels; rank correlation" in text and "1  labels cannot be read\n" in text
+    assert "\n00.png: " in text and "2 labels belong to no image, such as '10.png'" in text
+    assert "labels have another size" not in text  # they fit two of the three runs
+    assert trust.trust(Trust((large, *places), labels=str(labels))).labels == {"ok": 4, "bad_label": 1, "no_label": 5}
+    wrong = labels_of(tmp_path / "wrong", 5)
+    for path in (tmp_path / "wrong").iterdir():
+        Picture.fromarray(np.full((9, 9), 255, np.uint8)).save(path)
+    failed = write_run(str(tmp_path / "grabcut"), [masks_row("00.png", TRUTH[None], error="decode: corrupt: x")])
+    for words, message in (
+        ([*places, "--labels", wrong], "5 labels have another size than their image, such as '00.png'"),
+        ([large, places[0]], "(--input); 20 no other run to compare with"),
+        ([str(failed)], "all images of grabcut failed"),
+    ):
+        assert main(["trust", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_run_that_a_job_still_writes_is_measured_as_far_as_it_is(tmp_path):
     places, _ = made(tmp_path, {"kmeans": 0.5, "watershed": 0.6}, images=10)
     run, attempt = Run(places[0]), new_attempt()
@@ -299,7 +325,7 @@ def test_a_run_that_a_job_still_writes_is_measured_as_far_as_it_is(tmp_path):
         run.commit(attempt, 0, pa.Table.from_pylist(rows[:2], schema=schema.MASKS))
         run.write_part(f"part-{attempt}-000001.parquet", b"torn", pa.Table.from_pylist(rows[2:], schema=schema.MASKS))
         trust.trust(Trust(tuple(places)))
-    assert len(table_of(places[0])) == 12 and table_of(places[0])["100.png"]["status"] == "in no other run"
+    assert len(table_of(places[0])) == 12 and table_of(places[0])["100.png"]["status"] == "no other run to compare with"
     before = read(run, ["key"])
     with pytest.raises(FileNotFoundError):
         trust.trust(Trust((*places, str(tmp_path))))
