@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_read_is_a_row_that_says_why(tmp_path):
 
 
 def test_names_and_endings_decide_nothing_and_an_empty_folder_is_no_success(tmp_path, capsys):
-    """autodistill: autodistill/autodistill#20, autodistill/autodistill-detic#5."""
+    """autodistill: autodistill/autodistill#181, #90."""
     for name, kind in {"A.JPG": "JPEG", "b.jpeg": "JPEG", "no ending": "PNG", "wrong.jpg": "PNG"}.items():
         picture(tmp_path / "photos" / name, format=kind)
     assert label(tmp_path) == 0
@@ -307,7 +307,7 @@ def test_brushes_for_label_studio_are_the_masks_and_coco_has_them_too(overlappin
 
 
 def test_pictures_of_one_name_do_not_collide(tmp_path):
-    """CVAT: cvat-ai/cvat#7523, #4993. segment-anything: facebookresearch/segment-anything#398."""
+    """CVAT: cvat-ai/cvat#7523, #8076. segment-anything: facebookresearch/segment-anything#398."""
     table, expected = [], {}
     for i, key in enumerate(("1.png", "1.jpg", "a/1.png", "b/1.png")):
         found = np.roll(RING, 3 * i, 1)[None]

@@ -69,7 +69,7 @@ def test_what_rembg_writes_is_much_larger_than_the_photograph(small):
 @needs("filetype", "'rembg[cli]'")
 @pytest.mark.parametrize(("output", "written"), [("out", {"1.png"}), ("photos", set())])
 def test_rembg_makes_one_file_of_three_pictures_and_none_beside_them(small, output, written, tmp_path):
-    """As in cvat-ai/cvat#7523 and #4993; danielgatis/rembg#94: what has the name of an output is left out, untold."""
+    """As in cvat-ai/cvat#7523 and #8076; danielgatis/rembg#94: what has the name of an output is left out, untold."""
     pytest.importorskip("watchdog", reason="the peer is not installed: pip install 'rembg[cli]'")
     from click.testing import CliRunner
     from rembg.commands.p_command import p_command
@@ -148,7 +148,7 @@ def test_autodistill_ends_at_a_file_that_cannot_be_read(whole, tmp_path):
 
 
 def test_autodistill_labels_nothing_of_another_ending_and_reports_success(whole, tmp_path, capsys):
-    """autodistill/autodistill#20, autodistill/autodistill-detic#5."""
+    """autodistill/autodistill#181, #90."""
     picture(tmp_path / "in/a.JPG")
     assert len(whole.label(str(tmp_path / "in"), output_folder=str(tmp_path / "out"))) == 0
     assert "Labeled dataset created" in capsys.readouterr().out
