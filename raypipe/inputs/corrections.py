@@ -242,9 +242,12 @@ def _of_coco(content: Mapping, file: str) -> Iterator[Drawn]:
     names = {each["id"]: str(each["name"]) for each in content["categories"]}
     drawn = defaultdict(list)
     for each in content["annotations"]:
-        parts = each.get("segmentation") or [shapes.rectangle(*each["bbox"])]
+        degrees = (each.get("attributes") or {}).get("rotation") or 0  # of CVAT's boxes, about their middle
+        parts = each.get("segmentation") or [shapes.rectangle(*each["bbox"], degrees, about=(0.5, 0.5))]
         shape = {"polygons": parts} if isinstance(parts, list) else {"counts": parts["counts"], "size": parts["size"]}
         drawn[each["image_id"]].append(shape | {"names": [names[each["category_id"]]]})
+    if drawn.keys() - {image["id"] for image in content["images"]}:
+        raise ValueError("annotations of images that it does not have")
     first = next(iter(names.values()), None)
     for image in content["images"]:
         size = [int(image["height"]), int(image["width"])]

@@ -58,11 +58,17 @@ def brushed(packed: bytes, size: Sequence[int]) -> np.ndarray:
     return pixels[3::4].reshape(height, width) >= HALF
 
 
-def rectangle(x: float, y: float, width: float, height: float, degrees: float = 0) -> list[float]:
-    """The corners of a rectangle in pixels that is turned clockwise about its upper left corner: x, y, x, y, ..."""
+def rectangle(
+    x: float, y: float, width: float, height: float, degrees: float = 0, *, about: tuple[float, float] = (0, 0)
+) -> list[float]:
+    """The corners of a rectangle in pixels that is turned clockwise: x, y, x, y, ...
+
+    about: the point that stays, in widths and heights from the upper left corner, which is that point in Label Studio.
+    """
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    sides = ((0, 0), (width, 0), (width, height), (0, height))
-    return [each for a, b in sides for each in (x + a * cos - b * sin, y + a * sin + b * cos)]
+    right, down = about[0] * width, about[1] * height
+    sides = [(a - right, b - down) for a, b in ((0, 0), (width, 0), (width, height), (0, height))]
+    return [each for a, b in sides for each in (x + right + a * cos - b * sin, y + down + a * sin + b * cos)]
 
 
 def _of_coco(shape: Mapping, size: Sequence[int]) -> np.ndarray:

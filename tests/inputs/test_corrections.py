@@ -162,9 +162,13 @@ def test_polygons_and_rectangles_cover_the_pixels_inside(tmp_path):
         "0.jpg": [("coat", [side for corner in corners for side in corner])],
         "1.jpg": [("coat", {"bbox": [3, 2, 6, 5]})],
         "2.jpg": [("coat", mask)],
+        "3.jpg": [("coat", {"bbox": [3.5, 1.5, 5, 6], "attributes": {"rotation": 90.0}})],  # about its middle
     }
     path = write_coco(tmp_path / "y.json", drawn, ["coat"])
     assert same(found(path, *drawn), dict.fromkeys(drawn, mask))
+    bar = {"a.jpg": [("coat", {"bbox": [3, 4, 8, 1], "attributes": {"rotation": 45.0}})]}  # clockwise
+    turned = found(write_coco(tmp_path / "z.json", bar, ["coat"]), "a.jpg")["a.jpg"]
+    assert turned[2, 4] and turned[6, 8] and not turned[2, 8] and not turned[6, 4]
 
 
 def test_shapes_and_their_names_may_be_tags_of_their_own(tmp_path, masks):
@@ -229,6 +233,8 @@ def test_a_download_is_read_packed_unpacked_and_in_a_folder_of_several(tmp_path,
         ('{"images": [], "detections": []}', "a dict without images and annotations"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError: 'height'"),
         ('{"images": [], "annotations": [{"image_id": 1}], "categories": []}', "KeyError: 'bbox'"),
+        ('{"images": [], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1], "category_id": 1}], '
+         '"categories": [{"id": 1, "name": "x"}]}', "annotations of images that it does not have"),
         ('[{"image": "a.jpg", "label": []}]', "not JSON-MIN.*KeyError: 'data'"),
         ('[{"data": {"text": ""}, "annotations": [{"result": [], "created_at": "2026-01-01"}]}]', "without a picture"),
         ('[{"data": {"image": "a.jpg"}, "annotations": [{"result": [], "created_at": "today"}]}]', "Invalid isoformat"),

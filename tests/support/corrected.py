@@ -87,7 +87,8 @@ def write_coco(
                 each |= {"segmentation": [], "iscrowd": 0} | shape
             else:
                 each |= {"segmentation": [list(map(float, shape))], "iscrowd": 0}
-            content["annotations"].append(each | {"attributes": {"trust": "-", "occluded": False}})
+            attributes = {"trust": "-", "occluded": False, "rotation": 0.0} | each.get("attributes", {})
+            content["annotations"].append(each | {"attributes": attributes})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
