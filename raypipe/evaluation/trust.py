@@ -16,7 +16,7 @@ import tyro
 
 from raypipe import schema
 from raypipe.evaluation import datasets, tasks
-from raypipe.evaluation.calibration import FEWEST, Correlation, Curves, calibrated, rank_correlation
+from raypipe.evaluation.calibration import FEWEST, MISS, Correlation, Curves, calibrated, rank_correlation
 from raypipe.evaluation.combined import Ranks, loadings, slopes
 from raypipe.evaluation.labels import WHY, Labels, match, nothing
 from raypipe.evaluation.measured import SIGNALS, WITHIN_RUN, Measured, measure
@@ -58,8 +58,8 @@ class Trust:
     input: str | None = None  # as for `label`: finds the originals again in tars and tables, or when they have moved
     column: str | None = None  # as for `label`: the column of --input that holds URIs or images
     allow_private: bool = False  # as for `label`: originals may lie in a private network
-    # what `evaluate` takes: a folder of masks, or corrections of Label Studio or CVAT, of some of the images; trust is
-    # then also told as expected Dice with an interval
+    # what `evaluate` takes: a folder of masks, or corrections of Label Studio or CVAT, of some of the images, best of
+    # images drawn at random; trust is then also told as expected Dice with an interval
     labels: str | None = None
     dataset: str | None = None  # instead of labels: a data set of masks, such as ecssd
     root: str | None = None  # folder in which data sets lie
@@ -238,8 +238,12 @@ def _remarks(labels: Labels, trust: np.ndarray) -> list[str]:
     lines = [f"{key}: {reason}" for key, reason in sorted(labels.reasons.items())[:1]]
     if labels.unused:
         lines.append(f"{len(labels.unused):,} labels belong to no image, such as {labels.unused[0]!r}")
-    span = f"{trust.min():.2f} to {trust.max():.2f}"
-    return [*lines, f"labelled masks have trust {span}: beyond, expected Dice is that of the nearest, and a guess"]
+    if (beyond := 1 - np.ptp(trust)) > MISS:  # of the ranks that trust is made of
+        span = f"{trust.min():.2f} to {trust.max():.2f}"
+        lines.append(
+            f"labelled masks have trust {span}: of the {beyond:.0%} beyond, expected Dice and interval are a guess"
+        )
+    return lines
 
 
 class Learned:

@@ -253,6 +253,7 @@ def test_labels_make_trust_an_expected_dice_whose_interval_holds_what_was_promis
     labels = labels_of(tmp_path / "labels", 15)
     assert main(["trust", *places, "--labels", labels, "--task", "saliency", "--json"]) == 0
     text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    assert "a guess" not in text  # labels are as different as the images
     assert "15 labels; rank correlation of trust" in text and "45  images have no label of their own" in text
     result, inside, errors = json.loads(last), [], []
     for name, place in zip(METHODS, places, strict=True):
@@ -270,6 +271,14 @@ def test_labels_make_trust_an_expected_dice_whose_interval_holds_what_was_promis
     )
     rows = sorted(table_of(places[3]).values(), key=lambda row: row["trust"])
     assert (np.diff([row["dice"] for row in rows]) >= 0).all()  # more trust is never less Dice
+    of_all = {f"{key[:2]}.png": row["trust"] for key, row in table_of(places[0]).items()}
+    worst = labels_of(tmp_path / "worst", 0)
+    for key in sorted(of_all, key=of_all.get)[:6]:
+        Picture.fromarray(np.where(TRUTH, 255, 0).astype(np.uint8)).save(f"{worst}/{key}")
+    assert (
+        "% beyond, expected Dice and interval are a guess"
+        in trust.trust(Trust((places[0], places[1]), labels=worst)).text()
+    )
     few = trust.trust(Trust(tuple(places), labels=labels_of(tmp_path / "few", 3)))
     assert "fewer than 5 labels" in few.text() and table_of(places[0])["00.png"]["dice"] is None
 
