@@ -4,8 +4,9 @@ rembg and Ray come with raypipe; for the others, `pip install autodistill robofl
 label-studio-sdk 'rembg[cli]' segment-anything`. What a tool has mended since is not here: rembg the orientation
 (danielgatis/rembg#441), CVAT masks that overlap (cvat-ai/cvat#751), Datumaro masks with holes, FiftyOne orientation
 (voxel51/fiftyone#3824) and names of repeated exports (voxel51/fiftyone#6364), autodistill the error of a second run
-(autodistill/autodistill#58), Ray Data writers that overwrite each other (ray-project/ray#55118). CVAT itself, a server,
-is not asked, nor FiftyOne, which starts a database.
+(autodistill/autodistill#58), img2dataset to go on where it was stopped (rom1504/img2dataset#167), Ray Data pictures of
+several sizes in a batch, and writers that overwrite each other (ray-project/ray#55118). CVAT itself, a server, is not
+asked, nor FiftyOne, which starts a database, nor segment-anything's script, which its package lacks.
 """
 
 import functools
