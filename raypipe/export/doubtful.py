@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from raypipe.evaluation import trust
 from raypipe.export.about import About
 from raypipe.run import Run
+from raypipe.run.ids import Ids
 
 MOST_TASKS = 5_000  # in a file: what Label Studio imports and CVAT shows as one task without trouble
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)%|(\d+)")
@@ -26,6 +27,18 @@ def parse(text: str) -> float | int:
     if not amount or (match[1] and amount > 1):
         raise ValueError(f"--doubtful {text!r}: expected a share of the images such as 2%, or their number such as 500")
     return amount
+
+
+def refuse_older(run: Run) -> None:
+    """Raise ValueError where images were labelled after `raypipe trust`: none of them would be among the doubtful."""
+    table = trust.read(run, ["image_id", "status"])
+    known, newer = Ids(table.filter(pc.not_equal(table["status"], "failed")).to_batches()), 0
+    for batch in run.commits().to_batches():
+        good = batch.filter(pc.equal(batch["error"], ""))
+        newer += len(good) - known.among(good).true_count
+    if newer:
+        text = f"{newer:,} images were labelled after its trust was measured"
+        raise ValueError(f"{run}: {text}; measure it again: raypipe trust {run} [RUN ...]")
 
 
 def least_trusted(run: Run, amount: float | int, matching: Iterable[str] | None = None) -> list[str]:

@@ -210,12 +210,15 @@ def describe(run: Run, options: Export) -> About:
 def _selected(run: Run, options: Export, leaves: tuple[str, ...]) -> Iterator[dict]:
     """The rows that options ask for. leaves: as in `rows.select`. Raises ValueError and FileNotFoundError at once."""
     joined = [rows.read_joined(options.join)] if options.join else []
-    if NAMES_TRUST.search(options.where or "") and not any("trust" in table.column_names for table in joined):
+    amount = None if options.doubtful is None else doubtful.parse(options.doubtful)
+    named = NAMES_TRUST.search(options.where or "") and not any("trust" in table.column_names for table in joined)
+    if named or amount:
+        doubtful.refuse_older(run)
+    if named:
         joined.append(trust.read(run, {"image_id": "image_id", "trust": "trust", "mask_trust": "masks"}))
     select = partial(rows.select, run, where=options.where, joined=joined)
-    if options.doubtful is None:
+    if amount is None:
         return select(leaves=leaves)
-    amount = doubtful.parse(options.doubtful)
     matching = (row["image_id"] for row in select(leaves=rows.CELLS)) if options.where else None
     order = doubtful.least_trusted(run, amount, matching)
     return doubtful.ordered(select(leaves=leaves), order, doubtful.trusts(run, order))

@@ -13,6 +13,7 @@ from support.corrected import annotation, region, stroke, task, write_coco
 from support.written import masks_row, random_masks, write_run
 
 import raypipe
+from raypipe import schema
 from raypipe.cli.verbs import main
 from raypipe.evaluation.evaluate import Evaluate, evaluate
 from raypipe.evaluation.tasks.semantic import Semantic
@@ -20,8 +21,8 @@ from raypipe.evaluation.trust import PLACE, TRUST, Trust, read, trust
 from raypipe.export import doubtful
 from raypipe.export.export import Export, export
 from raypipe.export.formats import labelstudio, names
-from raypipe.run import Run
-from raypipe.storage import open_table
+from raypipe.run import Run, new_attempt
+from raypipe.storage import hold, open_table
 
 KEYS = ("a/x.jpg", "b/x.jpg", "b/x.png", "b.jpg", "sub/ünï 'code' & <b>.png", "c.webp", "deep/er/c.webp")
 TRUSTS = dict(zip(KEYS, (0.5, 0.1, 0.6, 0.2, 0.3, 0.9, 0.4), strict=True))
@@ -155,6 +156,21 @@ def test_a_run_without_trust_is_refused_with_the_way_out(run, capsys):
     Run(run).folder.delete(*PLACE)
     assert main(["export", run, "--format", "cvat", "--doubtful", "2%"]) == 2
     assert f"make it first: raypipe trust {run}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--doubtful", "2"], ["--where", "trust > 0.3"]])
+def test_images_that_were_labelled_after_trust_was_measured_are_not_left_out_untold(run, tmp_path, capsys, words):
+    made, attempt = Run(run), new_attempt()
+    rows = [
+        masks_row("new.jpg", random_masks(np.random.default_rng(2), (9, 14), 2)),
+        masks_row("x", None, error="e: e"),
+    ]
+    with hold(made.folder, attempt):
+        made.commit(attempt, 0, pa.Table.from_pylist(rows, schema=schema.MASKS))
+        made.finish(attempt)
+    assert main(["export", run, "--format", "csv", *words]) == 2
+    error = capsys.readouterr().err
+    assert f"1 images were labelled after its trust was measured; measure it again: raypipe trust {run}" in error
 
 
 def test_what_people_drew_in_label_studio_is_what_the_run_is_measured_by(run, tmp_path):
