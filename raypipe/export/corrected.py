@@ -24,14 +24,15 @@ NOTE = "corrected"  # of an image whose masks people drew
 
 
 def applied(run: Run, place: str, images: Iterable[dict], about: About) -> tuple[Iterator[dict], About]:
-    """The rows as `replaced` makes them, and what to tell of the run with them.
+    """The rows as `replaced` makes them, and what to tell of the run with them: images may have more masks now.
 
-    place: as `find` takes it. Where only a number tells objects apart, people may have drawn more than the run has.
+    place: as `find` takes it.
     """
     matches = find(run, place, about)
-    if about.instances:
-        about = replace(about, most=max(about.most, *map(corrections.count, matches.location.values())))
-    return replaced(images, matches, about), about
+    drawn = (corrections.names(location) for location in matches.location.values())
+    if _is_united(about):
+        drawn = ({*names} if len(about.categories) > 1 else names[:1] for names in drawn)
+    return replaced(images, matches, about), replace(about, most=max(about.most, *map(len, drawn)))
 
 
 def find(run: Run, place: str, about: About) -> Matches:
@@ -85,7 +86,7 @@ def _segments(place: str, about: About, known: Mapping[str, str], size: tuple[in
         if name is None:
             raise BadImage(STAGE, "other_class", "a shape without a label")
         found.append((name, shapes.mask(shape, size)))
-    if about.parts or about.most <= 1:
+    if _is_united(about):
         names = dict.fromkeys(name for name, _ in found)
         found = [(each, np.any([mask for name, mask in found if name == each], 0)) for each in names]
     bare = (about.parts or (about.category,)) if about.unlabelled and not about.classes else ()
@@ -94,6 +95,11 @@ def _segments(place: str, about: About, known: Mapping[str, str], size: tuple[in
         segment["label"] = None if name in bare else name
         segment["segment"] = about.parts.index(name) if name in about.parts else i
     return segments
+
+
+def _is_united(about: About) -> bool:
+    """Whether what was drawn under one name in an image is one mask."""
+    return bool(about.parts) or about.most <= 1
 
 
 def _categories(about: About) -> dict[str, str]:

@@ -109,9 +109,9 @@ def mask(location: str, *, max_pixels: int) -> np.ndarray:
     return found
 
 
-def count(location: str) -> int:
-    """How many shapes were drawn at a location of `match`."""
-    return len(_content(location)["drawn"])
+def names(location: str) -> list[str]:
+    """The first name, or "", of each shape that was drawn at a location of `match`."""
+    return [next(iter(shape["names"]), "") for shape in _content(location)["drawn"]]
 
 
 def drawn_at(location: str, *, max_pixels: int) -> dict:

@@ -132,6 +132,21 @@ def test_more_objects_than_the_run_has_in_an_image_keep_values_of_their_own(tmp_
     assert np.array(Image.open(tmp_path / "many/3.png")).max() == 301  # 255 is left out
 
 
+def test_more_names_than_the_run_has_in_an_image_have_files_of_their_own(tmp_path, rng):
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "x.png")
+    known = {"uri": str(tmp_path / "x.png"), "sha256": hashlib.sha256((tmp_path / "x.png").read_bytes()).hexdigest()}
+    found = random_masks(rng, SIZE, 3)
+    labels = ("cat", "dog", "cow")
+    rows = [masks_row(key, found[:1], labels=[name], **known) for key, name in zip(KEYS, labels, strict=False)]
+    write_run(str(tmp_path / "run"), rows, method="zero_guidance")
+    place = back(tmp_path / "back.json", {"3.jpg": list(zip(labels, found, strict=True))})
+    export(Export(str(tmp_path / "run"), "cutout", output=str(tmp_path / "cut"), corrections=place))
+    assert sorted(file.name for file in (tmp_path / "cut").glob("3*")) == ["3_0.png", "3_1.png", "3_2.png"]
+    export(Export(str(tmp_path / "run"), "csv", output=str(tmp_path / "csv"), corrections=place))
+    table = next((tmp_path / "csv").glob("[!_]*.csv")).read_text(encoding="utf-8-sig")
+    assert "area_2" in table.splitlines()[0]
+
+
 def test_what_people_drew_has_no_embedding(tmp_path, rng):
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "x.png")
     known = {"uri": str(tmp_path / "x.png"), "sha256": hashlib.sha256((tmp_path / "x.png").read_bytes()).hexdigest()}
