@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -38,13 +39,17 @@ def applied(run: Run, place: str, images: Iterable[dict], about: About) -> tuple
 def find(run: Run, place: str, about: About) -> Matches:
     """What was drawn in which image of a run. place: as `corrections.match` takes it.
 
-    Raises ValueError where it belongs to no image, or has labels that are no categories of the export.
+    Raises ValueError where it belongs to no image or to one of two that have one key, or has labels that are no
+    categories of the export.
     """
-    keys = [key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist()]
+    keys = Counter(key for table in rows.columns(run, ["key"]) for key in table["key"].to_pylist())
     matches = corrections.match(place, keys)
     if not matches.location:
-        names = maskfiles.difference(keys[0], matches.unused, what="corrections") if keys else ""
+        names = maskfiles.difference(next(iter(keys)), matches.unused, what="corrections") if keys else ""
         raise ValueError(f"--corrections: {Location(place)} has none of an image of {run}{names}")
+    if twice := [key for key in matches.location if keys[key] > 1]:
+        text = f"--corrections: {Location(place)} has {twice[0]!r}, and {run} several images of that key"
+        raise ValueError(f"{text}; leave it out")
     known = _categories(about)
     for name in matches.meanings.values() if len(about.categories) > 1 else ():
         if name not in known:

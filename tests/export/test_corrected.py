@@ -117,6 +117,11 @@ def test_corrections_of_other_images_or_other_names_are_refused(tmp_path, rng, c
         place = back(tmp_path / "back.json", drawn)
         assert main(["export", run, "--format", "csv", "--corrections", place]) == 2
         assert why in capsys.readouterr().err
+    rows = [masks_row("1.jpg", found["3.jpg"]) | {"image_id": name * 32} for name in "ab"]  # from two inputs
+    write_run(str(tmp_path / "two"), rows)
+    place = back(tmp_path / "back.json", {"1.jpg": [("cluster 0", found["3.jpg"][0])]})
+    assert main(["export", str(tmp_path / "two"), "--format", "csv", "--corrections", place]) == 2
+    assert "several images of that key" in capsys.readouterr().err
 
 
 def test_more_objects_than_the_run_has_in_an_image_keep_values_of_their_own(tmp_path, rng):
