@@ -23,6 +23,7 @@ from raypipe.evaluation.measured import SIGNALS, WITHIN_RUN, Measured, measure
 from raypipe.evaluation.task import written
 from raypipe.inputs.maskkinds import chosen
 from raypipe.inputs.originals import Originals
+from raypipe.lookup import one_line
 from raypipe.run import Run, rows
 from raypipe.storage import open_table
 
@@ -190,13 +191,17 @@ def least(run: Run, share: float) -> list[str]:
 def read(run: Run, columns: Sequence[str] | Mapping[str, str]) -> pa.Table:
     """Some columns of a run's table TRUST. columns: a mapping gives them other names, {new: stored}.
 
-    Raises FileNotFoundError where there is none.
+    Raises FileNotFoundError where there is none, and ValueError for one that was cut.
     """
+    stored = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns)
     if PLACE[-1] not in run.folder.files(*PLACE[:-1]):
         raise FileNotFoundError(f"{run} has no table of trust; make it first: raypipe trust {run} [RUN ...]")
-    with run.folder.open(*PLACE) as file, open_table(file) as content:
-        stored = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns)
-        return content.read([old or new for new, old in stored.items()]).rename_columns(list(stored))
+    try:
+        with run.folder.open(*PLACE) as file, open_table(file) as content:
+            return content.read([old or new for new, old in stored.items()]).rename_columns(list(stored))
+    except pa.ArrowInvalid as error:
+        place = run.folder.location(*PLACE)
+        raise ValueError(f"{place}: {one_line(error)}; make it again: raypipe trust {run} [RUN ...]") from None
 
 
 def _labels(options: Trust, runs: Sequence[Run]) -> Labels | None:

@@ -353,6 +353,11 @@ def test_a_condition_of_an_export_names_trust_without_a_join(tmp_path, capsys):
     assert main([*words, "--where", "Trust < 0.3 and mask_trust < 0.3", "--overwrite", "--json"]) == 0
     exported = json.loads(capsys.readouterr().out.splitlines()[-1])["images"]
     assert exported == sum(value < 0.3 for value in read(Run(places[0]), ["trust"])["trust"].to_pylist()) > 3
+    table = tmp_path.joinpath("kmeans", *trust.PLACE)
+    table.write_bytes(table.read_bytes()[:-9])
+    assert main([*words, "--where", "trust < 0.3", "--overwrite"]) == 2
+    message = capsys.readouterr().err
+    assert "trust.parquet: it does not end as a Parquet file does" in message and "raypipe trust" in message
 
 
 def test_images_of_one_key_are_exported_once_each_by_their_own_trust(tmp_path, capsys):
