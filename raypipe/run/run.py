@@ -77,15 +77,15 @@ class Run:
         except NewerRun:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            if not self.there():
+            if isinstance(error, json.JSONDecodeError) and not self.there():
                 return None  # the very first file was torn, and nothing came after it
             raise DamagedRun(self, f"its run.json cannot be read ({error!r})") from error
 
     def check_configuration(self, settings: dict, *, defaults: dict) -> None:
         """Raise OtherConfiguration with a diff when the folder holds a run of another configuration.
 
-        Raises DamagedRun when it holds masks without a configuration.
-        defaults: those of all settings, which hold for a setting that the run's version of raypipe did not have.
+        Raises DamagedRun when it holds masks without a configuration. defaults: those of all settings, which hold for
+        a setting that the run's version of raypipe did not have.
         """
         if frozen := self.configuration():
             old = {"method": frozen["method"], "table": frozen["table"], **defaults, **frozen["settings"]}
@@ -208,16 +208,17 @@ class Run:
     def finish(self, attempt: str) -> Spool:
         """Leave each id once, write errors.parquet, drop the work list; returns the commits that remain."""
         self.clean()  # a worker of a dead attempt may have left a part or a record after this attempt's own clean
-        self._drop_superseded(attempt)
         commits = self.commits()
+        if lost := superseded(commits):
+            commits = self._without(lost, attempt)
         self.folder.write_table(self._errors(commits), "errors.parquet")
         return commits
 
     def settled(self, attempt: str) -> Spool:
         """The commits of a run that has ended, ended once more if a late worker has added to it since."""
-        commits = self.commits()
-        failed = (batch.filter(pc.not_equal(batch["error"], ""))["image_id"] for batch in commits.to_batches())
-        is_listed = {each for ids in failed for each in ids.to_pylist()} == {*self.errors()["image_id"].to_pylist()}
+        commits, listed = self.commits(), self.errors()
+        failed = Ids(batch.filter(pc.not_equal(batch["error"], "")) for batch in commits.to_batches())
+        is_listed = len(failed) == failed.among(listed).true_count == len(listed)
         return commits if is_listed and not superseded(commits) else self.finish(attempt)
 
     def errors(self) -> pa.Table:
@@ -247,13 +248,12 @@ class Run:
         else:
             self.folder.write_json(summary, *COMPLETE_NOTE)
 
-    def _drop_superseded(self, attempt: str) -> None:
-        """Rewrite the parts that hold rows which a later attempt did again, so that plain readers see each id once.
+    def _without(self, lost: set[tuple[str, str]], attempt: str) -> Spool:
+        """Rewrite the parts that hold `superseded` rows, so that plain readers see each id once; returns the commits.
 
         The new part is committed before the old one goes: a kill in between leaves an id twice, which the rule of
         `superseded` settles again.
         """
-        lost = superseded(self.commits())
         for part in sorted({part for _, part in lost}):
             with self.part(part) as file:
                 rows = file.read()
@@ -262,6 +262,7 @@ class Run:
             if len(kept):
                 self.commit(attempt, "kept", kept)
             self.drop(part)
+        return self.commits()
 
     def _errors(self, commits: Spool) -> pa.Table:
         """The failed images as a table for people: image_id, uri, key, stage, kind, message, retryable."""
@@ -359,8 +360,7 @@ class Run:
             there = {name: size for name, size in sorted(sizes.items()) if size is not None}
             lost = sorted(name for name in sizes.keys() - there if self.folder.size("_commits", name) is not None)
             if lost and not self._are_elsewhere(lost, there):
-                text = f"{len(lost):,} of {len(records):,} parts are gone, such as {self.data}/{lost[0]}"
-                raise DamagedRun(self, text)
+                raise DamagedRun(self, f"{len(lost):,} of {len(records):,} parts are gone, such as {lost[0]}")
             if len(sizes) == len(there) + len(lost):
                 break
         if not records and self._has_lost_records(files):

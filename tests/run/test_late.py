@@ -175,3 +175,24 @@ def test_a_part_that_compact_finds_replaced_is_not_called_damaged(run):  # sched
     run.drop(name)
     with pytest.raises(FileNotFoundError, match="another process has replaced the part"):
         _read_part(run, name)
+
+
+def test_a_commit_is_two_writes_and_three_small_reads_and_the_end_reads_each_record_once():
+    images, attempt = manifest(6), new_attempt()
+
+    def kinds(requests: list[tuple]) -> list[tuple[str, str]]:
+        return [(kind, path.removeprefix("bucket/run/").partition("/")[0]) for _, _, _, kind, path, _ in requests]
+
+    world = World(0)
+    with world.inside():
+        run = Run(PLACE, "kmeans")
+        run.freeze({"k": 2}, {"weights": {}})
+        with hold(run.folder, attempt):
+            for task in range(3):
+                world.trace.clear()
+                world.run(lambda task=task: run.commit(attempt, task, finished(images.slice(2 * task, 2), attempt)))
+                look = ("read", "_runs")
+                assert kinds(world.trace) == [("write", "masks"), look, ("write", "_commits"), ("read", "masks"), look]
+            world.trace.clear()
+            world.run(lambda: run.finish(attempt))
+            assert kinds(world.trace).count(("read", "_commits")) == 3

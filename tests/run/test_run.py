@@ -226,8 +226,11 @@ def test_settings_are_compared_as_run_json_holds_them(tmp_path):
         run.check_configuration({"sizes": (4, 8), "new": 2}, defaults={"new": 1})
 
 
-@pytest.mark.parametrize("content", [b'{"schema": 1, "meth', b"{}", b"[]"])
-def test_a_damaged_configuration_is_named(run, content):
+@pytest.mark.parametrize(("content", "parts"), [(b'{"schema": 1, "meth', True), (b"{}", False), (b"[]", False)])
+def test_a_damaged_configuration_is_named(run, content, parts):
+    """Torn JSON without any part is a run that has not begun; what is no JSON of ours is never written over."""
+    if parts:
+        attempt_all(run, manifest(2))
     run.folder.write(content, "run.json")
     with pytest.raises(DamagedRun, match="its run.json cannot be read .*verify .* --repair"):
         run.check_configuration({"k": 2}, defaults={})
