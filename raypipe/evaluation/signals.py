@@ -68,7 +68,7 @@ def against(row: dict, label: np.ndarray, *, polarity: str = "fixed") -> np.ndar
     """The Dice of each mask of a row with a label: float64 (N,), N >= 1. row: of `measured.EVERY_MASK`.
 
     label: bool (H, W), of the image's size. polarity: with "best" the better one of a mask and what it leaves of the
-    foreground counts, as in the task `pattern`.
+    foreground counts; the task `pattern` takes the best one of all masks, which is more where there are three.
     """
     from pycocotools import mask as coco
 
