@@ -268,9 +268,8 @@ def _of_tasks(tasks: Iterable[dict], file: str) -> Iterator[Drawn]:
         key = data.get("key")
         known = Drawn(file, str(key or _picture(data)), None, [], category, when=_when(newest), is_key=bool(key))
         try:
-            _draw(
-                known, newest["result"], {(data["height"], data["width"])} if {"height", "width"} <= {*data} else set()
-            )
+            sizes = {(data["height"], data["width"])} if {"height", "width"} <= {*data} else set()
+            _draw(known, newest["result"], sizes)
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             known.wrong = f"no regions as Label Studio has them: {type(error).__name__}: {error}"
         yield known

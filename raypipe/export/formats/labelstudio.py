@@ -24,9 +24,8 @@ from raypipe.inputs.originals import portable
 
 ORIGINALS, CATEGORIES = portable, True
 RUN_BITS = (8, 16)  # the two sizes of a run's length that are written
-MOST_BYTES = (
-    200 << 20
-)  # of a file's tasks: Label Studio takes 250 MiB (DATA_UPLOAD_MAX_MEMORY_SIZE), a task is below 10
+# Of a file's tasks: Label Studio takes 250 MiB (its DATA_UPLOAD_MAX_MEMORY_SIZE), and a task is below 10.
+MOST_BYTES = 200 << 20
 NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2: what no document holds
 LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of LOCAL_FILES_DOCUMENT_ROOT
 
@@ -34,13 +33,12 @@ LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of LOCAL_FILES_D
 def write(images: Iterator[dict], target: Target, about: About) -> Counter:
     """Write images/KEY.jpg or .png and the tasks, streamed, which name them: as local files or by their remote URI.
 
-    Doubtful ones are in `tasks-00001.json`, ..., 5,000 each, fewer where their masks take MOST_BYTES, with their
-    `trust`, by which its table can be sorted. The
-    document root is the export's folder. So the pictures are there wherever the originals were (in tars, tables,
+    The document root is the export's folder. So the pictures are there wherever the originals were (in tars, tables,
     on other machines), browsers can show them, and the masks fit. Embeddings, which it cannot show, are left out.
+    Doubtful ones are in `tasks-00001.json`, ..., 5,000 each, fewer where their masks take MOST_BYTES, with their
+    `trust`, by which its table can be sorted.
     """
-    remarks = Counter()
-    written = Counter()
+    remarks, written = Counter(), Counter()
     for ending, rows in doubtful.files(images, about, is_full=lambda: written["bytes"] > MOST_BYTES):
         written.clear()
         with target.stream(f"tasks{ending}.json") as file:
