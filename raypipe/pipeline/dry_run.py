@@ -31,7 +31,6 @@ TIMED_IMAGES = 3
 CORE_HOUR, CORE = 0.0408, "an AWS m7g"
 GPU_HOUR, GPU = 1.006, "an AWS g5.xlarge (NVIDIA A10G, 24 GB)"
 PRICED = "on demand, us-east-1, June 2026; --price PRICE for yours"
-WARM = 3.0  # seconds below which the first image is timed again: imports may be most of it
 PATIENCE = 30.0  # seconds after which no further image is timed: some methods take minutes for one
 
 
@@ -167,9 +166,9 @@ def _measured(work: Work, device: str, rows: list[dict], alone: bool) -> dict:
         return {"missing": str(error)}
     begun = loaded = time.perf_counter()
     done += stages.encode(segment(stages.decode(rows[:1], work)), work)
-    if time.perf_counter() - loaded < WARM:
+    if time.perf_counter() - loaded < PATIENCE:  # imports may be most of it: it is timed again, with the others
         done, begun = [], time.perf_counter()
-    rest = rows[len(done) :] if time.perf_counter() - begun < PATIENCE else []
+    rest = [] if done else rows
     groups = [rest] if alone else [[row] for row in rest]  # some methods see several at once, one on each core
     for row in (row for group in groups for row in stages.encode(segment(stages.decode(group, work)), work)):
         done.append(row)

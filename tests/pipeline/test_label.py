@@ -383,8 +383,7 @@ def test_a_dry_run_times_one_image_where_that_takes_long(tmp_path, monkeypatch):
     work = plan_work(job, Faulty(), None)
     rows = list_images(job, work).read().to_pylist()
     assert dry_run._measured(work, "cpu", rows, True)["images"] == 3
-    monkeypatch.setattr(dry_run, "PATIENCE", 0.0)  # as if one image took as long as the patience
-    monkeypatch.setattr(dry_run, "WARM", 0.0)
+    monkeypatch.setattr(dry_run, "PATIENCE", 0.0)  # as if one image took as long as that
     assert [dry_run._measured(work, "cpu", rows, alone)["images"] for alone in (True, False)] == [1, 1]
 
 
