@@ -92,9 +92,8 @@ def match(place: str, keys: Iterable[str]) -> Matches:
     if told := firsts & {*names}:
         masks, every = (", ".join(map(repr, each)) for each in (sorted(told), names))
         log.info("labels: the first mask is what is named %s, of %s", masks, every)
-    location = {key: _location(found[name], names) for key, name in matched.items()}
-    used = set(matched.values())
-    return Matches(location, [name for name in found if name not in used], meanings=dict(enumerate(names, 1)))
+    location = {key: _location(found.pop(name), names) for key, name in matched.items()}  # each is in memory once
+    return Matches(location, list(found), meanings=dict(enumerate(names, 1)))
 
 
 def mask(location: str, *, max_pixels: int) -> np.ndarray:
