@@ -266,6 +266,24 @@ def test_parts_of_one_tile_that_meet_in_others_become_one_object():
     np.testing.assert_array_equal(found.masks, (picture > 0)[None])
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_connected_is_one_object_with_all_its_pixels(seed, exclusive):
+    rng, picture = np.random.default_rng(seed), np.zeros((90, 130), np.uint8)
+    for _ in range(10):  # discs, lines and rings, of which a tile often sees several pieces
+        y, x, radius = (int(rng.integers(most)) for most in (*picture.shape, 25))
+        cv2.circle(picture, (x, y), radius, 1, int(rng.choice([-1, 2])))
+        cv2.line(picture, (x, y), (x + 2 * radius, y - radius), 1, 2)
+
+    def found(part):
+        count, parts = cv2.connectedComponents(np.ascontiguousarray(part))
+        return Segments(np.array([parts == i for i in range(1, count)], bool).reshape(-1, *part.shape))
+
+    tiles = ((place, found(picture[place.slices])) for place in Tiling(40, 14).places(picture.shape))
+    merged = merge(tiles, picture.shape, across="object", exclusive=exclusive).masks > 0.5
+    assert sorted(map(bytes, merged)) == sorted(map(bytes, found(picture).masks))
+
+
 @pytest.mark.parametrize("across", ["index", "object"])
 def test_nothing_in_any_tile_is_nothing(across):
     places = TILING.places(SIZE)

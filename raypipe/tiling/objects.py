@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import combinations, product
+from itertools import combinations, groupby, product
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -94,20 +95,25 @@ def objects(
         numbers = (range(len(each.rles)) for each in stored)
         whole = (stored[t].tile(its, [key_of[t, i] for i in its]) for t, its in enumerate(numbers))
         return mapped(whole, size, facts, largest_first=True)
-    parts = [_united([(stored[t], i) for t, i in nodes]) for nodes in groups]
+    parts = [_united(stored, nodes) for nodes in groups]
     areas = masks.areas([rle for _, rle in parts])
     order = sorted(range(len(parts)), key=lambda key: -areas[key])
     return Placed([parts[key] for key in order], size, **facts.of(order))
 
 
-def _united(pieces: Sequence[tuple[Stored, int]]) -> tuple[Place, dict]:
-    """One mask of an object's pieces, by tiles from the top: where it lies, and its run lengths there."""
-    if len(pieces) == 1:
-        stored, i = pieces[0]
-        return stored.place, stored.rles[i]
-    tops, lefts, bottoms, rights = zip(*(stored.place[2:] for stored, _ in pieces), strict=True)
+def _united(stored: Sequence[Stored], nodes: Sequence[tuple[int, int]]) -> tuple[Place, dict]:
+    """One mask of an object's pieces: where it lies, and its run lengths there.
+
+    nodes: the pieces as (number of the tile, number there), ascending. Those of one tile speak with one voice: as two
+    each would be against the other.
+    """
+    if len(nodes) == 1:
+        ((t, i),) = nodes
+        return stored[t].place, stored[t].rles[i]
+    its = {t: [i for _, i in pieces] for t, pieces in groupby(nodes, key=itemgetter(0))}
+    tops, lefts, bottoms, rights = zip(*(stored[t].place[2:] for t in its), strict=True)
     top, left, bottom, right = min(tops), min(lefts), max(bottoms), max(rights)
-    tiles = (stored.tile([i], [0], origin=(top, left)) for stored, i in pieces)
+    tiles = (stored[t].tile(numbers, [0] * len(numbers), origin=(top, left)) for t, numbers in its.items())
     return Place(0, 0, top, left, bottom, right), masks.encode_rle(averaged(tiles, (bottom - top, right - left))[0])
 
 
