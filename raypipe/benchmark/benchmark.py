@@ -80,17 +80,21 @@ def _chosen(options: Benchmark) -> list[str]:
     for name in options.only:
         if name not in known:
             raise ValueError(f"unknown benchmark {name!r}; {lookup.suggest(name, known)}")
+    chosen = [name for name in known if not options.only or name in options.only]
+    for option, reached in (("photos", peers.COMMANDS), ("weights", peers.OF_A_SAM)) if options.peers else ():
+        if getattr(options, option) and not set(chosen) & set(reached):
+            raise ValueError(f"--{option} has no effect on {' '.join(chosen)}; it is for {' and '.join(reached)}")
     if options.photos and not options.peers:
         raise ValueError("--photos has no effect without --peers")
     if options.photos and (not os.path.isdir(options.photos) or len(_files(options.photos)) <= commands.FEW):
         text = f"a folder with more than {commands.FEW} image files and nothing else"
         raise ValueError(f"--photos: expected {text}, got {options.photos!r}")
     if options.peers:
-        return [name for name in known if not options.only or name in options.only]
+        return chosen
     named = [segmenters.find(name) for name in options.only if name in segmenters.names()]
     if options.weights and not any("weights" in kind.networks for kind in named):
         raise ValueError("--weights has no effect without --only METHOD of a method that has the option --weights")
-    return [name for name in known if not options.only or name in options.only]
+    return chosen
 
 
 def _measured(chosen: Sequence[str], sizes: Sizes, options: Benchmark) -> list[Figure]:

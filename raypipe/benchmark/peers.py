@@ -185,6 +185,7 @@ def _ncut(name: str, sizes: Sizes, _weights: str | None) -> list[Figure]:
 
 
 IN_PROCESS = {"mask-generation": _mask_generation, "segment-anything": _segment_anything, "ncut": _ncut}
+OF_A_SAM = ("mask-generation", "segment-anything")  # whose weights have to be named
 
 
 def _sam(weights: str):

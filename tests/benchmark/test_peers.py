@@ -178,5 +178,8 @@ def test_peers_are_asked_for_by_name(tmp_path, capsys):
             (tmp_path / "photos" / file).touch()
         assert main([*place, "--peers", "--photos", str(tmp_path / "photos")]) == 2
         assert "--photos: expected a folder with more than 2 image files" in capsys.readouterr().err
+    for option, only in (("--photos", "ncut"), ("--weights", "ray-data")):
+        assert main([*place, "--peers", "--only", only, option, str(tmp_path / "photos")]) == 2
+        assert f"{option} has no effect on {only}; it is for " in capsys.readouterr().err
     assert main([*place, "--peers", "--only", "mask-generation"]) == 0
     assert "| mask-generation | images per second | - | - | 0 | skipped: needs the folder" in capsys.readouterr().out
