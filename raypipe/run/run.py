@@ -350,7 +350,8 @@ class Run:
         """Bytes of each part's data file by name, oldest first.
 
         Raises DamagedRun when data files are gone whose commit records are there, or all records of a finished run; not
-        when its images have other rows: a record may land after its worker's death, when its part was cleaned away.
+        when its images have other rows: a record may land after its worker's death, its part cleaned away. Before they
+        have, in an interrupted run, that cannot be told from damage; the next start mends it.
         """
         while True:  # again when another process has dropped parts since the records were listed
             records, files = self.folder.files("_commits").keys(), self.folder.files(self.data)
@@ -378,8 +379,7 @@ class Run:
             there.add(record)
             good.add(record.filter(pc.equal(record["error"], "")))
         rows = pa.concat_tables(self._read_commit((name, None)) for name in lost)
-        is_good = pc.equal(rows["error"], "")
-        return pc.all(pc.if_else(is_good, good.among(rows), there.among(rows))).as_py()
+        return pc.all(pc.if_else(pc.equal(rows["error"], ""), good.among(rows), there.among(rows))).as_py()
 
     def _read_commit(self, part: tuple[str, int | None]) -> pa.Table:
         """The record of a part. part: its name and the bytes of its data file; None = they are gone."""

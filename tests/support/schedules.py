@@ -61,6 +61,7 @@ class Schedule:
         self.parts: dict[str, list[str]] = {}  # tokens by part name
         self.rows: dict[str, tuple[str, str]] = {}  # token -> id, error
         self.committed: set[str] = set()  # tokens of rows of which a record was there
+        self.late_records: set[str] = set()  # paths of those that landed after their writers were told of failure
         self.durable: dict[str, bool] = {}  # id -> whether a good row of it was promised
         self.world.on_change, self.world.on_request = self._changed, self._requested
         self.did: Counter = Counter()
@@ -194,6 +195,7 @@ class Schedule:
         if path == LOCK and before and after and before.partition(b", ")[0] != after.partition(b", ")[0]:
             self.did["lock taken over"] += 1
         if after is not None and path.startswith(COMMITS):
+            self.late_records |= {path} if self.world.is_late else {*()}
             name = path.removeprefix(COMMITS).removesuffix(".parquet")
             for begin, tokens in self.parts.items():
                 if name.startswith(begin):
@@ -201,11 +203,16 @@ class Schedule:
 
     def _requested(self, process: Process, kind: str, path: str) -> None:
         if path == LOCK and kind == "read":
-            process.looked = self.world.objects.get(LOCK, (b"",))[0]
+            process.looked = True
         elif kind == "write" and path.startswith(f"bucket/run/{self.table}/"):
-            process.looked = None
+            process.looked = False
         elif kind == "write" and path.startswith(COMMITS) and not process.looked:
             raise Wrong("a record is written without a look at the lock")
+
+    def _lacks_part(self, record: str) -> bool:
+        """Whether a record is there whose part is not: one that landed after its writer's death and a cleaning."""
+        part = f"bucket/run/{self.table}/method=kmeans/{record.removeprefix(COMMITS)}"
+        return record in self.world.objects and part not in self.world.objects
 
     def _check_rows(self, rows: list[dict]) -> None:
         ids = [row["image_id"] for row in rows]
@@ -223,7 +230,7 @@ class Schedule:
                 raise Wrong("the run is gone") from None
             return
         except DamagedRun:
-            if not self.world.happened["torn"]:
+            if not (self.world.happened["torn"] or any(map(self._lacks_part, self.late_records))):
                 raise
             return
         self._check_promised(rows)

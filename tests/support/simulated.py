@@ -70,7 +70,7 @@ class Process:
     pid: int
     dead: bool = False
     until: float = 0.0  # stands still until then
-    looked: bytes | None = None  # what it read of the lock, since it last wrote a part
+    looked: bool = False  # at the lock, since it last wrote a part
     fibers: list[Fiber] = field(default_factory=list)
 
     @property
@@ -98,6 +98,7 @@ class World:
         self.offsets: dict[str, float] = {}  # by host, of its clock
         self.processes: dict[tuple[str, int], Process] = {}
         self.happened: Counter = Counter()
+        self.is_late = False  # whether what takes effect now is a write that its writer has given up
         self.trace: list[tuple] = []
         self.on_change: Callable[[str, bytes | None, bytes | None], None] = lambda path, before, after: None
         self.on_request: Callable[[Process, str, str], None] = lambda process, kind, path: None
@@ -265,8 +266,10 @@ class World:
 
     def _late(self, kind, effect, torn):
         def land() -> None:
+            self.is_late = True  # for `on_change`
             with contextlib.suppress(FileNotFoundError):  # what was to be deleted is gone
                 effect()
+            self.is_late = False
 
         self.after(self.rng.random() * LAG, land)
         if self.rng.random() < 0.5:
