@@ -90,7 +90,7 @@ def test_a_folder_is_the_same_from_any_other_current_folder(tmp_path, monkeypatc
          , "masks"),
         (["evaluate", "runs/a", "--labels", "{here}/photos"], "runs/a"),
         (["benchmark", "--only", "help"], "raypipe-benchmark"),
-        (["demo"], "raypipe-demo/kmeans"),
+        (["demo"], "raypipe-demo/tokencut"),
     ],
 )  # fmt: skip
 def test_a_submitted_job_refuses_relative_paths(words, given, tmp_path, monkeypatch, capsys):
